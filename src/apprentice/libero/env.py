@@ -1,0 +1,183 @@
+"""LIBERO as one small class: the same physics and the same observations as LeRobot's environment, but images on demand.
+
+Observations are those of `lerobot.envs.libero` after its `LiberoProcessorStep`: images to the bit when
+`render="exact"`, the state to rounding.
+"""
+
+import contextlib
+import io
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import mujoco
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from apprentice.errors import UserError
+from apprentice.libero.render import CAMERAS, Renderer, simplify
+from apprentice.libero.suites import SUITES, initial_states, tasks
+
+SETTLE = np.array([0, 0, 0, 0, 0, 0, -1.0])
+SETTLE_STEPS = 10  # initial states hang some centimetres in the air
+SUBSTEPS = 25  # physics steps of 2 ms in a control step of 50 ms
+SEEN_SUBSTEP = 23  # after an initial state is set, robosuite samples its observations here, 4 ms before the step ends
+TURN_PER_METRE = 4.0  # rad: a start moved by 3 cm may also be turned by 0.12 rad (7 degrees)
+
+
+@dataclass
+class Snapshot:
+    """What one observation shows: enough to draw it again, bit for bit, in an environment of the same task."""
+
+    qpos: np.ndarray  # (nq,) m and rad
+    body_pos: np.ndarray  # (nbody, 3) m: fixtures are moved in the model, not in qpos
+    body_quat: np.ndarray  # (nbody, 4)
+    site_rgba: np.ndarray  # (nsite, 4): the stove's flame
+    state: np.ndarray  # (8,) float32 proprioception
+
+
+class LiberoEnv:
+    """One task. Call `reset` first, then `step` and `observe`."""
+
+    def __init__(self, suite: str, task: int, *, render: str = "fast", size: int = 128):
+        if render not in ("fast", "exact"):
+            raise UserError(f"expected render to be 'fast' or 'exact', found {render!r}; fix: name one of them")
+        self.suite, self.task, self.render, self.size = suite, task, render, size
+        self.instruction, self.max_steps = tasks(suite)[task].instruction, SUITES[suite]
+        self.control = _make_control(str(tasks(suite)[task].bddl))
+        self.model: mujoco.MjModel = self.control.env.sim.model._model
+        self.data: mujoco.MjData = self.control.env.sim.data._data
+        self._robot = self.control.env.robots[0]
+        self._hand = self.model.body(self._robot.robot_model.eef_name).id
+        self._view = mujoco.MjData(self.model)  # what the cameras see; the physics keeps its own data
+        self._renderer: Renderer | None = None
+        self._states: np.ndarray | None = None
+        self._substep = 0
+        # Robosuite refreshes some 40 sensors in every physics step; we read the three that we need ourselves.
+        self.control.env._observables = {}
+        self.control.env._update_observables = self._watch
+
+    def reset(self, *, seed: int, init_state: int | None = None, start_noise: float = 0.0) -> None:
+        """Start an episode: fixtures and objects from `seed`, or objects and robot from a test state.
+
+        `start_noise` (m): the hand starts up to that far from home on each axis, and turned by up to
+        `TURN_PER_METRE * start_noise` rad about each axis.
+        """
+        self.control.seed(seed)
+        self.control.reset()
+        if init_state is not None:
+            if self._states is None:
+                self._states = initial_states(self.suite, self.task)
+            self.control.set_init_state(self._states[init_state])
+        if start_noise:
+            rng = np.random.default_rng([seed, 1])
+            shift, turn = rng.uniform(-start_noise, start_noise, (2, 3)) * [[1.0], [TURN_PER_METRE]]
+            self._move_hand(shift, turn)
+        for _ in range(SETTLE_STEPS):
+            self.step(SETTLE)
+
+    def step(self, action: np.ndarray) -> bool:
+        """Run one action (7,) for 50 ms; says whether the goal holds now. Nothing is drawn."""
+        self._substep = 0
+        self._site_rgba = self.model.site_rgba.copy()
+        return bool(self.control.step(np.asarray(action, dtype=np.float64))[2])
+
+    def observe(self) -> dict[str, np.ndarray]:
+        """The observation of now: two images (H, W, 3) uint8 and the state (8,) float32."""
+        if self._renderer is None:
+            if self.render == "fast":
+                simplify(self.model)
+            self._renderer = Renderer(self.model, self.size)
+        self._view.qpos[:] = self._seen_qpos
+        mujoco.mj_kinematics(self.model, self._view)
+        mujoco.mj_camlight(self.model, self._view)
+        now, self.model.site_rgba[:] = self.model.site_rgba.copy(), self._site_rgba
+        images = {f"observation.images.{k}": self._renderer.draw(self._view, c) for k, c in CAMERAS.items()}
+        self.model.site_rgba[:] = now
+        return {**images, "observation.state": self.proprioception()}
+
+    def proprioception(self) -> np.ndarray:
+        """State (8,) float32: hand position 3 (m), axis-angle 3 (rad), finger positions 2 (m)."""
+        return self._state.copy()
+
+    def snapshot(self) -> Snapshot:
+        """What `observe` would show now."""
+        model = self.model
+        return Snapshot(
+            self._seen_qpos.copy(), model.body_pos.copy(), model.body_quat.copy(), self._site_rgba.copy(), self._state
+        )
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Show what `snapshot` shows. Physics does not go on from here: velocities are not kept."""
+        self.model.body_pos[:], self.model.body_quat[:] = snapshot.body_pos, snapshot.body_quat
+        self._site_rgba = self.model.site_rgba[:] = snapshot.site_rgba
+        self._seen_qpos, self._state = snapshot.qpos, snapshot.state
+
+    def success_of(self, task: int) -> bool:
+        """Would the goal of another task of this suite hold now? Raises UserError if its objects are not here."""
+        from libero.libero.envs.bddl_utils import robosuite_parse_problem
+
+        goal = robosuite_parse_problem(str(tasks(self.suite)[task].bddl))["goal_state"]
+        try:
+            return all(self.control.env._eval_predicate(predicate) for predicate in goal)
+        except KeyError as missing:
+            raise UserError(
+                f"expected task {task} of {self.suite} to be possible in the scene of task {self.task}, "
+                f"found no {missing}; fix: choose two tasks that share a scene"
+            ) from missing
+
+    def close(self) -> None:
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+        self.control.close()
+
+    def _watch(self, force: bool = False) -> None:
+        """Called by robosuite after each physics step; keeps what a sensor would have sampled at SEEN_SUBSTEP.
+
+        MuJoCo computes positions of bodies before it integrates, so those belong to the step before.
+        """
+        self._substep += 1
+        if self._substep == SEEN_SUBSTEP:
+            self._seen_qpos = self.data.qpos.copy()
+        elif self._substep == SEEN_SUBSTEP + 1:
+            self._state = self._read_state()
+
+    def _read_state(self) -> np.ndarray:
+        w, *xyz = self.data.xquat[self._hand].astype(np.float32)
+        w, xyz = np.clip(w, -1, 1), np.array(xyz)
+        length = np.sqrt(np.maximum(1 - w * w, 0), dtype=np.float32)
+        turn = xyz / length * 2 * np.arccos(w) if length > 1e-10 else np.zeros(3)
+        fingers = self.data.qpos[self._robot._ref_gripper_joint_pos_indexes]
+        return np.concatenate([self.data.site_xpos[self._robot.eef_site_id], turn, fingers]).astype(np.float32)
+
+    def _move_hand(self, shift: np.ndarray, turn: np.ndarray) -> None:
+        """Move the arm so that the hand is displaced by `shift` (3,) m and `turn` (3,) rad: damped least squares."""
+        site, joints = self._robot.eef_site_id, self._robot._ref_joint_pos_indexes
+        columns = self._robot._ref_joint_vel_indexes
+        jacobian = np.zeros((6, self.model.nv))
+        home = self.data.site_xmat[site].reshape(3, 3).copy()
+        position = self.data.site_xpos[site] + shift
+        rotation = Rotation.from_rotvec(turn).as_matrix() @ home
+        for _ in range(30):
+            now = self.data.site_xmat[site].reshape(3, 3)
+            error = np.concatenate(
+                [position - self.data.site_xpos[site], Rotation.from_matrix(rotation @ now.T).as_rotvec()]
+            )
+            mujoco.mj_comPos(self.model, self.data)
+            mujoco.mj_jacSite(self.model, self.data, jacobian[:3], jacobian[3:], site)
+            arm = jacobian[:, columns]
+            self.data.qpos[joints] += arm.T @ np.linalg.solve(arm @ arm.T + 1e-4 * np.eye(6), error)
+            mujoco.mj_kinematics(self.model, self.data)
+        mujoco.mj_forward(self.model, self.data)
+
+
+def _make_control(bddl: str) -> Any:
+    """LIBERO's own environment without cameras, and without its chatter."""
+    logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
+    with contextlib.redirect_stdout(io.StringIO()):
+        from libero.libero.envs.env_wrapper import ControlEnv
+
+        return ControlEnv(
+            bddl, has_offscreen_renderer=False, use_camera_obs=False, ignore_done=True, hard_reset=False
+        )
