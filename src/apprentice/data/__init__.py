@@ -1,0 +1,1 @@
+"""Demonstrations: LeRobotDataset in and out, and the contract that keeps their conventions."""

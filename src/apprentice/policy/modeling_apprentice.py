@@ -1,0 +1,262 @@
+"""The student: a vision-language model, a state encoder, action tokens, a mapper and the expert's action decoder.
+
+    images, instruction ----> VLM prefix -----------------+ keys and values
+    state ----> state encoder ----> <state> --+           v
+    action tokens (T) --------------------------> VLM suffix ----> hidden (B, T, H)
+    hidden ----> mapper ----> latents (B, T, D) ----> expert's decoder ----> action chunk (B, T, A)
+
+Method: VITA-VLA, arXiv 2510.09607. Two things differ from its public code: statistics travel in the weights, so they
+can be neither missing nor stale nor applied twice; and one query sees the present alone, without history.
+"""
+
+from collections import deque
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from huggingface_hub import snapshot_download
+from lerobot.configs import PreTrainedConfig
+from lerobot.policies.pretrained import PreTrainedPolicy
+from lerobot.utils.constants import ACTION, OBS_STATE
+from torch import Tensor, nn
+
+from apprentice.data.contract import Contract, hash_of
+from apprentice.errors import UserError
+from apprentice.experts import DECODERS, load_expert
+from apprentice.experts.base import ActionDecoder, ActionExpert, Batch
+from apprentice.policy.configuration_apprentice import ApprenticeConfig
+from apprentice.vlm.base import VLM
+
+IMAGE_TOKENS = "image_tokens"  # optional in a batch: (B, N, H), computed before
+EXPERT_LATENTS = "expert_latents"  # optional in a batch: (B, T, D), computed before
+
+TRAINED = {
+    "align": ("state encoder", "action tokens", "mapper"),
+    "finetune": ("language model", "state encoder", "action tokens", "mapper", "action decoder"),
+}
+
+
+class StateEncoder(nn.Module):
+    """Proprioception (B, S) to one token (B, 1, H): arm and gripper apart, then together (PAPER, architecture)."""
+
+    def __init__(self, state_dim: int, gripper_dims: int, hidden_size: int):
+        super().__init__()
+        self.gripper_dims = gripper_dims
+        self.arm = nn.Linear(state_dim - gripper_dims, hidden_size)
+        self.gripper = nn.Linear(gripper_dims, hidden_size)
+        self.join = nn.Linear(2 * hidden_size, hidden_size)
+
+    def forward(self, state: Tensor) -> Tensor:
+        """Encode a normalised state (B, S)."""
+        arm, gripper = state[:, : -self.gripper_dims], state[:, -self.gripper_dims :]
+        return self.join(torch.cat([self.arm(arm), self.gripper(gripper)], -1))[:, None]
+
+
+class ApprenticePolicy(PreTrainedPolicy):
+    """A LeRobot policy. Its batches are raw: it normalises by itself, with statistics kept in its weights."""
+
+    config_class = ApprenticeConfig  # type: ignore[assignment]
+    name = "apprentice"  # type: ignore[assignment]
+    config: ApprenticeConfig
+
+    def __init__(
+        self,
+        config: ApprenticeConfig,
+        dataset_stats: dict[str, dict[str, Any]] | None = None,
+        dataset_meta: Any = None,
+        checkpoint: Path | None = None,
+        **kwargs: Any,
+    ):
+        """Build a fresh student from `config.vlm` and `config.expert`, or an empty one for the weights in `checkpoint`.
+
+        Raises UserError if the VLM, the expert or the dataset do not fit.
+        """
+        super().__init__(config)
+        config.validate_features()
+        assert config.robot_state_feature is not None and config.action_feature is not None
+        state_dim, action_dim = config.robot_state_feature.shape[0], config.action_feature.shape[0]
+        self._expert: ActionExpert | None = None
+        if checkpoint is None:
+            self.contract = self._fresh_contract(dataset_meta)
+            config.adopt(self.expert)
+            check_action(self.expert, action_dim)
+            name = config.vlm
+            self.vlm = VLM.from_config(name) if config.scratch else VLM.from_pretrained(name)
+        else:
+            self.contract = Contract.load(checkpoint)
+            self.vlm = VLM.from_config(checkpoint / "vlm")
+        hidden, latent = self.vlm.hidden_size, config.latent_dim
+        self.state_encoder = StateEncoder(state_dim, config.gripper_state_dims, hidden)
+        scale = float(self.vlm.model.get_input_embeddings().weight.std())
+        self.action_tokens = nn.Parameter(torch.randn(config.chunk_size, hidden) * scale)
+        self.mapper = nn.Sequential(
+            nn.Linear(hidden, latent),
+            nn.GELU(),
+            nn.Linear(latent, latent),
+            nn.GELU(),
+            nn.Linear(latent, latent),
+        )
+        self.decoder: ActionDecoder = DECODERS[config.decoder_kind](**config.decoder_settings)
+        for part, size in (("state", state_dim), ("action", action_dim)):
+            self.register_buffer(f"{part}_offset", torch.zeros(size))
+            self.register_buffer(f"{part}_scale", torch.ones(size))
+        if checkpoint is None:
+            self._take_over(dataset_stats or {})
+        self._queue: deque[Tensor] = deque()
+        self.set_stage(config.stage)
+
+    # ---- what trains
+
+    @property
+    def expert(self) -> ActionExpert:
+        """The teacher, loaded when first needed, never part of the weights. Raises UserError if it is gone."""
+        if self._expert is None:
+            self._expert = load_expert(self.config.expert, torch.device(self.config.device or "cpu"))
+        return self._expert
+
+    def parts(self) -> dict[str, list[nn.Parameter]]:
+        """Every parameter under the name of its part; no parameter in two."""
+        language = self.vlm.language_parameters()
+        inside = {id(p) for p in language}
+        return {
+            "vision tower, projector, embeddings, head": [p for p in self.vlm.parameters() if id(p) not in inside],
+            "language model": language,
+            "state encoder": list(self.state_encoder.parameters()),
+            "action tokens": [self.action_tokens],
+            "mapper": list(self.mapper.parameters()),
+            "action decoder": list(self.decoder.parameters()),
+        }
+
+    def set_stage(self, stage: str) -> None:
+        """Choose which parts train: "align" or "finetune"."""
+        self.config.stage = stage
+        for part, parameters in self.parts().items():
+            for parameter in parameters:
+                parameter.requires_grad_(part in TRAINED[stage])
+
+    def get_optim_params(self) -> list[dict[str, Any]]:
+        """Two groups: the pretrained language model at a lower learning rate, and all that is ours."""
+        parts = self.parts()
+        language = [p for p in parts.pop("language model") if p.requires_grad]
+        ours = [p for parameters in parts.values() for p in parameters if p.requires_grad]
+        rate = self.config.learning_rate
+        groups = [{"params": ours, "lr": rate}]
+        if language:
+            groups.append({"params": language, "lr": rate * self.config.language_rate_factor})
+        return groups
+
+    # ---- passes
+
+    def latents(self, batch: Batch) -> Tensor:
+        """Map a raw batch to latents (B, T, D) in the expert's space."""
+        if (image_tokens := batch.get(IMAGE_TOKENS)) is None:
+            with torch.no_grad():
+                image_tokens = self.vlm.image_tokens(self.images(batch))
+        prompt = self.vlm.prompt(batch["task"], self._image_shape(batch))
+        state = (batch[OBS_STATE].float() - self.state_offset) / self.state_scale
+        action_tokens = self.action_tokens.expand(len(state), -1, -1)
+        tokens = torch.cat([self.state_encoder(state), action_tokens], 1)
+        if self.config.stage == "align":
+            with torch.no_grad():
+                prefix = self.vlm.prefix(prompt, image_tokens)
+            hidden = self.vlm.suffix(prefix, tokens)
+        else:
+            hidden = self.vlm.whole(prompt, image_tokens, tokens)
+        return self.mapper(hidden[:, -self.config.chunk_size :])
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:  # type: ignore[override]
+        """The loss of the present stage on a raw batch, and its parts (PAPER, stages 1 and 2)."""
+        latents = self.latents(batch).float()
+        if self.config.stage == "finetune":
+            action = (batch[ACTION].float() - self.action_offset) / self.action_scale
+            return self.decoder.loss(latents, {**batch, ACTION: action})
+        target = batch[EXPERT_LATENTS] if EXPERT_LATENTS in batch else self.expert.encode(batch)
+        difference = latents - target.to(latents)
+        loss = difference.square().mean() if self.config.align_loss == "mse" else difference.norm(dim=-1).mean()
+        return loss, {"align": loss.item()}
+
+    @torch.no_grad()
+    def predict_action_chunk(self, batch: Batch, **kwargs: Any) -> Tensor:  # type: ignore[override]
+        """Plan: a chunk of actions (B, T, A) in the robot's own units."""
+        self.eval()
+        return self.decoder.decode(self.latents(batch).float()) * self.action_scale + self.action_offset
+
+    @torch.no_grad()
+    def select_action(self, batch: Batch, **kwargs: Any) -> Tensor:  # type: ignore[override]
+        """Return the next action (B, A), planning again when the last chunk is used up."""
+        if not self._queue:
+            chunk = self.predict_action_chunk(batch)
+            self._queue.extend(chunk[:, : self.config.n_action_steps].transpose(0, 1))
+        return self._queue.popleft()
+
+    def reset(self) -> None:
+        """Forget the planned chunk."""
+        self._queue.clear()
+
+    # ---- checkpoints
+
+    def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
+        super()._save_pretrained(save_directory, state_dict)
+        self.vlm.save_config(save_directory / "vlm")
+        self.contract.save(save_directory)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_name_or_path: str | Path, *, config: PreTrainedConfig | None = None, **kwargs: Any
+    ) -> "ApprenticePolicy":
+        """Load a checkpoint, from a folder without network and without expert, or from the hub. Raises UserError."""
+        folder = Path(pretrained_name_or_path)
+        if not folder.is_dir():
+            folder = Path(snapshot_download(str(pretrained_name_or_path), revision=kwargs.get("revision")))
+        config = config or PreTrainedConfig.from_pretrained(folder)
+        kwargs = {**kwargs, "strict": True, "checkpoint": folder}
+        try:
+            return cast(ApprenticePolicy, super().from_pretrained(folder, config=config, **kwargs))
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"expected a student's checkpoint in {folder}, found: {error}; fix: name the folder that holds "
+                "config.json, model.safetensors and vlm/"
+            ) from error
+
+    def _fresh_contract(self, dataset_meta: Any) -> Contract:
+        if dataset_meta is None:
+            return Contract()
+        data = Contract.of_dataset(dataset_meta.root)
+        known = Path(self.config.expert)
+        if (known / "contract.json").exists():
+            Contract.load(known).check(data, f"expert {self.config.expert}", f"dataset {dataset_meta.root}")
+        return data
+
+    def _take_over(self, dataset_stats: dict[str, dict[str, Any]]) -> None:
+        """Copy the expert's decoder and the statistics: of the actions from the expert, of the state from the data."""
+        self.decoder.load_state_dict(self.expert.decoder.state_dict())
+        offset, scale = self.expert.action_affine()
+        self.action_offset.copy_(offset)
+        self.action_scale.copy_(scale)
+        if OBS_STATE in dataset_stats:
+            stats = {k: torch.as_tensor(v, dtype=torch.float32) for k, v in dataset_stats[OBS_STATE].items()}
+            self.state_offset.copy_(stats["mean"])
+            self.state_scale.copy_(torch.where(stats["std"] > 1e-6, stats["std"], torch.ones(())))
+        statistics = {"state": {"offset": self.state_offset, "scale": self.state_scale}}
+        statistics["action"] = {"offset": self.action_offset, "scale": self.action_scale}
+        self.contract = self.contract.having(
+            horizon=self.config.chunk_size, statistics=hash_of(statistics), versions={"vlm": self.config.vlm}
+        )
+
+    def images(self, batch: Batch) -> Tensor:
+        """Stack the cameras, in the configuration's order, to uint8 (B, N, 3, h, w)."""
+        images = torch.stack([batch[key] for key in self.config.image_features], 1)
+        return images if images.dtype == torch.uint8 else (images * 255).round().to(torch.uint8)
+
+    def _image_shape(self, batch: Batch) -> tuple[int, int, int]:
+        features = list(self.config.image_features.values())
+        return len(features), features[0].shape[-2], features[0].shape[-1]
+
+
+def check_action(expert: ActionExpert, action_dim: int) -> None:
+    """Raise UserError unless the expert's actions have `action_dim` columns."""
+    if expert.action_dim != action_dim:
+        raise UserError(
+            f"expected an expert with the dataset's {action_dim} action columns, found one with {expert.action_dim}; "
+            "fix: use the dataset that the expert was trained on"
+        )

@@ -1,0 +1,1 @@
+"""Any Hugging Face vision-language model behind one interface."""
