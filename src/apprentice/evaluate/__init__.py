@@ -1,0 +1,1 @@
+"""Closed-loop success rates on LIBERO, with their uncertainty, and the report page that shows them."""

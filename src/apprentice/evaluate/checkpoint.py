@@ -1,0 +1,88 @@
+"""Any LeRobot checkpoint as something that turns an observation into the next actions, as `lerobot-eval` runs it."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from apprentice.data.contract import FILE as CONTRACT
+from apprentice.data.contract import Contract
+from apprentice.errors import UserError
+from apprentice.evaluate.results import PolicyCard
+from apprentice.files import fingerprint, read_json
+
+FILES = ("config.json", "model.safetensors", "policy_preprocessor.json", "policy_postprocessor.json")
+ACTION_DIM = 7
+
+
+def inspect_checkpoint(name: str, folder: Path, environment: Contract) -> PolicyCard:
+    """Look at a checkpoint before anything is loaded. Raises UserError if it is incomplete or does not fit."""
+    missing = [file for file in FILES if not (folder / file).exists()]
+    if missing:
+        raise UserError(
+            f"policy {name}: expected a LeRobot checkpoint in {folder}, found no {', '.join(missing)}; "
+            "fix: give the folder that holds config.json (for lerobot-train: checkpoints/last/pretrained_model)"
+        )
+    if (folder / CONTRACT).exists():
+        environment.check(Contract.load(folder), "the environment", f"policy {name}")
+    config = read_json(folder / "config.json")
+    offered = (*(environment.cameras or ()), "observation.state")
+    asked = [key for key in config["input_features"] if key.startswith("observation.") and key not in offered]
+    if asked:
+        raise UserError(
+            f"policy {name}: expected inputs among {', '.join(offered)}, found {', '.join(asked)}; "
+            "fix: train it on a dataset with LeRobot's LIBERO features"
+        )
+    return PolicyCard(config["type"], fingerprint(folder), config.get("n_action_steps", 1))
+
+
+class Checkpoint:
+    """A policy with its processors, loaded offline onto `device`."""
+
+    def __init__(self, name: str, folder: Path, device: torch.device):
+        import lerobot_policy_apprentice  # noqa: F401  registers our policies with LeRobot
+        from lerobot.configs import PreTrainedConfig
+        from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+
+        self.name = name
+        config: Any = PreTrainedConfig.from_pretrained(folder)
+        config.pretrained_path, config.device = folder, str(device)
+        self.policy = get_policy_class(config.type).from_pretrained(folder, config=config).eval()
+        self.preprocess, self.postprocess = make_pre_post_processors(
+            config, str(folder), preprocessor_overrides={"device_processor": {"device": str(device)}}
+        )
+        # Only `select_action` keeps a history of observations or an ensemble of chunks; it has to see every frame.
+        self.every_step = config.n_obs_steps > 1 or getattr(config, "temporal_ensemble_coeff", None) is not None
+        self.n_action_steps = 1 if self.every_step else config.n_action_steps
+
+    def reset(self, seed: int) -> None:
+        """Begin an episode; a policy that samples does so from `seed`."""
+        torch.manual_seed(seed)
+        self.policy.reset()
+
+    @torch.inference_mode()
+    def plan(self, observation: dict[str, np.ndarray], instruction: str) -> np.ndarray:
+        """Turn one observation (images uint8 (H, W, 3), state (8,)) into the next `n_action_steps` actions (N, 7).
+
+        Raises UserError if the actions are not finite or of another shape.
+        """
+        batch = self.preprocess({**{k: _tensor(v) for k, v in observation.items()}, "task": [instruction]})
+        if self.every_step:
+            chunk = self.policy.select_action(batch)[:, None]
+        else:
+            chunk = self.policy.predict_action_chunk(batch)[:, : self.n_action_steps]
+        actions = np.concatenate([self.postprocess(chunk[:, k]).float().cpu().numpy() for k in range(chunk.shape[1])])
+        if actions.shape != (self.n_action_steps, ACTION_DIM) or not np.isfinite(actions).all():
+            found = f"shape {actions.shape}" if np.isfinite(actions).all() else f"{actions[0]}"
+            raise UserError(
+                f"policy {self.name}, instruction {instruction!r}: expected {self.n_action_steps} finite actions of "
+                f"size {ACTION_DIM}, found {found}; fix: check its training and its normalisation statistics"
+            )
+        return actions
+
+
+def _tensor(value: np.ndarray) -> torch.Tensor:
+    """LeRobot's batch of one: images as float (1, 3, H, W) in [0, 1], everything else as it is."""
+    tensor = torch.from_numpy(np.ascontiguousarray(value))[None]
+    return tensor.permute(0, 3, 1, 2).float() / 255 if tensor.dtype == torch.uint8 else tensor

@@ -1,0 +1,199 @@
+"""Episodes on disk and the rates they add up to.
+
+An evaluation is a folder: `protocol.json` (how, and which checkpoints), `episodes.jsonl` (a line per finished episode)
+and `videos/`. Episodes of another checkpoint or protocol may stand in the same file; they are never counted.
+"""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from apprentice.errors import UserError
+from apprentice.evaluate.intervals import wilson
+from apprentice.evaluate.protocol import Protocol
+from apprentice.files import read_json, write_json
+
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One finished closed-loop episode.
+
+    Attributes:
+        policy: the name that the policy goes by in this evaluation.
+        checkpoint: fingerprint of its files.
+        conditions: `Protocol.conditions` under which it ran.
+        task, told: index of the task that was set up, and of the one whose instruction the policy was given.
+        init_state: index of the benchmark's initial state.
+        success: the goal of `task` held at some step.
+        told_success: the goal of `told` held at some step; equals `success` unless the two tasks differ.
+        steps: actions executed.
+        seconds: wall-clock, of which `reset_seconds`, `policy_seconds`, `render_seconds`, `physics_seconds`.
+        video: file name inside `videos/`, or None.
+    """
+
+    policy: str
+    checkpoint: str
+    conditions: str
+    suite: str
+    task: int
+    told: int
+    init_state: int
+    instruction: str
+    success: bool
+    told_success: bool
+    steps: int
+    seconds: float
+    reset_seconds: float
+    policy_seconds: float
+    render_seconds: float
+    physics_seconds: float
+    video: str | None
+
+    @property
+    def key(self) -> tuple[str, str, str, int, int, int]:
+        """What makes it the same episode: a second one with this key would be counted twice."""
+        return self.policy, self.checkpoint, self.conditions, self.task, self.told, self.init_state
+
+
+@dataclass(frozen=True)
+class Row:
+    """A success rate. `task` is an index or "all"; `low95` and `high95` bound the rate (Wilson); wall-clock seconds."""
+
+    policy: str
+    suite: str
+    task: int | str
+    episodes: int
+    successes: int
+    low95: float
+    high95: float
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Successes per episode, in [0, 1]."""
+        return self.successes / self.episodes if self.episodes else 0.0
+
+
+@dataclass(frozen=True)
+class ProbeRow:
+    """What a policy did in the scene of `task` when it was told `told`: that, the scene's own task, or neither."""
+
+    policy: str
+    suite: str
+    task: int
+    told: int
+    episodes: int
+    did_told: int
+    did_task: int
+    did_neither: int
+    told_low95: float
+    told_high95: float
+
+
+@dataclass(frozen=True)
+class PolicyCard:
+    """Which policy ran: its type, the fingerprint of its checkpoint, and how many actions of a chunk it executes."""
+
+    type: str
+    checkpoint: str
+    n_action_steps: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """An evaluation's folder, read: only episodes that belong to its protocol and its checkpoints."""
+
+    folder: Path
+    protocol: Protocol
+    policies: dict[str, PolicyCard]
+    episodes: list[Episode]
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "Evaluation":
+        """Raises UserError if there is no evaluation in `folder`."""
+        folder = Path(folder)
+        try:
+            content = read_json(folder / "protocol.json")
+        except (FileNotFoundError, json.JSONDecodeError) as error:
+            raise UserError(f"expected an evaluation in {folder}, found none; fix: run `apprentice eval`") from error
+        fields = content["protocol"]
+        fields["tasks"] = tuple(fields["tasks"])
+        fields["told"] = tuple((task, told) for task, told in fields["told"])
+        policies = {name: PolicyCard(**card) for name, card in content["policies"].items()}
+        evaluation = cls(folder, Protocol(**fields), policies, [])
+        finished = {episode.key: episode for episode in read_episodes(evaluation.log)}
+        evaluation.episodes.extend(finished[key] for key in evaluation.wanted if key in finished)
+        return evaluation
+
+    @property
+    def log(self) -> Path:
+        """Where a line is added for each finished episode."""
+        return self.folder / "episodes.jsonl"
+
+    @property
+    def wanted(self) -> list[tuple[str, str, str, int, int, int]]:
+        """Keys of the episodes that the protocol asks for; neighbours share a scene."""
+        states, conditions = range(self.protocol.episodes), self.protocol.conditions
+        return [
+            (name, card.checkpoint, conditions, task, told, state)
+            for task, told in self.protocol.pairs
+            for state in states
+            for name, card in self.policies.items()
+        ]
+
+    def save(self) -> None:
+        """Write `protocol.json`."""
+        cards = {name: asdict(card) for name, card in self.policies.items()}
+        write_json(self.folder / "protocol.json", {"protocol": asdict(self.protocol), "policies": cards})
+
+
+def read_episodes(path: Path) -> list[Episode]:
+    """Read finished episodes; a last line without its end is still being written, or was cut off by a kill."""
+    text = path.read_text() if path.exists() else ""
+    return [Episode(**json.loads(line)) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def drop_half_line(path: Path) -> None:
+    """Cut off what a kill left of a half-written last line, so that the next one starts on its own."""
+    if path.exists():
+        content = path.read_bytes()
+        os.truncate(path, content.rfind(b"\n") + 1)
+
+
+def append_episode(path: Path, episode: Episode) -> None:
+    """Append a line in one write."""
+    with path.open("ab") as stream:
+        stream.write((json.dumps(asdict(episode)) + "\n").encode())
+
+
+def success_rows(episodes: Iterable[Episode]) -> list[Row]:
+    """Success rates of each policy: first over all tasks, then task by task. Probe episodes do not count."""
+    episodes = [e for e in episodes if e.task == e.told]
+    rows = []
+    for policy in dict.fromkeys(e.policy for e in episodes):
+        own = [e for e in episodes if e.policy == policy]
+        for task in (ALL, *sorted({e.task for e in own})):
+            group = [e for e in own if task in (ALL, e.task)]
+            successes = sum(e.success for e in group)
+            low, high = wilson(successes, len(group))
+            seconds = round(sum(e.seconds for e in group), 1)
+            rows.append(Row(policy, group[0].suite, task, len(group), successes, low, high, seconds))
+    return rows
+
+
+def probe_rows(episodes: Iterable[Episode]) -> list[ProbeRow]:
+    """What each policy did when told another task, pair by pair."""
+    episodes = [e for e in episodes if e.task != e.told]
+    rows = []
+    for policy, task, told in dict.fromkeys((e.policy, e.task, e.told) for e in episodes):
+        group = [e for e in episodes if (e.policy, e.task, e.told) == (policy, task, told)]
+        did_told = sum(e.told_success for e in group)
+        did_task = sum(e.success for e in group)
+        neither = sum(not e.success and not e.told_success for e in group)
+        low, high = wilson(did_told, len(group))
+        rows.append(ProbeRow(policy, group[0].suite, task, told, len(group), did_told, did_task, neither, low, high))
+    return rows
