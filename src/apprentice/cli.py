@@ -1,0 +1,120 @@
+"""The command `apprentice`: parse, call the room that does the work, and turn expected failures into one
+clear line.
+"""
+
+import argparse
+import errno
+import importlib
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import is_dataclass
+from typing import Any
+
+from apprentice.errors import UserError
+from apprentice.flags import add_flags
+
+# command: (what it does, where its parameters are declared, what it calls with them)
+# Parameters are declared in modules that import no torch: help is then immediate.
+COMMANDS = {
+    "collect": (
+        "write demonstrations of LIBERO tasks with the scripted demonstrator",
+        "apprentice.libero.collect:collect",
+        "apprentice.libero.collect:collect",
+    ),
+    "pretrain-vlm": (
+        "pre-train the nano VLM on generated scenes",
+        "apprentice.vlm.nano.pretrain:PretrainConfig",
+        "apprentice.vlm.nano.pretrain:pretrain",
+    ),
+    "align": (
+        "teach a VLM to produce an expert's latents",
+        "apprentice.distill.stages:StageConfig",
+        "apprentice.distill.stages:align",
+    ),
+    "finetune": (
+        "train an aligned (or a fresh) student on demonstrations",
+        "apprentice.distill.stages:StageConfig",
+        "apprentice.distill.stages:finetune",
+    ),
+    "eval": (
+        "run policies in closed loop on a benchmark's initial states",
+        "apprentice.evaluate.rollout:evaluate",
+        "apprentice.evaluate.rollout:evaluate",
+    ),
+    "report": (
+        "write the page and results.json of an evaluation",
+        "apprentice.evaluate.report:write_report",
+        "apprentice.evaluate.report:write_report",
+    ),
+    "run": (
+        "run a recipe: all steps of an experiment, each only if it has to",
+        "apprentice.recipe:run_recipe",
+        "apprentice.recipe:run_recipe",
+    ),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return 0, 2 after a mistake that the user can mend, 130 after an interruption."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        parsed = vars(_parser(words[0] if words else "").parse_args(words))
+        _call(parsed.pop("command"), parsed)
+    except UserError as error:
+        return _complain(str(error), 2)
+    except KeyboardInterrupt as interruption:
+        return _complain(str(interruption) or "interrupted; run the same command again to resume", 130)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        place = error.filename or "a file"
+        return _complain(
+            f"expected room on the disk, found none left while writing {place}; "
+            "what was finished before is kept; fix: free some space and run the same command again",
+            2,
+        )
+    return 0
+
+
+def _parser(chosen: str) -> argparse.ArgumentParser:
+    """The parser; only the chosen command's flags are looked up, since that imports its room."""
+    parser = argparse.ArgumentParser(
+        prog="apprentice", description="A vision-language model learns to act from a small expert."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (text, parameters, _) in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        if name == chosen == "run":
+            command.add_argument("path", metavar="RECIPE", help="the YAML file, see recipes/")
+            command.add_argument("--out", metavar="DIR", help="output folder, instead of the one that the recipe names")
+            command.add_argument(
+                "--force", metavar="STEP", action="append", help="do this step again from its beginning"
+            )
+        elif name == chosen:
+            add_flags(command, _load(parameters))
+    return parser
+
+
+def _call(command: str, keywords: dict[str, Any]) -> None:
+    _, parameters, function = COMMANDS[command]
+    declared = _load(parameters)
+    if is_dataclass(declared):
+        _load(function)(declared(**keywords))  # type: ignore[operator]
+    else:
+        _load(function)(**keywords)
+
+
+def _load(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _complain(text: str, code: int) -> int:
+    print(f"apprentice: {text}", file=sys.stderr)
+    return code
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,107 @@
+"""Run a command so that its output is both seen and kept, and so that it never outlives us."""
+
+import ctypes
+import os
+import re
+import signal
+import subprocess
+import sys
+import termios
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+ESCAPES = re.compile(rb"\x1b(\[[0-9;?]*[A-Za-z]|[()][A-Z0-9]|[=>78])")
+GRACE = 30.0  # s to end after an interruption
+LIBC = ctypes.CDLL(None)
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def run_logged(command: list[str], log: Path, environment: dict[str, str], keep: int) -> int:
+    """Run `command`, show what it prints, append it to `log`, and return its exit code (minus the signal's
+    number).
+
+    On a terminal the command sees a terminal too, so its progress bars live; the log then holds their last
+    state only. `keep` is a file descriptor that the command inherits. On KeyboardInterrupt, and if this
+    process is killed, the command is told to end as well. Raises FileNotFoundError if there is no such
+    command.
+    """
+    if sys.stdout.isatty():
+        ours, theirs = os.openpty()
+        termios.tcsetwinsize(theirs, termios.tcgetwinsize(sys.stdout.fileno()))
+    else:
+        ours, theirs = os.pipe()
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab", buffering=0) as stream, os.fdopen(ours, "rb", buffering=0) as source:
+        try:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=theirs,
+                stderr=theirs,
+                env=environment,
+                pass_fds=[keep],
+                start_new_session=True,
+                preexec_fn=_end_with_parent,
+            )
+        finally:
+            os.close(theirs)
+        copier = threading.Thread(target=_copy, args=(source, stream))
+        copier.start()
+        try:
+            return process.wait()
+        except BaseException:
+            _stop(process)
+            raise
+        finally:
+            _signal(process, signal.SIGKILL)  # workers that its death left behind
+            copier.join()
+
+
+def _copy(source: BinaryIO, log: BinaryIO) -> None:
+    """Copy until the other end closes; the log gets whole lines, as they stood when they were finished."""
+    line = b""
+    while chunk := _read(source):
+        with suppress(OSError):  # a full disk or a closed terminal must not block the command
+            os.write(sys.stdout.fileno(), chunk)
+        *lines, line = (line + chunk).replace(b"\r\n", b"\n").split(b"\n")
+        with suppress(OSError):
+            log.write(b"".join(_final(finished) + b"\n" for finished in lines))
+        line = line[line.rfind(b"\r", 0, -1) + 1 :]  # a progress bar may be redrawn for hours before its line ends
+    with suppress(OSError):
+        log.write(_final(line) + b"\n" if line else b"")
+
+
+def _read(source: BinaryIO) -> bytes:
+    try:
+        return source.read(65536)
+    except OSError:  # how Linux reports the end of a pseudo-terminal
+        return b""
+
+
+def _final(line: bytes) -> bytes:
+    """What a line shows in the end: without colours, and without what was drawn over."""
+    return ESCAPES.sub(b"", line).rstrip(b"\r").rpartition(b"\r")[2]
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Interrupt the command and its children as Ctrl-C would; kill what does not end. A second Ctrl-C kills
+    at once.
+    """
+    _signal(process, signal.SIGINT)
+    try:
+        process.wait(GRACE)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        _signal(process, signal.SIGKILL)
+        process.wait()
+
+
+def _signal(process: subprocess.Popen[bytes], number: int) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
+def _end_with_parent() -> None:
+    if sys.platform == "linux":
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,0 +1,242 @@
+"""Recipes: the steps of an experiment in one YAML file, run in order, each only when it has to.
+
+    name: demo
+    out: runs/demo
+    steps:
+      align:
+        run: apprentice align --expert assets/expert --out {out}/align
+        inputs: [assets/expert]
+        outputs: ["{out}/align/checkpoint"]
+
+`run` is a command line without a shell; `{out}` stands for the output folder, in which every output lies. A
+step is skipped if its command, the content of its inputs and our code that it uses are what they were when it
+finished, and its outputs exist. If they are the same and it did not finish, it runs again and continues by
+itself from what it left. If they differ, its outputs are deleted first. OUT/.steps remembers this; OUT/logs
+holds what each step printed.
+"""
+
+import fcntl
+import os
+import shlex
+import shutil
+import sysconfig
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from apprentice.errors import UserError
+from apprentice.files import fingerprint, read_json, write_json
+from apprentice.process import run_logged
+from apprentice.progress import console
+
+PATIENCE = 10.0  # s for what a killed run left behind to end
+ROOMS = ["data", "libero", "experts", "vlm", "policy", "distill", "evaluate", "serve"]
+# A room imports only rooms before it, so what a command does can depend on its room and those before, not on
+# others.
+ROOM_OF = {
+    "apprentice collect": "libero",
+    "apprentice pretrain-vlm": "vlm",
+    "apprentice align": "distill",
+    "apprentice finetune": "distill",
+    "lerobot-train": "policy",
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a recipe, with `{out}` filled in."""
+
+    name: str
+    run: str
+    inputs: list[str] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
+
+    @property
+    def command(self) -> list[str]:
+        return shlex.split(self.run)
+
+    def key(self) -> dict[str, str]:
+        """What the step's outcome depends on; a part that differs tells why the step must run again.
+
+        Raises UserError if an input is missing.
+        """
+        key = {"command": fingerprint(*self.command), "code": _code(self.command)}
+        for name in self.inputs:
+            if not Path(name).exists():
+                raise UserError(
+                    f"step {self.name}: expected its input {name}, found nothing; "
+                    "fix: run from the folder that holds it, or run the step that makes it"
+                )
+            key[name] = fingerprint(Path(name))
+        return key
+
+
+@dataclass(frozen=True)
+class Recipe:
+    name: str
+    out: Path
+    steps: list[Step]
+
+    @classmethod
+    def load(cls, path: Path | str, out: Path | str | None = None) -> "Recipe":
+        """Read a recipe; `out` replaces the folder that it names. Raises UserError if it makes no sense."""
+        try:
+            content = yaml.safe_load(Path(path).read_text())
+        except FileNotFoundError:
+            raise UserError(f"expected a recipe at {path}, found nothing; fix: see recipes/") from None
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UserError(f"{path}: expected a YAML file, found: {error}") from None
+        _expect_keys(content, {"name": str, "out": str, "steps": dict}, str(path))
+        out = str(out or content["out"])
+        steps = [_step(str(name), given, out) for name, given in content["steps"].items()]
+        return cls(content["name"], Path(out), steps)
+
+
+def run_recipe(path: Path | str, out: Path | str | None = None, force: list[str] | None = None) -> None:
+    """Run the steps of the recipe at `path` that are not up to date, in order.
+
+    Args:
+        path: the YAML file.
+        out: output folder, instead of the one that the recipe names.
+        force: names of steps to do again, from their beginning.
+
+    Raises UserError with the step, its log and how to resume if a step fails, KeyboardInterrupt likewise.
+    """
+    recipe = Recipe.load(path, out)
+    names = [step.name for step in recipe.steps]
+    for name in force or []:
+        if name not in names:
+            raise UserError(f"--force: expected one of {', '.join(names)}, found {name}")
+    resume = shlex.join(["apprentice", "run", str(path), *(["--out", str(out)] if out else [])])
+    start = time.monotonic()
+    with _only_one(recipe.out) as lock:
+        for number, step in enumerate(recipe.steps, 1):
+            label = f"[{number}/{len(names)}] {step.name}"
+            _run_step(step, label, recipe.out, step.name in (force or []), resume, lock)
+    _say(f"{recipe.name}: done in {clock(time.monotonic() - start)}; see {', '.join(recipe.steps[-1].outputs)}")
+
+
+def clock(seconds: float) -> str:
+    """Write a duration as h:mm:ss."""
+    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}"
+
+
+def _run_step(step: Step, label: str, out: Path, force: bool, resume: str, lock: int) -> None:
+    state_file, log = out / ".steps" / f"{step.name}.json", out / "logs" / f"{step.name}.log"
+    key = step.key()
+    state: dict[str, Any] = read_json(state_file) if state_file.exists() else {"key": None, "done": False}
+    missing = [path for path in step.outputs if not Path(path).exists()]
+    if state["done"] and state["key"] == key and not missing and not force:
+        _say(f"{label}: up to date, took {clock(state['seconds'])}")
+        return
+    if state["done"] or state["key"] != key or force:
+        if state["key"]:
+            before: dict[str, str] = state["key"]
+            changed = [f"{part} changed" for part in key | before if key.get(part) != before.get(part)]
+            reasons = ["--force"] if force else changed or [f"{path} missing" for path in missing]
+            _say(f"{label}: from its beginning ({', '.join(reasons)})")
+        write_json(state_file, {"key": None, "done": False})  # half-deleted outputs are not to be trusted
+        for path in step.outputs:
+            _delete(Path(path))
+        log.unlink(missing_ok=True)
+        state = {"key": key, "done": False, "seconds": 0.0}
+    write_json(state_file, state)
+    _say(f"{label}: {shlex.join(step.command)}")
+
+    start = time.monotonic()
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    environment["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
+    advice = f"log: {log}; to resume: {resume}"
+    try:
+        code = run_logged(step.command, log, environment, keep=lock)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted in step {step.name}; {advice}") from None
+    except FileNotFoundError:
+        raise UserError(f"step {step.name}: expected a command, found no {step.command[0]}; {advice}") from None
+    finally:
+        state["seconds"] += time.monotonic() - start
+        write_json(state_file, state)
+    missing = [path for path in step.outputs if not Path(path).exists()]
+    if code or missing:
+        what = f"exit code {code}" if code else f"it ended without making {', '.join(missing)}"
+        raise UserError(f"step {step.name} failed ({label}): {what}; {advice}")
+    write_json(state_file, {**state, "done": True})
+    _say(f"{label}: done in {clock(state['seconds'])}")
+
+
+def _step(name: str, given: Any, out: str) -> Step:
+    _expect_keys(given, {"run": str, "inputs": list, "outputs": list}, f"step {name}", required={"run"})
+    inputs, outputs = ([str(p).replace("{out}", out) for p in given.get(k, [])] for k in ("inputs", "outputs"))
+    step = Step(name, given["run"].replace("{out}", out), inputs, outputs)
+    if not step.command:
+        raise UserError(f"step {name}: expected a command under run, found nothing")
+    for path in step.outputs:
+        if Path(out).resolve() not in Path(path).resolve().parents:
+            raise UserError(
+                f"step {name}: expected its outputs inside {out}, found {path}; fix: begin it with {{out}}/"
+            )
+    return step
+
+
+def _expect_keys(given: Any, kinds: dict[str, type], where: str, required: set[str] | None = None) -> None:
+    if not isinstance(given, dict):
+        raise UserError(f"{where}: expected the keys {', '.join(kinds)}, found {given!r}")
+    for key in (required or set(kinds)) - set(given):
+        raise UserError(f"{where}: expected the key {key}, found only {', '.join(map(str, given))}")
+    for key, value in given.items():
+        if key not in kinds:
+            raise UserError(f"{where}: expected the keys {', '.join(kinds)}, found {key}")
+        if not isinstance(value, kinds[key]):
+            raise UserError(f"{where}: expected {key} to be a {kinds[key].__name__}, found {value!r}")
+
+
+def _code(command: list[str]) -> str:
+    """Fingerprint our sources that `command` may use: none for a command that is not ours."""
+    if command[0] not in ("apprentice", "lerobot-train", "lerobot-eval"):
+        return "none"
+    last = ROOM_OF.get(command[0], ROOM_OF.get(" ".join(command[:2]), ROOMS[-1]))
+    package = Path(__file__).parent
+    rooms = ROOMS[: ROOMS.index(last) + 1]
+    sources = sorted(source for room in rooms for source in (package / room).rglob("*.py"))
+    return fingerprint(*sources)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _only_one(out: Path) -> Iterator[int]:
+    """Hold the lock of an output folder. A step inherits it and holds it as long as it lives."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / ".steps").mkdir(exist_ok=True)
+    descriptor = os.open(out / ".steps" / "lock", os.O_RDWR | os.O_CREAT)
+    deadline = time.monotonic() + PATIENCE
+    try:
+        while not _locked(descriptor):
+            if time.monotonic() > deadline:
+                raise UserError(f"expected {out} to be free, found another run at work in it; fix: stop that one")
+            time.sleep(0.1)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _say(text: str) -> None:
+    console.print(text, style="bold", markup=False, highlight=False, soft_wrap=True)

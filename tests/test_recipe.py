@@ -1,0 +1,223 @@
+"""Recipes with real steps: small programs that leave a trace each time they run."""
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from apprentice.errors import UserError
+from apprentice.recipe import Recipe, run_recipe
+
+APPEND = "import sys; open(sys.argv[2], 'a').write(open(sys.argv[1]).read())"
+
+
+def write(folder: Path, steps: dict[str, dict[str, object]]) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump({"name": "test", "out": str(folder / "out"), "steps": steps}, sort_keys=False))
+    return path
+
+
+def append(source: Path | str, target: str) -> dict[str, object]:
+    """A step that appends its input to its output, so that the output tells how often it ran."""
+    run = f'python -c "{APPEND}" {source} {{out}}/{target}'
+    return {"run": run, "inputs": [str(source)], "outputs": [f"{{out}}/{target}"]}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "source"
+    path.write_text("a")
+    return path
+
+
+def start(recipe: Path, **options: object) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "apprentice", "run", str(recipe)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)  # type: ignore
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 20
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} never came"
+        time.sleep(0.02)
+
+
+def test_steps_run_in_order_and_only_once(tmp_path: Path, source: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    recipe = write(tmp_path, {"one": append(source, "first"), "two": append("{out}/first", "second")})
+    run_recipe(recipe)
+    run_recipe(recipe)
+    assert (tmp_path / "out/second").read_text() == "a"
+    assert capfd.readouterr().out.count("up to date") == 2
+
+
+def test_a_changed_input_redoes_what_depends_on_it(tmp_path: Path, source: Path) -> None:
+    other = tmp_path / "other"
+    other.write_text("o")
+    steps = {"one": append(source, "first"), "two": append("{out}/first", "second"), "apart": append(other, "third")}
+    recipe = write(tmp_path, steps)
+    run_recipe(recipe)
+    stamp = (tmp_path / "out/third").stat().st_mtime_ns
+    source.write_text("b")
+    run_recipe(recipe)
+    assert (tmp_path / "out/second").read_text() == "b"  # not "ab": the old output was deleted first
+    assert (tmp_path / "out/third").stat().st_mtime_ns == stamp
+
+
+def test_a_changed_command_a_missing_output_and_force_redo_a_step(tmp_path: Path, source: Path) -> None:
+    run_recipe(write(tmp_path, {"one": append(source, "first")}))
+    recipe = write(tmp_path, {"one": append(source, "renamed")})
+    run_recipe(recipe)
+    output = tmp_path / "out/renamed"
+    output.unlink()
+    run_recipe(recipe)
+    assert output.read_text() == "a"
+    output.write_text("spoilt")
+    run_recipe(recipe)
+    assert output.read_text() == "spoilt"
+    run_recipe(recipe, force=["one"])
+    assert output.read_text() == "a"
+
+
+def test_out_can_be_elsewhere(tmp_path: Path, source: Path) -> None:
+    run_recipe(write(tmp_path, {"one": append(source, "first")}), out=tmp_path / "elsewhere")
+    assert (tmp_path / "elsewhere/first").exists() and not (tmp_path / "out").exists()
+
+
+def test_a_failure_names_step_log_and_remedy(tmp_path: Path, source: Path) -> None:
+    broken = {"run": "python -c \"print('the reason'); raise SystemExit(3)\""}
+    recipe = write(tmp_path, {"one": append(source, "first"), "broken": broken, "never": append(source, "last")})
+    done = start(recipe)
+    printed, _ = done.communicate(timeout=60)
+    assert done.returncode == 2 and "Traceback" not in printed
+    assert "step broken failed ([2/3] broken): exit code 3" in printed
+    assert f"apprentice run {recipe}" in printed
+    log = tmp_path / "out/logs/broken.log"
+    assert str(log) in printed and log.read_text() == "the reason\n"
+    assert not (tmp_path / "out/last").exists()
+
+
+def test_a_step_that_makes_nothing_has_failed(tmp_path: Path) -> None:
+    recipe = write(tmp_path, {"idle": {"run": "python -c pass", "outputs": ["{out}/model"]}})
+    with pytest.raises(UserError, match=r"idle failed.*without making .*out/model"):
+        run_recipe(recipe)
+
+
+# Counts to 40 in a file that it goes on with, as training goes on with its checkpoint.
+COUNT = """
+import sys, time, pathlib
+folder = pathlib.Path(sys.argv[1])
+folder.mkdir(exist_ok=True)
+ticks = folder / "ticks"
+for k in range(len(ticks.read_text()) if ticks.exists() else 0, 40):
+    with ticks.open("a") as stream: stream.write("x")
+    time.sleep(0.05)
+with (folder / "starts").open("a") as stream: stream.write("s")
+"""
+
+
+@pytest.fixture
+def counting(tmp_path: Path) -> Path:
+    program = tmp_path / "count.py"
+    program.write_text(COUNT)
+    run = f"python {program} {{out}}/count"
+    return write(tmp_path, {"count": {"run": run, "inputs": [str(program)], "outputs": ["{out}/count"]}})
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, counting: Path, number: signal.Signals) -> None:
+    ticks = tmp_path / "out/count/ticks"
+    first = start(counting)
+    wait_for(ticks)
+    time.sleep(0.2)
+    first.send_signal(number)
+    printed, _ = first.communicate(timeout=60)  # returns only when the step is dead too: it holds the pipe
+    counted = len(ticks.read_text())
+    assert 0 < counted < 40
+    if number != signal.SIGKILL:
+        assert first.returncode == 130
+        assert "interrupted in step count" in printed and f"apprentice run {counting}" in printed
+    run_recipe(counting)
+    assert len(ticks.read_text()) == 40
+    assert (tmp_path / "out/count/starts").read_text() == "s"  # the first one never came to its end
+
+
+def test_a_step_killed_alone_is_a_failure_that_can_be_resumed(tmp_path: Path) -> None:
+    suicide = "import os, sys; os.kill(os.getpid(), 9)"
+    with pytest.raises(UserError, match="exit code -9"):
+        run_recipe(write(tmp_path, {"one": {"run": f'python -c "{suicide}"'}}))
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path, counting: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = start(counting)
+    wait_for(tmp_path / "out/count/ticks")
+    monkeypatch.setattr("apprentice.recipe.PATIENCE", 0.1)
+    with pytest.raises(UserError, match="another run"):
+        run_recipe(counting)
+    assert first.wait(60) == 0
+
+
+def test_a_step_on_a_terminal_sees_a_terminal_and_its_bar_is_logged_once(tmp_path: Path) -> None:
+    program = tmp_path / "bar.py"
+    program.write_text(
+        "import sys\nassert sys.stdout.isatty()\n"
+        "for k in range(9): print(f'\\r\\x1b[2K\\x1b[31mstep {k}\\x1b[0m', end='')\nprint('\\nend')\n"
+    )
+    recipe = write(tmp_path, {"bar": {"run": f"python {program}"}})
+    ours, theirs = pty.openpty()
+    done = subprocess.Popen([sys.executable, "-m", "apprentice", "run", str(recipe)], stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(ours, 4096)
+        except OSError:
+            break
+    os.close(ours)
+    assert done.wait(60) == 0
+    assert b"step 3" in shown
+    assert (tmp_path / "out/logs/bar.log").read_text() == "step 8\nend\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("- a", "expected the keys name, out, steps"),
+        ("{name: a, out: b}", "expected the key steps"),
+        ("{name: a, out: b, steps: {c: {inputs: []}}}", "step c: expected the key run"),
+        ("{name: a, out: b, steps: {c: {run: d, when: e}}}", "found when"),
+        ("{name: a, out: b, steps: {c: {run: d, outputs: [/elsewhere]}}}", "inside b, found /elsewhere"),
+        ("{name: a", "expected a YAML file"),
+    ],
+)
+def test_a_recipe_that_makes_no_sense_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(content)
+    with pytest.raises(UserError, match=message):
+        Recipe.load(path)
+
+
+def test_missing_recipe_input_and_command(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="found nothing"):
+        Recipe.load(tmp_path / "none.yaml")
+    with pytest.raises(UserError, match=r"step one: expected its input .*absent"):
+        run_recipe(write(tmp_path, {"one": append(tmp_path / "absent", "first")}))
+    with pytest.raises(UserError, match="no such-command"):
+        run_recipe(write(tmp_path, {"one": {"run": "such-command"}}))
+
+
+@pytest.mark.parametrize("path", sorted(Path("recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_our_recipes_only_read_what_is_there_or_made_before(path: Path) -> None:
+    recipe = Recipe.load(path)
+    assert f"apprentice run {path}" in path.read_text().split("name:")[0], "the header holds the command"
+    made: list[Path] = []
+    for step in recipe.steps:
+        for name in step.inputs:
+            inside = any(Path(name).is_relative_to(output) for output in made)
+            assert inside or name.startswith("assets/"), f"{step.name} reads {name}, which no step makes"
+        made += [Path(output) for output in step.outputs]
