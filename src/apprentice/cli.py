@@ -15,7 +15,6 @@ from apprentice.errors import UserError
 from apprentice.flags import add_flags
 
 # command: (what it does, where its parameters are declared, what it calls with them)
-# Parameters are declared in modules that import no torch: help is then immediate.
 COMMANDS = {
     "collect": (
         "write demonstrations of LIBERO tasks with the scripted demonstrator",
@@ -79,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser(chosen: str) -> argparse.ArgumentParser:
-    """The parser; only the chosen command's flags are looked up, since that imports its room."""
+    """The parser; only the chosen command's flags are looked up."""
     parser = argparse.ArgumentParser(
         prog="apprentice", description="A vision-language model learns to act from a small expert."
     )
@@ -88,12 +87,14 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         if name == chosen == "run":
             command.add_argument("path", metavar="RECIPE", help="the YAML file, see recipes/")
-            command.add_argument("--out", metavar="DIR", help="output folder, instead of the one that the recipe names")
+            command.add_argument(
+                "--out", metavar="DIR", help="output folder, instead of the one that the recipe names"
+            )
             command.add_argument(
                 "--force", metavar="STEP", action="append", help="do this step again from its beginning"
             )
         elif name == chosen:
-            add_flags(command, _load(parameters))
+            add_flags(command, parameters)
     return parser
 
 

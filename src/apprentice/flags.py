@@ -1,40 +1,89 @@
-"""Command-line flags from a signature: one for each parameter, described by the docstring's `Args:` or
-`Attributes:`.
+"""Command-line flags from a signature: one for each parameter, described by the docstring.
+
+Signatures are read from the source and not by importing it: help must not wait for torch.
 """
 
 import argparse
-import inspect
+import ast
+import importlib.util
 import re
 import types
 import typing
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+REQUIRED = object()
 
-def add_flags(parser: argparse.ArgumentParser, target: Callable[..., Any]) -> None:
-    """Add a flag for each parameter of a function or a dataclass; `parse_args` then yields its keyword
-    arguments.
 
-    A parameter without default is required; a bool makes --x and --no-x; a tuple or list takes several words;
-    a dict or a list of pairs takes words KEY=VALUE. Raises TypeError for an annotation outside these,
-    KeyError for a parameter without description.
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of a function or a field of a dataclass; `default` is REQUIRED if it has none."""
+
+    name: str
+    kind: Any
+    default: Any
+    description: str
+
+
+def add_flags(parser: argparse.ArgumentParser, place: str) -> None:
+    """Add a flag for each parameter of what is at `place`; `parse_args` then yields its keyword arguments.
+
+    A parameter without default is required; a bool makes --x and --no-x; a list takes several words; a dict
+    takes words KEY=VALUE.
     """
-    descriptions = described(target)
-    for name, parameter in inspect.signature(target, eval_str=True).parameters.items():
-        options: dict[str, Any] = _options(parameter.annotation)
-        text = descriptions[name].replace("%", "%%")
-        if parameter.default is parameter.empty:
+    for parameter in parameters(place):
+        options = _options(parameter.kind)
+        text = parameter.description.replace("%", "%%")
+        if parameter.default is REQUIRED:
             options["required"] = True
         else:
             options["default"] = parameter.default
             if parameter.default not in (None, "", (), {}):
-                text += f" (default: {_shown(parameter.default)})"
-        parser.add_argument(f"--{name.replace('_', '-')}", help=text, **options)
+                shown = (
+                    parameter.default if isinstance(parameter.default, list | tuple) else [parameter.default]
+                )
+                text += f" (default: {' '.join(map(str, shown))})"
+        parser.add_argument(f"--{parameter.name.replace('_', '-')}", help=text, **options)
 
 
-def described(target: Callable[..., Any]) -> dict[str, str]:
-    """Parameter descriptions from the `Args:` or `Attributes:` section of a docstring."""
-    section = re.search(r"^(?:Args|Attributes):\n((?:[ ]+.*\n?|\n)+)", inspect.getdoc(target) or "", re.MULTILINE)
+def parameters(place: str) -> list[Parameter]:
+    """The parameters of a function, or the fields of a dataclass, at "module:name".
+
+    Defaults must be literals or constants of the same module, descriptions stand in the docstring's `Args:`
+    or `Attributes:`. Raises KeyError, NameError or ValueError otherwise.
+    """
+    module, _, name = place.partition(":")
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"no module {module}")
+    tree = ast.parse(Path(spec.origin).read_text())
+    constants = {
+        n.targets[0].id: n.value
+        for n in tree.body
+        if isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Name)
+    }
+    node = next(n for n in tree.body if isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name == name)
+    found: list[tuple[str, ast.expr | None, ast.expr | None]]
+    if isinstance(node, ast.ClassDef):
+        fields = [n for n in node.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)]
+        found = [(ast.unparse(n.target), n.annotation, n.value) for n in fields]
+    else:
+        plain, named = node.args.args, node.args.kwonlyargs
+        defaults = (
+            [None] * (len(plain) - len(node.args.defaults)) + node.args.defaults + node.args.kw_defaults
+        )
+        found = [(a.arg, a.annotation, default) for a, default in zip(plain + named, defaults, strict=True)]
+    texts = described(ast.get_docstring(node) or "")
+    return [
+        Parameter(n, _kind(kind), _value(default, constants), texts.get(n, "")) for n, kind, default in found
+    ]
+
+
+def described(docstring: str) -> dict[str, str]:
+    """The entries of a docstring's `Args:` or `Attributes:`, by name."""
+    section = re.search(r"^(?:Args|Attributes):\n((?: +.*\n?|\n)+)", docstring, re.MULTILINE)
     entries: dict[str, str] = {}
     names: list[str] = []
     for line in section[1].splitlines() if section else []:
@@ -46,25 +95,34 @@ def described(target: Callable[..., Any]) -> dict[str, str]:
     return {name: text.rstrip(".") for name, text in entries.items()}
 
 
-def _options(annotation: Any) -> dict[str, Any]:
+def _kind(annotation: ast.expr | None) -> Any:
+    if annotation is None:
+        raise ValueError("a parameter without annotation makes no flag")
+    return eval(ast.unparse(annotation), {"Path": Path, "Literal": typing.Literal})
+
+
+def _value(default: ast.expr | None, constants: dict[str, ast.expr]) -> Any:
+    if default is None:
+        return REQUIRED
+    if isinstance(default, ast.Name):
+        default = constants[default.id]
+    return ast.literal_eval(default)
+
+
+def _options(kind: Any) -> dict[str, Any]:
     """The keyword arguments of `add_argument` for a type."""
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin in (types.UnionType, typing.Union):
-        kinds = [kind for kind in arguments if kind is not types.NoneType]
-        return _options(kinds[0])  # of `Path | str` either will do
-    if annotation is bool:
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType:  # of `Path | str` either will do, and None is for a flag that is not given
+        return _options(inner[0])
+    if kind is bool:
         return {"action": argparse.BooleanOptionalAction}
     if origin is typing.Literal:
-        return {"choices": arguments}
+        return {"choices": inner}
     if origin is dict:
-        return {"nargs": "*", "action": _Pairs, "type": _pair(*arguments), "metavar": "KEY=VALUE"}
+        return {"nargs": "*", "action": _Pairs, "type": _pair(*inner), "metavar": "KEY=VALUE"}
     if origin in (list, tuple):
-        if typing.get_origin(arguments[0]) is tuple:
-            return {"nargs": "*", "type": _pair(*typing.get_args(arguments[0])), "metavar": "KEY=VALUE"}
-        return {"nargs": "*", "type": arguments[0], "metavar": arguments[0].__name__.upper()}
-    if isinstance(annotation, type):
-        return {"type": annotation, "metavar": annotation.__name__.upper()}
-    raise TypeError(f"no flag for the type {annotation}")
+        return {"nargs": "*", "type": inner[0], "metavar": inner[0].__name__.upper()}
+    return {"type": kind, "metavar": kind.__name__.upper()}
 
 
 def _pair(key: Callable[[str], Any], value: Callable[[str], Any]) -> Callable[[str], tuple[Any, Any]]:
@@ -78,9 +136,7 @@ def _pair(key: Callable[[str], Any], value: Callable[[str], Any]) -> Callable[[s
 
 
 class _Pairs(argparse.Action):
-    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
         setattr(namespace, self.dest, dict(values))
-
-
-def _shown(default: Any) -> str:
-    return " ".join(map(str, default)) if isinstance(default, (list, tuple)) else str(default)
