@@ -18,7 +18,7 @@ CAMERAS = {"image": "agentview", "image2": "robot0_eye_in_hand"}
 RECIPE = b"2"  # change it with the algorithm: it is part of the cache's key
 SMALL = 150  # faces: not worth decimating
 # A mesh of F faces keeps DETAIL * sqrt(F). The robot is far from both cameras; objects come near the wrist's.
-DETAIL, ROBOT_DETAIL = 12.0, 6.0
+DETAIL, ROBOT_DETAIL = 10.0, 5.0
 
 
 class Renderer:

@@ -1,0 +1,155 @@
+"""One grasp planner for all objects: from above, over whatever fits between the fingers (rims, handles, boxes, cans)."""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from apprentice.libero.controller import DOWN
+from apprentice.libero.world import World
+
+# The Panda gripper (m), seen from the grip site: opening axis u, lateral axis v, height z.
+TIP = 0.016  # finger tips below
+HAND = 0.030  # hull of the hand above
+HAND_U, HAND_V = 0.106, 0.034  # half size of the hand's hull
+PAD_V = 0.009  # half width of a finger pad
+FINGER_V = 0.0135  # half width of a finger
+HALF_OPENING = 0.040
+FINGER_U = 0.018  # thickness of a finger
+WIDEST = 0.074
+PAD_BELOW, PAD_ABOVE = 0.008, 0.011  # the pads' contact zone
+YAWS = np.deg2rad(np.arange(-90, 90, 10))
+
+
+@dataclass
+class Grasp:
+    position: np.ndarray  # (3,) of the grip site
+    yaw: float  # rad, about the vertical, from home
+    score: float  # less is better
+
+    @property
+    def rotation(self) -> np.ndarray:
+        return about_z(self.yaw) @ DOWN
+
+
+def about_z(angle: float) -> np.ndarray:
+    return Rotation.from_euler("z", angle).as_matrix()
+
+
+def plan_grasps(world: World, name: str, move: np.ndarray | None = None, turn: float = 0.0) -> list[Grasp]:
+    """Grasps of an object, the best first, that collide with nothing.
+
+    `move` (3,) and `turn` (rad) say how the object will be moved afterwards: a hand that would collide there
+    is avoided if possible.
+    """
+    target = world.points(name, 0.004)
+    centre = (target.min(axis=0) + target.max(axis=0)) / 2
+    around = _near(world.obstacles((name,), 0.008), centre)
+    there = np.zeros((0, 3))
+    if move is not None:
+        there = _near(world.obstacles((name,), 0.008), centre + move) - move
+        there = (there - centre) @ about_z(turn) + centre
+    com, heights = world.centre_of_mass(name), _heights(target, world.table_height())
+    grasps = []
+    for yaw in YAWS:
+        frame = about_z(yaw) @ DOWN
+        axes = np.column_stack([frame[:, 0], frame[:, 1], [0, 0, 1.0]])  # u, v, z
+        slices = _Slices(*(_in_frame(points, centre, axes) for points in (target, around, there, com[None])))
+        for (u, v, z), score in slices.candidates(heights):
+            position = np.array([*centre[:2], 0]) + axes @ [u, v, z]
+            grasps.append(Grasp(position, float(yaw), score + 0.25 * abs(yaw)))
+    return sorted(grasps, key=lambda grasp: grasp.score)
+
+
+def differ(grasp: Grasp, others: Collection[Grasp]) -> bool:
+    """Is this grasp unlike all the others?"""
+    return all(np.linalg.norm(grasp.position - o.position) > 0.01 or abs(grasp.yaw - o.yaw) > 0.1 for o in others)
+
+
+def _near(points: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    return points[np.linalg.norm((points - centre)[:, :2], axis=1) < 0.26]
+
+
+def _in_frame(points: np.ndarray, centre: np.ndarray, axes: np.ndarray) -> np.ndarray:
+    return (points - [centre[0], centre[1], 0.0]) @ axes
+
+
+def _heights(target: np.ndarray, table: float) -> list[float]:
+    """Heights of the grip site to try: down to 55 mm below the top, and above the table."""
+    lowest = max(table + TIP + 0.002, target[:, 2].min() + 0.004)
+    top = target[:, 2].max()
+    stop = max(top - 0.055, table + TIP + 0.002)
+    return sorted({max(float(z), lowest) for z in np.arange(top - 0.010, stop, -0.008)} or {lowest})
+
+
+class _Slices:
+    """The scene in the gripper's axes u, v, z for one yaw."""
+
+    def __init__(self, target: np.ndarray, around: np.ndarray, there: np.ndarray, com: np.ndarray):
+        self.target, self.there, self.com = target, there, com[0]
+        self.all = np.concatenate([target, around])
+        self.is_target = np.arange(len(self.all)) < len(target)
+
+    def candidates(self, heights: list[float]) -> Iterator[tuple[tuple[float, float, float], float]]:
+        """Collision-free grasp positions (u, v, z) with their scores."""
+        lateral = self.target[:, 1]
+        steps = np.arange(lateral.min() + 0.004, lateral.max() - 0.003, 0.006)
+        for v in np.unique(np.round([*steps, self.com[1], 0.0], 4)):
+            strip = self.target[np.abs(lateral - v) < PAD_V]
+            fingers = np.abs(self.all[:, 1] - v) < FINGER_V + 0.003
+            hand = self.all[np.abs(self.all[:, 1] - v) < HAND_V]
+            for z in heights:
+                band = strip[(strip[:, 2] > z - PAD_BELOW) & (strip[:, 2] < z + PAD_ABOVE)]
+                for low, high in _segments(band[:, 0]):
+                    crowd = self._crowding(self.all[fingers], self.is_target[fingers], hand, low, high, z)
+                    if crowd is not None:
+                        u = (low + high) / 2
+                        part = band[(band[:, 0] >= low - 1e-6) & (band[:, 0] <= high + 1e-6)]
+                        yield (u, v, z), self._score(part, u, v, z, high - low) + crowd
+
+    def _crowding(
+        self, points: np.ndarray, is_target: np.ndarray, hand: np.ndarray, low: float, high: float, z: float
+    ) -> float | None:
+        """A penalty for other parts of the object between the fingers, or None if anything is in the way."""
+        u = (low + high) / 2
+        below = points[:, 2] > z - TIP - 0.001
+        points, is_target = points[below], is_target[below]
+        distance = np.abs(points[:, 0] - u)
+        if ((distance > HALF_OPENING - 0.002) & (distance < HALF_OPENING + FINGER_U)).any():
+            return None
+        if (~is_target & (distance < HALF_OPENING + FINGER_U)).any():
+            return None
+        if ((hand[:, 2] > z + HAND - 0.003) & (np.abs(hand[:, 0] - u) < HAND_U)).any():
+            return None
+        outside = (points[:, 0] < low - 0.004) | (points[:, 0] > high + 0.004)
+        return 0.002 * float((outside & (points[:, 2] < z + PAD_ABOVE)).sum())
+
+    def _score(self, part: np.ndarray, u: float, v: float, z: float, width: float) -> float:
+        """Slope and coverage of the contact, distance from the centre of mass, room where the object will go."""
+        bins = np.round((part[:, 1] - v) / 0.004).astype(int)
+        kinds = np.unique(bins)
+        outer = np.array([part[bins == k, 0].max() for k in kinds])
+        inner = np.array([part[bins == k, 0].min() for k in kinds])
+        slope = np.ptp(outer) + np.ptp(inner)
+        score = 200 * slope + 12 * np.hypot(u - self.com[0], v - self.com[1])
+        score += 16 * max(0.0, abs(z - self.com[2]) - 0.01) + (6 * width if width > 0.055 else 0)
+        score -= 0.5 * min(len(kinds) / 5, 1) + 0.6 * min(np.ptp(part[:, 2]) / (PAD_BELOW + PAD_ABOVE), 1)
+        away, beside = np.abs(self.there[:, 0] - u), np.abs(self.there[:, 1] - v)
+        above = self.there[:, 2] - z
+        if ((above > HAND - 0.003) & (away < HAND_U) & (beside < HAND_V)).any():
+            score += 5
+        if ((above > -TIP) & (away < HALF_OPENING + FINGER_U + 0.004) & (beside < FINGER_V + 0.003)).any():
+            score += 3
+        return float(score)
+
+
+def _segments(u: np.ndarray) -> Iterator[tuple[float, float]]:
+    """Stretches of the object along the opening axis that fit between the fingers."""
+    if len(u) < 4:
+        return
+    u = np.sort(u)
+    breaks = np.flatnonzero(np.diff(u) > 0.009)
+    for start, end in zip([0, *(breaks + 1)], [*breaks, len(u) - 1], strict=True):
+        if u[end] - u[start] <= WIDEST:
+            yield float(u[start]), float(u[end])

@@ -1,0 +1,108 @@
+"""Where things are: geometry of a scene from privileged simulator state, for the scripted demonstrator only."""
+
+from collections.abc import Collection
+
+import numpy as np
+
+from apprentice.libero.env import LiberoEnv
+
+
+class World:
+    """Objects and fixtures by their LIBERO names. Positions in metres, world frame, z up.
+
+    Shapes are clouds of points that fill the bounding boxes of collision geoms, which is what a grasp can hit.
+    """
+
+    def __init__(self, env: LiberoEnv):
+        self.env, self.model, self.data = env, env.model, env.data
+        self.domain = env.control.env
+        self.root: dict[str, int] = dict(self.domain.obj_body_id)
+        self._owner = self._owners()
+        collides = (self.model.geom_contype + self.model.geom_conaffinity) > 0
+        self._geoms: dict[str | None, list[int]] = {}
+        for geom in np.flatnonzero(collides):
+            self._geoms.setdefault(self._owner[self.model.geom_bodyid[geom]], []).append(int(geom))
+
+    def _owners(self) -> list[str | None]:
+        """For each body the object or fixture that it is part of."""
+        names = {body: name for name, body in self.root.items()}
+        owners: list[str | None] = []
+        for body in range(self.model.nbody):  # parents come first
+            parent = self.model.body_parentid[body]
+            owners.append(names.get(body, owners[parent] if body else None))
+        return owners
+
+    def position(self, name: str) -> np.ndarray:
+        """Origin (3,) of an object."""
+        return self.data.xpos[self.root[name]].copy()
+
+    def centre_of_mass(self, name: str) -> np.ndarray:
+        return self.data.subtree_com[self.root[name]].copy()
+
+    def site(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Centre (3,) and half extents (3,) along the world's axes of a region."""
+        index = self.model.site(name).id
+        rotation = self.data.site_xmat[index].reshape(3, 3)
+        return self.data.site_xpos[index].copy(), np.abs(rotation @ self.model.site_size[index])
+
+    def is_site(self, name: str) -> bool:
+        return name in self.domain.object_sites_dict
+
+    def holds(self, predicate: tuple[str, ...]) -> bool:
+        """Is a goal predicate such as ("on", "bowl_1", "plate_1") true now?"""
+        return bool(self.domain._eval_predicate(list(predicate)))
+
+    def points(self, name: str, spacing: float) -> np.ndarray:
+        """The object's shape as points (N, 3)."""
+        return self._fill(self._geoms.get(name, []), spacing)
+
+    def _fill(self, geoms: list[int], spacing: float) -> np.ndarray:
+        clouds = [np.zeros((0, 3))]
+        for geom in geoms:
+            centre, half = np.split(self.model.geom_aabb[geom], 2)
+            axes = [np.linspace(-h, h, max(2, int(np.ceil(2 * h / spacing)) + 1)) for h in half]
+            grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+            rotation = self.data.geom_xmat[geom].reshape(3, 3)
+            clouds.append(self.data.geom_xpos[geom] + (centre + grid) @ rotation.T)
+        return np.concatenate(clouds)
+
+    def bounds(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Lowest and highest corner (3,) of the object's box along the world's axes."""
+        points = self.points(name, 0.01)
+        return points.min(axis=0), points.max(axis=0)
+
+    def obstacles(self, exclude: Collection[str], spacing: float) -> np.ndarray:
+        """Points (N, 3) of everything but the named objects, the table and the robot."""
+        clouds = [self.points(name, spacing) for name in self.root if name not in exclude]
+        return np.concatenate([np.zeros((0, 3)), *clouds])
+
+    def table_height(self) -> float:
+        """Height of what the objects stand on."""
+        return float(min(self.bounds(name)[0][2] for name in self.domain.objects_dict))
+
+    def highest_between(self, start: np.ndarray, end: np.ndarray, exclude: Collection[str], radius: float) -> float:
+        """The highest point within `radius` of a straight way, seen from above; -1 if there is none."""
+        points, way = self.obstacles(exclude, 0.012), (end - start)[:2]
+        along = np.clip((points[:, :2] - start[:2]) @ way / max(way @ way, 1e-12), 0, 1)
+        near = np.linalg.norm(points[:, :2] - (start[:2] + along[:, None] * way), axis=1) < radius
+        return float(points[near, 2].max(initial=-1.0))
+
+    def support_height(self, xy: np.ndarray, exclude: Collection[str], radius: float) -> float:
+        """How high an object would come to stand at `xy` (2,)."""
+        points = self.obstacles(exclude, 0.006)
+        near = np.linalg.norm(points[:, :2] - xy[:2], axis=1) < radius
+        return float(points[near, 2].max(initial=self.table_height()))
+
+    def held(self, name: str) -> bool:
+        """Does the robot touch the object?"""
+        return any("gripper" in body or "robot" in body for _, body in self._contacts(name))
+
+    def rests(self, name: str) -> bool:
+        """Does anything but the robot touch the object?"""
+        return any("gripper" not in body and "robot" not in body for _, body in self._contacts(name))
+
+    def _contacts(self, name: str) -> list[tuple[str | None, str]]:
+        """Owner and body of all that touches the object."""
+        bodies = self.model.geom_bodyid[self.data.contact.geom].reshape(-1, 2)
+        pairs = [(a, b) for a, b in np.concatenate([bodies, bodies[:, ::-1]]) if self._owner[a] == name != self._owner[b]]
+        return [(self._owner[b], self.model.body(b).name) for _, b in pairs]
