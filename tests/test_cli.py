@@ -1,7 +1,8 @@
 """The command line: help that is immediate and complete, flags that arrive, failures in one line."""
 
 import errno
-import importlib.util
+import importlib
+import shlex
 import subprocess
 import sys
 import time
@@ -49,7 +50,7 @@ def test_every_command_leads_somewhere(place: str) -> None:
 
 
 SAMPLE = '''
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -78,6 +79,7 @@ class Config:
     told: dict[int, int] | None = None
     resume: bool = True
     limit: float | None = None
+    nested: dict[str, int] = field(default_factory=dict)
 
 received = []
 
@@ -107,22 +109,7 @@ def sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 
 def test_flags_become_the_fields_of_a_dataclass(sample: list[object]) -> None:
-    words = [
-        "do",
-        "--dataset",
-        "a/b",
-        "--tasks",
-        "1",
-        "4",
-        "--loss",
-        "l2",
-        "--told",
-        "1=8",
-        "4=1",
-        "--no-resume",
-        "--limit",
-        "0.5",
-    ]
+    words = shlex.split("do --dataset a/b --tasks 1 4 --loss l2 --told 1=8 4=1 --no-resume --limit 0.5")
     assert main(words) == 0
     config = importlib.import_module("sample").Config
     expected = config(Path("a/b"), tasks=[1, 4], loss="l2", told={1: 8, 4: 1}, resume=False, limit=0.5)

@@ -198,6 +198,38 @@ def test_a_step_on_a_terminal_sees_a_terminal_and_its_bar_is_logged_once(tmp_pat
     assert (tmp_path / "out/logs/bar.log").read_text() == "step 8\nend\n"
 
 
+# Refuses a folder that it did not make, as lerobot-train does; killed once before and once after its first
+# checkpoint.
+TRAIN = """#!/bin/sh
+case "$*" in
+*--resume=true*) touch "${1#--config_path=}.resumed";;
+*) folder="${1#--output_dir=}"; mkdir "$folder" || exit 9
+   if [ -e "$folder/../once" ]; then
+     mkdir -p "$folder/checkpoints/last/pretrained_model"
+     touch "$folder/checkpoints/last/pretrained_model/train_config.json"
+   fi
+   touch "$folder/../once"; kill -9 $$;;
+esac
+"""
+
+
+def test_lerobot_train_is_told_to_resume_from_its_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "scripts/lerobot-train"
+    program.parent.mkdir()
+    program.write_text(TRAIN)
+    program.chmod(0o755)
+    monkeypatch.setattr("sysconfig.get_path", lambda _: str(program.parent))
+    run = "lerobot-train --output_dir={out}/expert"
+    recipe = write(tmp_path, {"expert": {"run": run, "outputs": ["{out}/expert/checkpoints/last"]}})
+    for _ in ("killed before there is a checkpoint", "killed after"):
+        with pytest.raises(UserError, match="exit code -9"):
+            run_recipe(recipe)
+    run_recipe(recipe)
+    assert (tmp_path / "out/expert/checkpoints/last/pretrained_model/train_config.json.resumed").exists()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

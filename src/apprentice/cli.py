@@ -21,6 +21,11 @@ COMMANDS = {
         "apprentice.libero.collect:collect",
         "apprentice.libero.collect:collect",
     ),
+    "scenes": (
+        "draw the scenes, with their truth, that the nano VLM learns from",
+        "apprentice.vlm.nano.scenes:generate",
+        "apprentice.vlm.nano.scenes:generate",
+    ),
     "pretrain-vlm": (
         "pre-train the nano VLM on generated scenes",
         "apprentice.vlm.nano.pretrain:PretrainConfig",

@@ -51,8 +51,8 @@ def add_flags(parser: argparse.ArgumentParser, place: str) -> None:
 def parameters(place: str) -> list[Parameter]:
     """The parameters of a function, or the fields of a dataclass, at "module:name".
 
-    Defaults must be literals or constants of the same module, descriptions stand in the docstring's `Args:`
-    or `Attributes:`. Raises KeyError, NameError or ValueError otherwise.
+    Nested dataclasses are left out. Defaults must be literals or constants of the same module, descriptions
+    stand in the docstring's `Args:` or `Attributes:`. Raises KeyError, NameError or ValueError otherwise.
     """
     module, _, name = place.partition(":")
     spec = importlib.util.find_spec(module)
@@ -76,8 +76,9 @@ def parameters(place: str) -> list[Parameter]:
         )
         found = [(a.arg, a.annotation, default) for a, default in zip(plain + named, defaults, strict=True)]
     texts = described(ast.get_docstring(node) or "")
+    flat = [(name, annotation, default) for name, annotation, default in found if not _is_nested(default)]
     return [
-        Parameter(n, _kind(kind), _value(default, constants), texts.get(n, "")) for n, kind, default in found
+        Parameter(n, _kind(kind), _value(default, constants), texts.get(n, "")) for n, kind, default in flat
     ]
 
 
@@ -99,6 +100,11 @@ def _kind(annotation: ast.expr | None) -> Any:
     if annotation is None:
         raise ValueError("a parameter without annotation makes no flag")
     return eval(ast.unparse(annotation), {"Path": Path, "Literal": typing.Literal})
+
+
+def _is_nested(default: ast.expr | None) -> bool:
+    """Whether a field holds a dataclass of its own, made by `field(default_factory=...)`: that makes no flag."""
+    return isinstance(default, ast.Call)
 
 
 def _value(default: ast.expr | None, constants: dict[str, ast.expr]) -> Any:

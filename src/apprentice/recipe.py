@@ -40,6 +40,7 @@ ROOMS = ["data", "libero", "experts", "vlm", "policy", "distill", "evaluate", "s
 # others.
 ROOM_OF = {
     "apprentice collect": "libero",
+    "apprentice scenes": "vlm",
     "apprentice pretrain-vlm": "vlm",
     "apprentice align": "distill",
     "apprentice finetune": "distill",
@@ -118,7 +119,9 @@ def run_recipe(path: Path | str, out: Path | str | None = None, force: list[str]
         for number, step in enumerate(recipe.steps, 1):
             label = f"[{number}/{len(names)}] {step.name}"
             _run_step(step, label, recipe.out, step.name in (force or []), resume, lock)
-    _say(f"{recipe.name}: done in {clock(time.monotonic() - start)}; see {', '.join(recipe.steps[-1].outputs)}")
+    _say(
+        f"{recipe.name}: done in {clock(time.monotonic() - start)}; see {', '.join(recipe.steps[-1].outputs)}"
+    )
 
 
 def clock(seconds: float) -> str:
@@ -153,11 +156,13 @@ def _run_step(step: Step, label: str, out: Path, force: bool, resume: str, lock:
     environment["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
     advice = f"log: {log}; to resume: {resume}"
     try:
-        code = run_logged(step.command, log, environment, keep=lock)
+        code = run_logged(_continued(step.command), log, environment, keep=lock)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted in step {step.name}; {advice}") from None
     except FileNotFoundError:
-        raise UserError(f"step {step.name}: expected a command, found no {step.command[0]}; {advice}") from None
+        raise UserError(
+            f"step {step.name}: expected a command, found no {step.command[0]}; {advice}"
+        ) from None
     finally:
         state["seconds"] += time.monotonic() - start
         write_json(state_file, state)
@@ -171,7 +176,9 @@ def _run_step(step: Step, label: str, out: Path, force: bool, resume: str, lock:
 
 def _step(name: str, given: Any, out: str) -> Step:
     _expect_keys(given, {"run": str, "inputs": list, "outputs": list}, f"step {name}", required={"run"})
-    inputs, outputs = ([str(p).replace("{out}", out) for p in given.get(k, [])] for k in ("inputs", "outputs"))
+    inputs, outputs = (
+        [str(p).replace("{out}", out) for p in given.get(k, [])] for k in ("inputs", "outputs")
+    )
     step = Step(name, given["run"].replace("{out}", out), inputs, outputs)
     if not step.command:
         raise UserError(f"step {name}: expected a command under run, found nothing")
@@ -206,6 +213,20 @@ def _code(command: list[str]) -> str:
     return fingerprint(*sources)
 
 
+def _continued(command: list[str]) -> list[str]:
+    """The command that goes on: our own do so by themselves, lerobot-train has to be told, and refuses a
+    begun folder.
+    """
+    folders = [word.partition("=")[2] for word in command if word.startswith("--output_dir=")]
+    if command[0] != "lerobot-train" or not folders:
+        return command
+    config = Path(folders[0], "checkpoints", "last", "pretrained_model", "train_config.json")
+    if config.exists():
+        return [command[0], f"--config_path={config}", "--resume=true"]
+    _delete(Path(folders[0]))
+    return command
+
+
 def _delete(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
@@ -223,7 +244,9 @@ def _only_one(out: Path) -> Iterator[int]:
     try:
         while not _locked(descriptor):
             if time.monotonic() > deadline:
-                raise UserError(f"expected {out} to be free, found another run at work in it; fix: stop that one")
+                raise UserError(
+                    f"expected {out} to be free, found another run at work in it; fix: stop that one"
+                )
             time.sleep(0.1)
         yield descriptor
     finally:
