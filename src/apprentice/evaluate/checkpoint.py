@@ -41,9 +41,10 @@ class Checkpoint:
     """A policy with its processors, loaded offline onto `device`."""
 
     def __init__(self, name: str, folder: Path, device: torch.device):
-        import lerobot_policy_apprentice  # noqa: F401  registers our policies with LeRobot
         from lerobot.configs import PreTrainedConfig
         from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+
+        import lerobot_policy_apprentice  # noqa: F401  registers our policies with LeRobot
 
         self.name = name
         config: Any = PreTrainedConfig.from_pretrained(folder)

@@ -176,7 +176,8 @@ def success_rows(episodes: Iterable[Episode]) -> list[Row]:
     rows = []
     for policy in dict.fromkeys(e.policy for e in episodes):
         own = [e for e in episodes if e.policy == policy]
-        for task in (ALL, *sorted({e.task for e in own})):
+        indices: list[int | str] = [ALL, *sorted({e.task for e in own})]
+        for task in indices:
             group = [e for e in own if task in (ALL, e.task)]
             successes = sum(e.success for e in group)
             low, high = wilson(successes, len(group))

@@ -8,12 +8,13 @@ import multiprocessing
 import os
 import signal
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.pool import Pool
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -27,7 +28,8 @@ from apprentice.evaluate.results import Episode, Evaluation, append_episode, dro
 from apprentice.evaluate.video import encode
 from apprentice.files import replacing
 from apprentice.libero.env import SETTLE_STEPS, LiberoEnv
-from apprentice.libero.suites import SUITES, initial_states, tasks as suite_tasks
+from apprentice.libero.suites import SUITES, initial_states
+from apprentice.libero.suites import tasks as suite_tasks
 from apprentice.progress import Meter
 
 CAMERA = "observation.images.image"
@@ -46,14 +48,23 @@ def evaluate(
     *,
     workers: int = 2,
     told: dict[int, int] | None = None,
-    render: str = "fast",
+    render: Literal["fast", "exact"] = "fast",
     size: int = 128,
     max_steps: int | None = None,
 ) -> list[Episode]:
-    """Run every policy on initial states 0 .. episodes - 1 of each task; finished episodes in `out_dir` are kept.
+    """Run policies in closed loop on a benchmark's initial states; every finished episode is kept in `out_dir`.
 
-    `policies` are LeRobot checkpoint folders by name. `told={1: 8}` is the language probe: the scene and the initial
-    states of task 1, and the instruction of task 8. `max_steps` replaces the suite's own limit.
+    Args:
+        policies: LeRobot checkpoint folders by name.
+        suite: name of the LIBERO suite.
+        tasks: indices of its tasks.
+        episodes: initial states 0 .. episodes - 1 of each task are run, the same ones for every policy.
+        out_dir: folder of the evaluation; one that was begun there is continued.
+        workers: processes.
+        told: language probe instead: 1=8 sets up task 1 (scene, initial states) and gives the instruction of task 8.
+        render: "fast" draws simplified meshes, "exact" those of the benchmark.
+        size: height and width of the images (px).
+        max_steps: actions before an episode counts as failed, instead of the suite's own limit.
 
     Raises UserError if a checkpoint does not fit, a policy's actions are unusable, or a worker process dies.
     """
@@ -114,10 +125,8 @@ def _check(protocol: Protocol) -> None:
 
 def _run(jobs: list[Job], evaluation: Evaluation, workers: int) -> None:
     """Run jobs in a pool and write each episode down as it ends."""
-    successes, done = defaultdict(int), defaultdict(int)
-    for episode in evaluation.episodes:
-        successes[episode.policy] += episode.told_success
-        done[episode.policy] += 1
+    done = Counter(episode.policy for episode in evaluation.episodes)
+    successes = Counter(episode.policy for episode in evaluation.episodes if episode.told_success)
     total = len(evaluation.wanted)
     meter = Meter(f"evaluate {evaluation.protocol.suite}", total, total - len(jobs))
     try:
@@ -131,9 +140,9 @@ def _run(jobs: list[Job], evaluation: Evaluation, workers: int) -> None:
                 done[episode.policy] += 1
                 meter.advance(note="  ".join(f"{name} {successes[name]}/{done[name]}" for name in done))
     except KeyboardInterrupt:
-        raise UserError(
+        raise KeyboardInterrupt(
             f"stopped with {meter.done} of {total} episodes done, all of them kept in {evaluation.folder}; "
-            "fix: run the same command again, it goes on from there"
+            "run the same command again to go on from there"
         ) from None
 
 
@@ -207,7 +216,8 @@ def run_episode(job: Job) -> tuple[Episode, bytes | None]:
     policy.reset(protocol.seed + job.init_state)
     clock.lap("reset")
     success = told_success = False
-    steps, actions, frames = 0, np.empty((0, 7)), []
+    steps, frames = 0, []
+    actions: np.ndarray = np.empty((0, 7))
     while steps < protocol.step_limit and not (success or told_success):
         if not len(actions):
             observation = env.observe()
@@ -222,19 +232,22 @@ def run_episode(job: Job) -> tuple[Episode, bytes | None]:
         clock.lap("physics")
 
     episode = Episode(
-        job.policy,
-        job.checkpoint,
-        protocol.conditions,
-        protocol.suite,
-        job.task,
-        job.told,
-        job.init_state,
-        instruction,
-        success,
-        told_success,
-        steps,
-        round(clock.total, 3),
-        *(round(clock.seconds[part], 3) for part in ("reset", "policy", "render", "physics")),
+        policy=job.policy,
+        checkpoint=job.checkpoint,
+        conditions=protocol.conditions,
+        suite=protocol.suite,
+        task=job.task,
+        told=job.told,
+        init_state=job.init_state,
+        instruction=instruction,
+        success=success,
+        told_success=told_success,
+        steps=steps,
+        seconds=round(sum(clock.seconds.values()), 3),
+        reset_seconds=round(clock.seconds["reset"], 3),
+        policy_seconds=round(clock.seconds["policy"], 3),
+        render_seconds=round(clock.seconds["render"], 3),
+        physics_seconds=round(clock.seconds["physics"], 3),
         video=None,
     )
     if told_success and job.init_state >= FILMED:
@@ -256,7 +269,3 @@ class Stopwatch:
         now = time.perf_counter()
         self.seconds[part] += now - self._last
         self._last = now
-
-    @property
-    def total(self) -> float:
-        return sum(self.seconds.values())

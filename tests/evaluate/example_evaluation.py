@@ -1,0 +1,81 @@
+"""An evaluation's folders as `evaluate` and the training stages write them, with outcomes that are known."""
+
+import json
+
+import numpy as np
+
+from apprentice.evaluate.protocol import Protocol
+from apprentice.evaluate.results import Episode, Evaluation, PolicyCard, append_episode
+from apprentice.evaluate.video import encode
+from apprentice.files import write_json
+from apprentice.libero.suites import tasks
+
+TASKS = (1, 4, 8)
+EPISODES = 20
+FAILS = {  # policy: the initial states that fail, by task
+    "expert": {1: [3, 4, 11], 4: [], 8: [0, 19]},
+    "only-ft": {1: [2, 5, 6, 7], 4: [9], 8: [1, 3, 8, 10]},
+    "two-stage": {1: [4], 4: [9, 12], 8: []},
+}
+N_ACTION_STEPS = 4
+
+
+def moving_square(seconds: float, colour: tuple[int, int, int]) -> list[np.ndarray]:
+    frames = []
+    for t in range(int(seconds * 5)):
+        frame = np.full((128, 128, 3), (206, 196, 180), np.uint8)
+        frame[50:78, 8 + 2 * t % 90 : 36 + 2 * t % 90] = colour
+        frames.append(frame)
+    return frames
+
+
+def write_evaluation(folder, told=(), fails=FAILS):
+    protocol = Protocol.with_installed_versions(
+        suite="libero_goal", tasks=TASKS, episodes=EPISODES, told=told, step_limit=300, image_size=128, render="fast"
+    )
+    cards = {name: PolicyCard("apprentice", f"{n:016x}", N_ACTION_STEPS) for n, name in enumerate(fails)}
+    evaluation = Evaluation(folder, protocol, cards, [])
+    evaluation.save()
+    films = {True: encode(moving_square(6, (60, 120, 70)), 10), False: encode(moving_square(15, (150, 50, 40)), 10)}
+    (folder / "videos").mkdir()
+    for name, checkpoint, conditions, task, other, state in evaluation.wanted:
+        done = state not in fails[name][task]
+        video = f"{name}-{task}-{other}-{state}.mp4" if state < 2 or not done else None
+        if video:
+            (folder / "videos" / video).write_bytes(films[done])
+        episode = Episode(
+            policy=name,
+            checkpoint=checkpoint,
+            conditions=conditions,
+            suite="libero_goal",
+            task=task,
+            told=other,
+            init_state=state,
+            instruction=tasks("libero_goal")[other].instruction,
+            success=done if task == other else not done and state % 2 == 0,
+            told_success=done,
+            steps=100 + state if done else 300,
+            seconds=2.25,
+            reset_seconds=0.25,
+            policy_seconds=0.5,
+            render_seconds=0.5,
+            physics_seconds=1.0,
+            video=video,
+        )
+        append_episode(evaluation.log, episode)
+    return folder
+
+
+def write_run(folder, stage, seconds, final, trainable):
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    steps = np.arange(0, 1500, 10)
+    loss = (final + 0.6 * np.exp(-steps / 150)) * np.exp(rng.normal(0, 0.12, len(steps)))
+    lines = [
+        {"step": int(s), "seconds": seconds * s / 1500, "samples": int(s + 1) * 64, "loss": float(v)}
+        for s, v in zip(steps, loss, strict=True)
+    ]
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    cost = {"stage": stage, "seconds": seconds, "samples": 96000, "trainable_parameters": trainable}
+    write_json(folder / "cost.json", {**cost, "total_parameters": 9_130_000})
+    return folder

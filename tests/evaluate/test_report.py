@@ -1,0 +1,148 @@
+import json
+import re
+import shutil
+from dataclasses import replace
+
+import pytest
+from example_evaluation import EPISODES, FAILS, TASKS
+
+from apprentice.errors import UserError
+from apprentice.evaluate.findings import findings, percent
+from apprentice.evaluate.intervals import wilson
+from apprentice.evaluate.report import duration, thousands, write_report
+from apprentice.evaluate.results import ProbeRow, Row, success_rows
+
+REMOTE = re.compile(r"""(?:src|href|url|@import|fetch|import)\s*[=(]?\s*["']?(?:https?:)?//""")
+
+
+def row(policy, successes, episodes=60):
+    return Row(policy, "libero_goal", "all", episodes, successes, *wilson(successes, episodes), 1.0)
+
+
+@pytest.fixture(scope="session")
+def report(folders, tmp_path_factory):
+    out = tmp_path_factory.mktemp("report") / "report.html"
+    write_report(out, **folders)
+    return out
+
+
+def test_results_json_is_the_list_that_was_asked_for(report):
+    results = json.loads((report.parent / "results.json").read_text())
+    assert len(results) == len(FAILS) * (1 + len(TASKS))
+    for entry in results:
+        assert list(entry) == ["policy", "suite", "task", "episodes", "successes", "low95", "high95", "seconds"]
+        tasks = TASKS if entry["task"] == "all" else [entry["task"]]
+        fails = sum(len(FAILS[entry["policy"]][task]) for task in tasks)
+        assert entry["episodes"] == EPISODES * len(tasks)
+        assert entry["successes"] == entry["episodes"] - fails
+        assert (entry["low95"], entry["high95"]) == wilson(entry["successes"], entry["episodes"])
+
+
+def test_chromium_shows_the_numbers_of_results_json(report, browser):
+    browser.get(report.as_uri())
+    for entry in json.loads((report.parent / "results.json").read_text()):
+        shown = f'#results tr[data-policy="{entry["policy"]}"][data-task="{entry["task"]}"]'
+        (line,) = browser.find_elements("css selector", shown)
+        fields = {e.get_attribute("data-field"): e for e in line.find_elements("css selector", "[data-field]")}
+        assert int(fields["successes"].text) == entry["successes"]
+        assert int(fields["episodes"].text) == entry["episodes"]
+        assert float(fields["low95"].text) == pytest.approx(100 * entry["low95"], abs=0.0501)
+        assert float(fields["high95"].text) == pytest.approx(100 * entry["high95"], abs=0.0501)
+        assert float(fields["seconds"].get_attribute("data-value")) == entry["seconds"]
+    for entry in json.loads((report.parent / "probe.json").read_text()):
+        shown = f'#probes tr[data-policy="{entry["policy"]}"][data-task="{entry["task"]}"]'
+        (line,) = browser.find_elements("css selector", shown)
+        for field in ("episodes", "did_told", "did_task", "did_neither"):
+            assert int(line.find_element("css selector", f"[data-field={field}]").text) == entry[field]
+    chart = browser.find_element("css selector", "#success svg").text
+    assert "57/60" in chart and "16/20" in chart
+
+
+def test_chromium_plays_every_film(report, browser):
+    browser.get(report.as_uri())
+    sizes = browser.execute_async_script("""
+        const done = arguments[arguments.length - 1];
+        Promise.all([...document.querySelectorAll("video")].map(video => new Promise(resolve => {
+            const answer = () => resolve([video.videoWidth, video.videoHeight, video.duration]);
+            video.readyState >= 1 ? answer() : (video.onloadedmetadata = answer, video.onerror = answer, video.load());
+        }))).then(done)""")
+    assert len(sizes) >= 3 * 3 + 12
+    assert all(width == height == 256 and 2 < seconds < 10 for width, height, seconds in sizes)
+    failures = browser.find_elements("css selector", "#failures figure")
+    assert len(failures) == 12
+    assert all("bowl" in failure.find_element("css selector", "q").text for failure in failures)
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+def test_chromium_finds_nothing_to_complain_about(report, browser, width):
+    view = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", view)
+    browser.get_log("browser"), browser.get_log("performance")
+    browser.get(report.as_uri())
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    assert browser.get_log("browser") == []
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    assert [url for url in asked if not url.startswith("data:")] == [report.as_uri()]
+
+
+def test_the_page_names_no_other_host(report):
+    assert not REMOTE.search(report.read_text())
+
+
+@pytest.mark.parametrize(
+    ("two_stage", "expert", "only_ft", "said", "unsaid"),
+    [
+        (57, 55, 51, ["no fewer than its expert", "only-ft did as well within the error"], ["made the difference"]),
+        (57, 58, 57, ["about as many as its expert", "only-ft did as well"], ["within the error"]),
+        (57, 57, 30, ["no fewer than its expert", "alignment made the difference"], ["did as well"]),
+        (30, 57, 57, ["fewer than its expert", "only-ft did better", "falls short"], ["no fewer"]),
+    ],
+)
+def test_findings_claim_no_more_than_the_episodes_allow(two_stage, expert, only_ft, said, unsaid):
+    rows = [row("expert", expert), row("only-ft", only_ft), row("two-stage", two_stage)]
+    text = " ".join(findings(rows, []))
+    assert text.startswith(f"Two-stage solves {two_stage} of 60 episodes")
+    assert all(phrase in text for phrase in said)
+    assert not any(phrase in text for phrase in unsaid)
+
+
+@pytest.mark.parametrize(
+    ("told", "usual", "said"),
+    [(18, 1, "It listens:"), (1, 18, "It does not listen:"), (0, 1, "keeps it from"), (11, 8, "not listen reliably")],
+)
+def test_findings_on_language(told, usual, said):
+    probe = ProbeRow("two-stage", "libero_goal", 1, 8, 20, told, usual, 20 - told - usual, *wilson(told, 20))
+    assert said in findings([row("two-stage", 50)], [probe])[-1]
+
+
+def test_nothing_is_rounded_to_certainty():
+    assert [percent(x).replace("\u00a0", " ") for x in (0, 0.001, 0.5, 0.996, 1)] == [
+        "0 %",
+        "0.1 %",
+        "50 %",
+        "99.6 %",
+        "100 %",
+    ]
+    assert [duration(s) for s in (2.25, 45, 254, 6000)] == ["2.2 s", "45 s", "4 min", "1 h 40 min"]
+    assert thousands(9130000) == "9\u202f130\u202f000"
+
+
+def test_episodes_of_another_checkpoint_or_told_another_task_do_not_count(folders):
+    from apprentice.evaluate.results import Evaluation, append_episode
+
+    folder = folders["evaluation"].parent / "copy"
+    shutil.copytree(folders["evaluation"], folder)
+    before = Evaluation.load(folder)
+    append_episode(before.log, replace(before.episodes[0], checkpoint="older"))
+    append_episode(before.log, replace(before.episodes[0], conditions="other"))
+    append_episode(before.log, before.episodes[0])
+    assert Evaluation.load(folder).episodes == before.episodes
+    assert success_rows([replace(e, told=8) for e in before.episodes if e.task == 1]) == []
+
+
+def test_missing_pieces_are_named(folders, tmp_path):
+    with pytest.raises(UserError, match="expected an evaluation in"):
+        write_report(tmp_path / "r.html", tmp_path)
+    with pytest.raises(UserError, match=r"stage align: .* found no cost.json"):
+        write_report(tmp_path / "r.html", folders["evaluation"], runs={"align": tmp_path})
