@@ -1,0 +1,1 @@
+"""Seer: our own small expert, a LeRobot policy of type `seer`."""
