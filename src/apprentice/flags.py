@@ -103,7 +103,7 @@ def _kind(annotation: ast.expr | None) -> Any:
 
 
 def _is_nested(default: ast.expr | None) -> bool:
-    """Whether a field holds a dataclass of its own, made by `field(default_factory=...)`: it makes no flag."""
+    """Whether a field holds a dataclass of its own, made by a `field(...)`: it makes no flag."""
     return isinstance(default, ast.Call)
 
 
