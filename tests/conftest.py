@@ -4,3 +4,29 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+
+from tests import support  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LeRobotDataset of 36 frames in 3 episodes, two cameras, two instructions."""
+    return support.make_dataset(tmp_path_factory.mktemp("data") / "small")
+
+
+@pytest.fixture(scope="session")
+def small_expert(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint folder of a small Seer with random weights."""
+    from apprentice.data.dataset import open_dataset
+
+    return support.make_expert(tmp_path_factory.mktemp("expert") / "seer", open_dataset(small_dataset))
+
+
+@pytest.fixture(scope="session")
+def small_vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small SmolVLM with random weights."""
+    return support.make_vlm(tmp_path_factory.mktemp("vlm") / "smolvlm")

@@ -101,6 +101,7 @@ def train(policy: ApprenticePolicy, samples: Samples, schedule: Schedule, run: P
     rank, world = accelerator.process_index, accelerator.num_processes
     start = saved = time.monotonic()
     policy.train()
+    note = ""
     with (run / "log.jsonl").open("a") as log, Meter(policy.config.stage, schedule.steps, first) as meter:
         for step in range(first, schedule.steps):
             index = order(step, schedule.batch_size, len(samples), schedule.seed)[rank::world]
@@ -127,7 +128,8 @@ def train(policy: ApprenticePolicy, samples: Samples, schedule: Schedule, run: P
                 }
                 log.write(json.dumps(entry | parts) + "\n")
                 log.flush()
-            meter.advance(note=f"loss {value:.4f}")
+                note = f"loss {value:.4f}"
+            meter.advance(note=note)
             if accelerator.is_main_process and (now - saved > SAVE_EVERY or step + 1 == schedule.steps):
                 save(policy, run, optimizer, step + 1, seconds, last=step + 1 == schedule.steps)
                 saved = time.monotonic()

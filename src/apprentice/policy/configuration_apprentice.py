@@ -99,6 +99,7 @@ class ApprenticeConfig(PreTrainedConfig):
     def adopt(self, expert: ActionExpert) -> None:
         """Take over the shape of the expert's latents and the recipe of its decoder."""
         self.chunk_size, self.latent_dim = expert.horizon, expert.latent_dim
+        self.n_action_steps = self.n_action_steps or expert.horizon
         self.decoder_kind, self.decoder_settings = expert.kind, dict(expert.decoder.settings)
 
     @property

@@ -87,7 +87,7 @@ class ApprenticePolicy(PreTrainedPolicy):
             self.vlm = VLM.from_config(checkpoint / "vlm")
         hidden, latent = self.vlm.hidden_size, config.latent_dim
         self.state_encoder = StateEncoder(state_dim, config.gripper_state_dims, hidden)
-        scale = float(self.vlm.model.get_input_embeddings().weight.std())
+        scale = self.vlm.model.get_input_embeddings().weight.detach().std()
         self.action_tokens = nn.Parameter(torch.randn(config.chunk_size, hidden) * scale)
         self.mapper = nn.Sequential(
             nn.Linear(hidden, latent),

@@ -118,9 +118,8 @@ class VLM(nn.Module):
 
     def pixels(self, images: Tensor) -> dict[str, Tensor]:
         """Preprocess images (B, N, 3, h, w), uint8, into what the vision tower reads."""
-        inputs = self._process([list(row) for row in images.cpu()], [self._chat("", images.shape[1])] * len(images))
-        drop = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
-        return {key: value.to(self.device) for key, value in inputs.items() if key not in drop}
+        inputs = self.processor.image_processor(images=[list(row) for row in images.cpu()], return_tensors="pt")
+        return {key: value.to(self.device) for key, value in inputs.items()}
 
     def image_tokens(self, images: Tensor) -> Tensor:
         """Encode images (B, N, 3, h, w), uint8, into the language model's tokens (B, N * tokens an image, H)."""

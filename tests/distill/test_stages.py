@@ -1,0 +1,126 @@
+"""Both stages on a small real dataset: what trains, what stays, what survives a kill."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from apprentice.data.dataset import open_dataset
+from apprentice.distill.stages import StageConfig, align, finetune
+from apprentice.distill.trainer import decay, order
+from apprentice.errors import UserError
+from apprentice.policy.modeling_apprentice import ApprenticePolicy
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("APPRENTICE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def config(small_dataset: Path, small_expert: Path, small_vlm: Path, tmp_path: Path) -> StageConfig:
+    paths = {"dataset": small_dataset, "expert": small_expert, "vlm": small_vlm, "out": tmp_path / "run"}
+    return StageConfig(**{k: str(v) for k, v in paths.items()}, steps=6, batch_size=8)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
+    assert before.keys() == after.keys()
+    return {key for key in before if not torch.equal(before[key], after[key])}
+
+
+def test_align_moves_ours_alone_and_finetune_spares_vision_and_head(config: StageConfig, tmp_path: Path) -> None:
+    start = dataclasses.replace(config, steps=0, out=str(tmp_path / "start"))
+    untouched = ApprenticePolicy.from_pretrained(align(dataclasses.replace(start, steps=1, learning_rate=0.0)))
+    aligned = align(config)
+    ours = changed(untouched.state_dict(), ApprenticePolicy.from_pretrained(aligned).state_dict())
+    assert {name.split(".")[0] for name in ours} == {"action_tokens", "state_encoder", "mapper"}
+
+    tuned = finetune(dataclasses.replace(config, student=str(aligned), out=str(tmp_path / "tuned")))
+    moved = changed(weights(aligned), weights(tuned))
+    assert {name.split(".")[0] for name in moved} == {"action_tokens", "state_encoder", "mapper", "decoder", "vlm"}
+    language = {name for name in moved if name.startswith("vlm")}
+    assert all(".text_model." in name and "embed_tokens" not in name for name in language)
+    frozen = {name for name in weights(tuned) if name.startswith("vlm")} - language
+    assert any("vision_model" in name for name in frozen) and any("connector" in name for name in frozen)
+
+
+def test_alignment_loss_falls_and_log_and_cost_tell_it(config: StageConfig) -> None:
+    align(dataclasses.replace(config, steps=60, learning_rate=3e-3))
+    log = [json.loads(line) for line in (Path(config.out) / "log.jsonl").read_text().splitlines()]
+    assert log[-1]["loss"] < 0.7 * log[0]["loss"]
+    cost = json.loads((Path(config.out) / "cost.json").read_text())
+    policy = ApprenticePolicy.from_pretrained(Path(config.out) / "checkpoint")
+    policy.set_stage("align")
+    assert cost["trainable_parameters"] == sum(p.numel() for p in policy.parameters() if p.requires_grad)
+    assert cost["samples"] == 60 * 8
+
+
+def test_cached_batches_give_the_loss_of_uncached_ones(config: StageConfig) -> None:
+    from apprentice.distill.cache import cached
+    from apprentice.distill.trainer import Samples
+
+    policy = ApprenticePolicy.from_pretrained(align(config))
+    dataset = open_dataset(config.dataset)
+    samples = Samples(dataset, policy.config.chunk_size, cached(policy, dataset, latents=True), policy.vlm.device)
+    index = np.array([0, 13, 30])
+    items = [dataset[int(i)] for i in index]
+    raw = {key: torch.stack([item[key] for item in items]) for key in policy.config.image_features}
+    raw |= {"observation.state": torch.stack([item["observation.state"] for item in items])}
+    raw |= {"task": [item["task"] for item in items]}
+    with torch.no_grad():
+        cached_loss, whole_loss = policy(samples[index])[0], policy(raw)[0]
+    assert torch.isclose(cached_loss, whole_loss, rtol=1e-2)  # image tokens are kept in bfloat16
+
+
+@pytest.mark.parametrize("stage", ["align", "finetune"])
+def test_a_killed_run_ends_like_one_that_was_not(config: StageConfig, tmp_path: Path, stage: str) -> None:
+    run = {"align": align, "finetune": finetune}[stage]
+    config = dataclasses.replace(config, steps=60)
+    whole = run(config)
+    other = dataclasses.replace(config, out=str(tmp_path / "killed"))
+    program = (
+        "import sys, json; from apprentice.distill import stages, trainer; trainer.SAVE_EVERY = 0.1;"
+        f"stages.{stage}(stages.StageConfig(**json.loads(sys.argv[1])))"
+    )
+    command = [sys.executable, "-c", program, json.dumps(dataclasses.asdict(other))]
+    process = subprocess.Popen(command, env=os.environ)
+    state = Path(other.out) / "checkpoint" / "training_state" / "progress.json"
+    while not state.exists():
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (Path(other.out) / "cost.json").exists()
+    assert changed(weights(whole), weights(run(other))) == set()
+    steps = [json.loads(line)["step"] for line in (Path(other.out) / "log.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps)) and steps[-1] == 59
+
+
+def test_another_configuration_may_not_go_on_in_the_same_folder(config: StageConfig) -> None:
+    align(config)
+    with pytest.raises(UserError, match="steps was 6 and is 7"):
+        align(dataclasses.replace(config, steps=7))
+
+
+def test_every_epoch_sees_every_sample_once() -> None:
+    chain = np.concatenate([order(step, 4, 10, seed=3) for step in range(5)])
+    assert sorted(chain[:10]) == sorted(chain[10:]) == list(range(10))
+    assert list(chain[:10]) != list(chain[10:])
+
+
+def test_learning_rate_warms_up_and_falls_to_zero() -> None:
+    rate = decay(100)
+    assert rate(0) == pytest.approx(0.1) and rate(9) == 1.0 and rate(55) == pytest.approx(0.5) and rate(100) == 0.0
