@@ -9,7 +9,7 @@ import importlib.util
 import re
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,7 @@ def described(docstring: str) -> dict[str, str]:
 def _kind(annotation: ast.expr | None) -> Any:
     if annotation is None:
         raise ValueError("a parameter without annotation makes no flag")
-    return eval(ast.unparse(annotation), {"Path": Path, "Literal": typing.Literal})
+    return eval(ast.unparse(annotation), {"Path": Path, "Literal": typing.Literal, "Sequence": Sequence})
 
 
 def _is_nested(default: ast.expr | None) -> bool:
@@ -126,7 +126,7 @@ def _options(kind: Any) -> dict[str, Any]:
         return {"choices": inner}
     if origin is dict:
         return {"nargs": "*", "action": _Pairs, "type": _pair(*inner), "metavar": "KEY=VALUE"}
-    if origin in (list, tuple):
+    if origin in (list, tuple, Sequence):
         return {"nargs": "*", "type": inner[0], "metavar": inner[0].__name__.upper()}
     return {"type": kind, "metavar": kind.__name__.upper()}
 
