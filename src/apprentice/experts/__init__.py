@@ -20,7 +20,7 @@ def load_expert(path: Path | str, device: torch.device) -> ActionExpert:
     if not config.is_file():
         raise UserError(
             f"expected an expert's checkpoint folder, found no {config}; "
-            "fix: name the folder that holds config.json and model.safetensors (lerobot-train calls it pretrained_model)"
+            "fix: name the folder with config.json and model.safetensors (lerobot-train calls it pretrained_model)"
         )
     kind = json.loads(config.read_text()).get("type")
     if kind not in EXPERTS:

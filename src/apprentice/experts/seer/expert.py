@@ -37,4 +37,6 @@ class SeerExpert(ActionExpert):
 
     def action_affine(self) -> tuple[Tensor, Tensor]:
         stats = {k: torch.as_tensor(v) for k, v in self.postprocessor.steps[0].stats["action"].items()}
-        return (stats["max"] + stats["min"]) / 2, (stats["max"] - stats["min"]) / 2
+        span = stats["max"] - stats["min"]
+        scale = torch.where(span == 0, 1e-8, span) / 2  # LeRobot's own way out where an action never changes
+        return stats["min"] + scale, scale

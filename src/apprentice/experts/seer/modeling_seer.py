@@ -10,6 +10,7 @@ hashed words that of the frozen CLIP text encoder (so nothing is downloaded), an
 import re
 import zlib
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from apprentice.data.contract import FILE as CONTRACT
+from apprentice.data.contract import Contract
 from apprentice.experts.base import ActionDecoder, Batch
 from apprentice.experts.seer.configuration_seer import GRIPPER_STATES, IMAGE_STRIDE, SeerConfig
 
@@ -145,22 +148,26 @@ def augment(images: Tensor, shift: int, jitter: float) -> Tensor:
 
 
 class SeerPolicy(PreTrainedPolicy):
-    """LeRobot policy `seer`. Batches are normalised by its processors; images (B, 3, H, W) are in [0, 1]."""
+    """LeRobot policy `seer`. Batches are normalised by its processors; images (B, 3, H, W) are in [0, 1].
+
+    The contract of the dataset that it was trained on goes into its checkpoint.
+    """
 
     config_class = SeerConfig
     name = "seer"
     _fsdp_wrap_modules = ("TransformerEncoderLayer",)
 
-    def __init__(self, config: SeerConfig, **kwargs: Any):
+    def __init__(self, config: SeerConfig, dataset_meta: Any = None, **kwargs: Any):
         super().__init__(config)
         config.validate_features()
+        self.contract = Contract.of_dataset(dataset_meta.root) if dataset_meta else Contract()
         self.config: SeerConfig = config
         assert config.robot_state_feature and config.action_feature
         width = config.width
         _, height, breadth = next(iter(config.image_features.values())).shape
         tokens = (height // IMAGE_STRIDE) * (breadth // IMAGE_STRIDE)
 
-        self.visual = VisualEncoder(width).to(memory_format=torch.channels_last)
+        self.visual = VisualEncoder(width)
         self.places = nn.Parameter(0.02 * torch.randn(len(config.image_features), tokens, width))
         self.arm_state = nn.Linear(config.robot_state_feature.shape[0] - GRIPPER_STATES, width)
         self.gripper_state = nn.Linear(GRIPPER_STATES, width)
@@ -178,6 +185,20 @@ class SeerPolicy(PreTrainedPolicy):
         self.norm = nn.LayerNorm(width)
         self.decoder = SeerDecoder(width, config.action_feature.shape[0], config.gripper_weight)
         self.reset()
+
+    def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
+        super()._save_pretrained(save_directory, state_dict)
+        self.contract.having(horizon=self.config.chunk_size).save(save_directory)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_name_or_path: str | Path, **kwargs: Any) -> "SeerPolicy":  # type: ignore[override]
+        """Load a checkpoint, as LeRobot does, with its contract. Fine-tuning on other data checks that it fits."""
+        policy = super().from_pretrained(pretrained_name_or_path, **kwargs)
+        if (Path(pretrained_name_or_path) / CONTRACT).exists():
+            trained = Contract.load(pretrained_name_or_path)
+            trained.check(policy.contract, f"expert {pretrained_name_or_path}", "the dataset")
+            policy.contract = trained
+        return policy
 
     def get_optim_params(self) -> Any:
         return self.parameters()

@@ -1,0 +1,239 @@
+"""Seer: the decoder's loss against its formula, the policy as LeRobot runs it, and the cut into encoder and decoder."""
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lerobot.configs.types import FeatureType, PolicyFeature
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.policies.factory import make_pre_post_processors
+from lerobot.scripts import lerobot_train
+from torch.utils.data import default_collate
+
+from apprentice.data.contract import Contract
+from apprentice.errors import UserError
+from apprentice.experts import DECODERS, load_expert
+from apprentice.experts.seer.configuration_seer import SeerConfig
+from apprentice.experts.seer.modeling_seer import SeerDecoder, SeerPolicy, augment, hash_words
+
+CPU = torch.device("cpu")
+
+
+def config(**fields: object) -> SeerConfig:
+    image = PolicyFeature(FeatureType.VISUAL, (3, 64, 64))
+    inputs = {
+        "observation.images.image": image,
+        "observation.images.image2": image,
+        "observation.state": PolicyFeature(FeatureType.STATE, (8,)),
+    }
+    outputs = {"action": PolicyFeature(FeatureType.ACTION, (7,))}
+    return SeerConfig(**{"device": "cpu", "input_features": inputs, "output_features": outputs, **fields})
+
+
+def batch(size: int = 3) -> dict:
+    torch.manual_seed(1)
+    return {
+        "observation.images.image": torch.rand(size, 3, 64, 64),
+        "observation.images.image2": torch.rand(size, 3, 64, 64),
+        "observation.state": torch.randn(size, 8),
+        "action": torch.rand(size, 8, 7) * 2 - 1,
+        "action_is_pad": torch.arange(8).expand(size, 8) >= torch.tensor([8, 5, 1])[:size, None],
+        "task": ["put the bowl on the stove", "put the bowl on the plate", "open the drawer"][:size],
+    }
+
+
+def frames(root: Path, count: int = 5) -> dict:
+    dataset = LeRobotDataset("local/small", root=root, delta_timestamps={"action": [t / 20 for t in range(8)]})
+    return default_collate([dataset[i] for i in range(0, 4 * count, 4)])
+
+
+def test_loss_is_smooth_l1_and_weighted_cross_entropy_of_what_is_not_padding() -> None:
+    torch.manual_seed(0)
+    decoder, data = SeerDecoder(24, 7, gripper_weight=0.3), batch()
+    latents = torch.randn(3, 8, 24)
+    arm, logit = decoder.heads(latents)
+    arm_terms, gripper_terms = [], []
+    for b in range(3):
+        for t in range(8):
+            if data["action_is_pad"][b, t]:
+                continue
+            for i in range(6):
+                off = abs(arm[b, t, i].item() - data["action"][b, t, i].item())
+                arm_terms.append(off**2 / 2 if off < 1 else off - 0.5)
+            closes = (data["action"][b, t, 6].item() + 1) / 2
+            p = 1 / (1 + math.exp(-logit[b, t].item()))
+            gripper_terms.append(-closes * math.log(p) - (1 - closes) * math.log(1 - p))
+    assert len(gripper_terms) == 8 + 5 + 1
+    expected_arm, expected_gripper = sum(arm_terms) / len(arm_terms), sum(gripper_terms) / len(gripper_terms)
+    loss, parts = decoder.loss(latents, data)
+    assert parts["arm_loss"] == pytest.approx(expected_arm, rel=1e-5)
+    assert parts["gripper_loss"] == pytest.approx(expected_gripper, rel=1e-5)
+    assert loss.item() == pytest.approx(expected_arm + 0.3 * expected_gripper, rel=1e-5)
+
+
+def test_gripper_term_trains_and_padding_does_not() -> None:
+    decoder, data = SeerDecoder(24, 7, gripper_weight=0.01), batch()
+    latents = torch.randn(3, 8, 24, requires_grad=True)
+    decoder.loss(latents, data)[0].backward()
+    assert decoder.gripper.weight.grad is not None and decoder.gripper.weight.grad.abs().max() > 0
+    assert latents.grad is not None
+    assert (latents.grad[data["action_is_pad"]] == 0).all()
+    assert (latents.grad[~data["action_is_pad"]].abs().amax(-1) > 0).all()
+    del data["action_is_pad"]
+    assert torch.isfinite(decoder.loss(latents, data)[0])
+
+
+def test_gripper_is_decoded_to_open_or_closed_and_the_arm_stays_in_range() -> None:
+    actions = SeerDecoder(24, 7, 0.1).decode(10 * torch.randn(50, 8, 24))
+    assert set(actions[..., 6].unique().tolist()) == {-1.0, 1.0}
+    assert actions[..., :6].abs().max() <= 1
+
+
+def test_gradient_reaches_every_parameter() -> None:
+    policy = SeerPolicy(config()).train()
+    policy(batch())[0].backward()
+    missing = [n for n, p in policy.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert not missing
+
+
+def test_small_fast_and_told_apart_by_instruction_state_and_each_camera() -> None:
+    policy, data = SeerPolicy(config()).eval(), batch(2)
+    assert 2e6 < sum(p.numel() for p in policy.parameters()) < 3.5e6
+    with torch.no_grad():
+        before = policy.latents(data)
+        assert before.shape == (2, 8, 192)
+        for key in ("observation.images.image", "observation.images.image2", "observation.state", "task"):
+            swapped = data[key][::-1] if key == "task" else data[key].flip(0)
+            assert not torch.equal(policy.latents({**data, key: swapped}), before)
+        assert (before[:, 0] - before[:, 1]).abs().max() > 1e-3  # the queries differ
+
+
+def test_overfits_one_batch() -> None:
+    torch.manual_seed(0)
+    policy, data = SeerPolicy(config(shift=0, jitter=0.0, state_noise=0.0)).train(), batch()
+    data["action"][..., 6] = data["action"][..., 6].sign()
+    optimizer = torch.optim.AdamW(policy.get_optim_params(), lr=1e-3)
+    for _ in range(60):
+        loss = policy(data)[0]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    kept = ~data["action_is_pad"]
+    assert (policy.predict_action_chunk(data)[kept][:, 6] == data["action"][kept][:, 6]).all()
+    assert loss.item() < 0.05
+
+
+def test_augmentation_is_a_shift_with_repeated_edges() -> None:
+    images = torch.rand(4, 3, 32, 32)
+    assert torch.allclose(augment(images, 0, 0.0), images)
+    moved = augment(images, 4, 0.0)
+    padded = torch.nn.functional.pad(images, (4, 4, 4, 4), mode="replicate")
+    for before, after in zip(padded, moved, strict=True):
+        windows = (before[:, y : y + 32, x : x + 32] for y in range(9) for x in range(9))
+        assert any(torch.allclose(window, after) for window in windows)
+
+
+def test_words_hash_alike_everywhere() -> None:
+    ids = hash_words("Put the bowl, on the STOVE")
+    assert ids == hash_words("put the bowl on the stove") and len(ids) == 16
+    assert ids[:6] == [908, 634, 2382, 1333, 634, 457] and not any(ids[6:])
+    assert hash_words("word " * 40) == hash_words("word")[:1] * 16
+
+
+def test_select_action_looks_again_every_n_action_steps() -> None:
+    policy, data = SeerPolicy(config(n_action_steps=3)), batch(2)
+    other = {**data, "observation.state": data["observation.state"] + 1}
+    chunk, later = policy.predict_action_chunk(data), policy.predict_action_chunk(other)
+    taken = torch.stack([policy.select_action(d) for d in (data, other, other, other)], dim=1)
+    assert torch.equal(taken, torch.cat([chunk[:, :3], later[:, :1]], dim=1))
+
+
+@pytest.mark.parametrize(
+    ("fields", "word"),
+    [
+        ({"n_action_steps": 9}, "n_action_steps"),
+        ({"input_features": {"observation.state": PolicyFeature(FeatureType.STATE, (8,))}}, "images"),
+        ({"input_features": {"observation.images.a": PolicyFeature(FeatureType.VISUAL, (3, 60, 60))}}, "32 px"),
+        ({"input_features": {"observation.images.a": PolicyFeature(FeatureType.VISUAL, (3, 64, 64))}}, "state"),
+    ],
+)
+def test_what_does_not_fit_is_named(fields: dict, word: str) -> None:
+    with pytest.raises(UserError, match=rf"expected.*{word}.*found.*fix"):
+        SeerPolicy(config(**fields))
+
+
+def test_lerobot_train_writes_a_checkpoint_that_another_policy_reads_back(checkpoint: Path) -> None:
+    names = {p.name for p in checkpoint.iterdir()}
+    assert {"config.json", "model.safetensors", "policy_preprocessor.json", "policy_postprocessor.json"} <= names
+    policy = SeerPolicy.from_pretrained(checkpoint, strict=True)
+    again = SeerPolicy(policy.config).eval()
+    data = batch()
+    assert not torch.equal(again.latents(data), policy.latents(data))
+    again.load_state_dict(policy.state_dict())
+    assert torch.equal(again.latents(data), policy.latents(data))
+
+
+def test_training_resumes(run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    first, second = (run / "checkpoints" / step / "pretrained_model" for step in ("000001", "000002"))
+    straight = SeerPolicy.from_pretrained(second).state_dict()
+    resume = [f"--config_path={first / 'train_config.json'}", "--resume=true", f"--output_dir={run}"]
+    monkeypatch.setattr("sys.argv", ["lerobot-train", *resume])
+    lerobot_train.main()  # in this process: importing it all again would take most of a minute
+    resumed = SeerPolicy.from_pretrained(second).state_dict()
+    start = SeerPolicy.from_pretrained(first).state_dict()
+    assert any(not torch.equal(resumed[key], start[key]) for key in start)
+    assert all(torch.allclose(resumed[key], straight[key], atol=2e-3) for key in start)
+
+
+def test_expert_encodes_raw_frames_to_what_its_policy_acts_on(checkpoint: Path, small_dataset: Path) -> None:
+    expert, data = load_expert(checkpoint, CPU), frames(small_dataset)
+    latents = expert.encode(data)
+    assert latents.shape == (5, expert.horizon, expert.latent_dim) and not latents.requires_grad
+    policy = SeerPolicy.from_pretrained(checkpoint)
+    pre, post = make_pre_post_processors(policy.config, str(checkpoint))
+    actions = post(expert.decoder.decode(latents))
+    assert torch.equal(actions, post(policy.predict_action_chunk(pre(data))))
+    as_bytes = {k: (v * 255).round().byte() if k.startswith("observation.images") else v for k, v in data.items()}
+    assert torch.allclose(expert.encode(as_bytes), latents, atol=1e-5)
+    observation = {k: v for k, v in data.items() if k.startswith("observation.") or k == "task"}
+    assert torch.equal(expert.encode(observation), latents)
+
+
+def test_expert_normalises_with_its_own_statistics(checkpoint: Path, small_dataset: Path) -> None:
+    expert = load_expert(checkpoint, CPU)
+    offset, scale = expert.action_affine()
+    dataset = LeRobotDataset("local/small", root=small_dataset)
+    recorded = torch.stack([row["action"] for row in dataset.hf_dataset])
+    assert torch.allclose(offset - scale, recorded.min(0).values, atol=1e-6)
+    assert torch.allclose(offset + scale, recorded.max(0).values, atol=1e-6)
+    raw = frames(small_dataset)
+    policy = SeerPolicy.from_pretrained(checkpoint)
+    normalised = make_pre_post_processors(policy.config, str(checkpoint))[0](raw)["action"]
+    assert torch.allclose((raw["action"] - offset) / scale, normalised, atol=1e-5)
+
+
+def test_checkpoint_carries_the_contract_of_its_data(checkpoint: Path, small_dataset: Path) -> None:
+    contract = Contract.load(checkpoint)
+    assert contract == Contract.load(small_dataset / "meta").having(horizon=8)
+    other = SimpleNamespace(root=small_dataset.parent / "other")
+    contract.having(horizon=None, rotation=0).save(other.root / "meta")
+    with pytest.raises(UserError, match="rotation"):
+        SeerPolicy.from_pretrained(checkpoint, dataset_meta=other)
+
+
+def test_decoder_is_rebuilt_from_its_settings(checkpoint: Path) -> None:
+    expert = load_expert(checkpoint, CPU)
+    rebuilt = DECODERS[expert.kind](**expert.decoder.settings)
+    rebuilt.load_state_dict(expert.decoder.state_dict())
+    latents = torch.randn(2, expert.horizon, expert.latent_dim)
+    assert torch.equal(rebuilt.decode(latents), expert.decoder.decode(latents))
+
+
+def test_what_is_no_expert_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="checkpoint folder"):
+        load_expert(tmp_path, CPU)
+    (tmp_path / "config.json").write_text('{"type": "pi0"}')
+    with pytest.raises(UserError, match="pi0"):
+        load_expert(tmp_path, CPU)
