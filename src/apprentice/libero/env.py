@@ -56,6 +56,8 @@ class LiberoEnv:
         # Robosuite refreshes some 40 sensors in every physics step; we read the three that we need ourselves.
         self.control.env._observables = {}
         self.control.env._update_observables = self._watch
+        self._stepping = self._fresh = False
+        self.control.env.sim.forward, self.control.env.sim.step = self._forward, self._integrate
 
     def reset(self, *, seed: int, init_state: int | None = None, start_noise: float = 0.0) -> None:
         """Start an episode: fixtures and objects from `seed`, or objects and robot from a test state.
@@ -65,6 +67,8 @@ class LiberoEnv:
         """
         self.control.seed(seed)
         self.control.reset()
+        # Robosuite forgets it: the gripper would go on from where the last episode left it.
+        self._robot.gripper.current_action = np.zeros(self._robot.gripper.dof)
         if init_state is not None:
             if self._states is None:
                 self._states = initial_states(self.suite, self.task)
@@ -80,7 +84,11 @@ class LiberoEnv:
         """Run one action (7,) for 50 ms; says whether the goal holds now. Nothing is drawn."""
         self._substep = 0
         self._site_rgba = self.model.site_rgba.copy()
-        return bool(self.control.step(np.asarray(action, dtype=np.float64))[2])
+        self._stepping, self._fresh = True, False
+        try:
+            return bool(self.control.step(np.asarray(action, dtype=np.float64))[2])
+        finally:
+            self._stepping = False
 
     def observe(self) -> dict[str, np.ndarray]:
         """The observation of now: two images (H, W, 3) uint8 and the state (8,) float32."""
@@ -132,6 +140,23 @@ class LiberoEnv:
             self._renderer = None
         self.control.close()
 
+    def _forward(self) -> None:
+        """In place of robosuite's `sim.forward`, which it calls twice before each physics step.
+
+        `mj_step` begins with the same computation once more. MuJoCo cuts it in two where the controls come in, so
+        that it is done once (`mj_step1`, then `mj_step2`); the states are the same to the bit.
+        """
+        if not self._stepping:
+            mujoco.mj_forward(self.model, self.data)
+        elif not self._fresh:
+            mujoco.mj_step1(self.model, self.data)
+            self._fresh = True
+
+    def _integrate(self) -> None:
+        """In place of robosuite's `sim.step`."""
+        mujoco.mj_step2(self.model, self.data)
+        self._fresh = False
+
     def _watch(self, force: bool = False) -> None:
         """Called by robosuite after each physics step; keeps what a sensor would have sampled at SEEN_SUBSTEP.
 
@@ -178,6 +203,4 @@ def _make_control(bddl: str) -> Any:
     with contextlib.redirect_stdout(io.StringIO()):
         from libero.libero.envs.env_wrapper import ControlEnv
 
-        return ControlEnv(
-            bddl, has_offscreen_renderer=False, use_camera_obs=False, ignore_done=True, hard_reset=False
-        )
+        return ControlEnv(bddl, has_offscreen_renderer=False, use_camera_obs=False, ignore_done=True, hard_reset=False)
