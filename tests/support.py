@@ -24,7 +24,9 @@ def make_dataset(root: Path, video: bool = True, episodes: int = 3, size: int = 
     image = {"dtype": "video" if video else "image", "shape": (size, size, 3), "names": ["height", "width", "channel"]}
     vector = {"observation.state": state, "action": 7}
     features = {key: image for key in CAMERAS}
-    features |= {k: {"dtype": "float32", "shape": (n,), "names": [f"{k}{i}" for i in range(n)]} for k, n in vector.items()}
+    features |= {
+        k: {"dtype": "float32", "shape": (n,), "names": [f"{k}{i}" for i in range(n)]} for k, n in vector.items()
+    }
     dataset = LeRobotDataset.create("local/small", 20, features, root=root, robot_type="panda", use_videos=video)
     rng = np.random.default_rng(0)
     for episode in range(episodes):
@@ -68,7 +70,9 @@ def make_expert(folder: Path, dataset: LeRobotDataset) -> Path:
 def make_vlm(folder: Path) -> Path:
     """A SmolVLM of two narrow layers with random weights, and its processor."""
     torch.manual_seed(0)
-    config = NanoConfig(image=64, width=64, vision_layers=1, vision_mlp=64, text_layers=2, text_mlp=64, heads=2, kv_heads=1)
+    config = NanoConfig(
+        image=64, width=64, vision_layers=1, vision_mlp=64, text_layers=2, text_mlp=64, heads=2, kv_heads=1
+    )
     tokenizer = train_tokenizer(TASKS, vocab_size=560)
     build_model(config, tokenizer).save_pretrained(folder)
     build_processor(config, tokenizer).save_pretrained(folder)

@@ -85,7 +85,9 @@ def test_the_vlm_answers_as_before(policy: ApprenticePolicy, small_vlm: Path, ba
 
 
 @torch.no_grad()
-def test_image_tokens_enter_as_the_model_itself_would_merge_them(policy: ApprenticePolicy, batch: dict[str, Any]) -> None:
+def test_image_tokens_enter_as_the_model_itself_would_merge_them(
+    policy: ApprenticePolicy, batch: dict[str, Any]
+) -> None:
     vlm, images = policy.vlm, policy.images(batch)[:1]
     prompt = vlm.prompt(batch["task"][:1], (2, 64, 64))
     own = vlm.model.base_model(input_ids=prompt.ids, **vlm.pixels(images)).last_hidden_state

@@ -1,0 +1,61 @@
+"""Our sequential reading of a dataset against LeRobot's own, and what is refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+from apprentice.data.dataset import action_chunks, column, frames, instructions, open_dataset
+from apprentice.errors import UserError
+from tests.support import CAMERAS, make_dataset
+
+
+@pytest.mark.parametrize("video", [True, False])
+def test_frames_and_columns_are_those_of_lerobot(tmp_path: Path, video: bool) -> None:
+    root = make_dataset(tmp_path / "data", video=video)
+    dataset = open_dataset(root)
+    peer = LeRobotDataset("local/data", root=root, video_backend="pyav", return_uint8=True)
+    ours = [np.stack(list(frames(dataset, camera))) for camera in CAMERAS]
+    state, names = column(dataset, "observation.state"), instructions(dataset)
+    assert len(ours[0]) == len(peer) == 36
+    for index in range(0, 36, 5):
+        item = peer[index]
+        for camera, images in zip(CAMERAS, ours, strict=True):
+            theirs = item[camera] if item[camera].dtype == torch.uint8 else (item[camera] * 255).round()
+            np.testing.assert_array_equal(images[index], theirs.permute(1, 2, 0).numpy())
+        np.testing.assert_array_equal(state[index], item["observation.state"])
+        assert names[index] == item["task"]
+    np.testing.assert_array_equal(next(frames(dataset, CAMERAS[0], start=17)), ours[0][17])
+
+
+def test_action_chunks_are_those_of_lerobot(small_dataset: Path) -> None:
+    chunks, pad = action_chunks(open_dataset(small_dataset), 4)
+    deltas = {"action": [k / 20 for k in range(4)]}
+    peer = LeRobotDataset("local/small", root=small_dataset, delta_timestamps=deltas, video_backend="pyav")
+    for index in (0, 8, 9, 10, 11, 35):
+        item = peer[index]
+        np.testing.assert_array_equal(chunks[index], item["action"])
+        np.testing.assert_array_equal(pad[index], item["action_is_pad"])
+
+
+def test_no_dataset_and_an_old_one_are_refused(small_dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="expected a LeRobotDataset in .*nowhere"):
+        open_dataset(tmp_path / "nowhere")
+    old = Path(shutil.copytree(small_dataset, tmp_path / "old"))
+    info = json.loads((old / "meta" / "info.json").read_text())
+    (old / "meta" / "info.json").write_text(json.dumps(info | {"codebase_version": "v2.1"}))
+    with pytest.raises(UserError, match=r"found v2\.1; fix: .*convert_dataset"):
+        open_dataset(old)
+
+
+def test_a_damaged_video_is_named(small_dataset: Path, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(small_dataset, tmp_path / "broken"))
+    shorter = make_dataset(tmp_path / "shorter", episodes=1)
+    video = Path("videos") / CAMERAS[0] / "chunk-000" / "file-000.mp4"
+    shutil.copy(shorter / video, broken / video)
+    with pytest.raises(UserError, match=r"expected 36 frames in .*file-000\.mp4, found 11"):
+        list(frames(open_dataset(broken), CAMERAS[0]))
