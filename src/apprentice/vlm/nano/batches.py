@@ -1,0 +1,209 @@
+"""Rendered scenes to training batches: many questions share the two images in front of them.
+
+A row is `<image><image>` followed by several questions with their answers. Each question sees the images and itself
+alone and has the positions of a first turn, so that what is learnt is what a prompt with one instruction uses.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from apprentice.vlm.nano.questions import KINDS, Question, questions
+from apprentice.vlm.nano.scenes import CATEGORIES, CELL, NAMES, SIZE, load
+from apprentice.vlm.nano.tokenizer import DISTANCES, LOCATIONS
+
+ENTITIES = (*CATEGORIES[4:], "gripper")  # whose positions the auxiliary head predicts
+CENTRE = {"KITCHEN": 0.0, "LIVING": -0.053, "STUDY": -0.2}  # m, x of the workspace's middle
+SHIFT = CELL  # px: shifts by whole cells keep the dense targets exact
+
+
+@dataclass
+class Item:
+    """One tokenised question: `ask` ends with "Assistant:", `answer` with the end of the utterance."""
+
+    kind: int
+    ask: np.ndarray
+    answer: np.ndarray
+    image: int
+
+
+class Corpus:
+    """Layouts in memory with a pool of questions each. `batch` is a pure function of its arguments."""
+
+    def __init__(self, folder: Path | str, part: str, tokenizer: PreTrainedTokenizerBase, pool: int, seed: int = 0):
+        data = load(folder, part)
+        self.images, self.category, self.depth = data["images"], data["category"], data["depth"]
+        self.facts: list[dict[str, Any]] = data["facts"]
+        rng = np.random.default_rng(seed)
+        drawn = [questions(facts, rng, pool) for facts in self.facts]
+        self.items = tokenise(drawn, tokenizer)
+        self.positions, self.known = positions(self.facts)
+        self.prefix = prefix(tokenizer)
+        self.first = int(tokenizer.convert_tokens_to_ids(LOCATIONS[0]))
+        self.pad = int(tokenizer.pad_token_id)
+
+    def __len__(self) -> int:
+        return len(self.facts)
+
+    def batch(self, rows: np.ndarray, rng: np.random.Generator, count: int, augment: bool) -> dict[str, Tensor]:
+        """Images (B, 2, 3, S, S) float in [-1, 1], packed text (see `pack`), and the auxiliary targets.
+
+        `rng` draws `count` questions a row and, if `augment`, shifts, light and noise.
+        """
+        chosen, shifts = [], np.zeros((len(rows), 2, 2), int)
+        for i, row in enumerate(rows):
+            pool = self.items[row]
+            picks = [pool[k] for k in rng.choice(len(pool), min(count, len(pool)), replace=False)]
+            if augment and rng.random() < 0.5:
+                shift = rng.integers(-1, 2, (2, 2)) * SHIFT
+                moved = [self._move(item, shift) for item in picks]
+                if None not in moved:
+                    picks, shifts[i] = [item for item in moved if item], shift
+            chosen.append(picks)
+        images = np.stack([_shift(self.images[r], s, 1) for r, s in zip(rows, shifts, strict=True)])
+        category = np.stack([_shift(self.category[r], s, CELL) for r, s in zip(rows, shifts, strict=True)])
+        depth = np.stack([_shift(self.depth[r], s, CELL) for r, s in zip(rows, shifts, strict=True)])
+        still = (shifts == 0).all(axis=(1, 2))
+        pixels = torch.from_numpy(images).permute(0, 1, 4, 2, 3).float().div_(127.5).sub_(1.0)
+        if augment:
+            pixels = _relight(pixels, rng)
+        return {
+            "pixel_values": pixels,
+            **pack(chosen, self.prefix, self.pad),
+            "category": torch.from_numpy(category.astype(np.int64)),
+            "depth": torch.from_numpy(depth.astype(np.float32)),
+            "positions": torch.from_numpy(self.positions[rows]),
+            "known": torch.from_numpy(self.known[rows] & still[:, None, None]),
+        }
+
+    def _move(self, item: Item, shift: np.ndarray) -> Item | None:
+        """The question about the shifted image, None if a location would leave it."""
+        if item.image < 0 or not shift[item.image].any():
+            return item
+        answer = item.answer.copy()
+        at = np.flatnonzero((answer >= self.first) & (answer < self.first + SIZE))
+        moved = answer[at] - self.first + np.resize(shift[item.image], len(at))
+        if len(at) and (moved.min() < 0 or moved.max() >= SIZE):
+            return None
+        answer[at] = moved + self.first
+        return Item(item.kind, item.ask, answer, item.image)
+
+
+def tokenise(drawn: list[list[Question]], tokenizer: PreTrainedTokenizerBase) -> list[list[Item]]:
+    """Tokenise pools of questions."""
+    flat = [question for pool in drawn for question in pool]
+    asks = tokenizer([q.ask + "<end_of_utterance>Assistant:" for q in flat], add_special_tokens=False)["input_ids"]
+    answers = tokenizer([q.answer + "<end_of_utterance>" for q in flat], add_special_tokens=False)["input_ids"]
+    items = iter(
+        Item(KINDS.index(q.kind), np.array(ask), np.array(answer), q.image)
+        for q, ask, answer in zip(flat, asks, answers, strict=True)
+    )
+    return [[next(items) for _ in pool] for pool in drawn]
+
+
+def prefix(tokenizer: PreTrainedTokenizerBase, image_tokens: int = 16) -> np.ndarray:
+    """Token ids of a conversation's start, with two images, as the processor writes it."""
+    image = "<fake_token_around_image><global-img>" + "<image>" * image_tokens + "<fake_token_around_image>"
+    return np.array(tokenizer("<|im_start|>User:" + image * 2, add_special_tokens=False)["input_ids"])
+
+
+def positions(facts: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """Positions (N, 2, E, 3) in m: in the workspace, and from the gripper; and which are known (N, 2, E).
+
+    Known: single of its name and visible in some image (for the workspace: in the first).
+    """
+    found = np.zeros((len(facts), 2, len(ENTITIES), 3), np.float32)
+    known = np.zeros(found.shape[:3], bool)
+    for n, fact in enumerate(facts):
+        origin = np.array([CENTRE[fact["scene"].split("_")[0]], 0.0, fact["table"]])
+        gripper = np.array(fact["gripper"]["position"])
+        names = [thing["name"] for thing in fact["things"]]
+        for thing in fact["things"]:
+            if names.count(thing["name"]) == 1:
+                e = ENTITIES.index(thing["name"])
+                found[n, :, e] = np.array(thing["position"]) - [origin, gripper]
+                known[n, :, e] = [thing["seen"][0] >= 10, max(thing["seen"]) >= 10]
+        found[n, 0, -1] = gripper - origin
+        known[n, 0, -1] = True
+    return found, known
+
+
+def pack(chosen: list[list[Item]], start: np.ndarray, pad: int) -> dict[str, Tensor]:
+    """Lay rows of questions out behind the images.
+
+    Returns input_ids, position_ids (B, L); attention_mask (B, 1, L, L) bool; for the A answer tokens: `at` (A,) index of
+    the predicting token in the flattened (B * L), `target`, `question` and `kind` (A,).
+    """
+    length = len(start) + max(sum(len(i.ask) + len(i.answer) for i in items) for items in chosen)
+    length = -(-length // 16) * 16
+    ids = np.full((len(chosen), length), pad)
+    place = np.zeros((len(chosen), length), int)
+    group = np.full((len(chosen), length), -1)
+    at, target, question, kind = [], [], [], []
+    number = 0
+    for row, items in enumerate(chosen):
+        ids[row, : len(start)], place[row, : len(start)], group[row, : len(start)] = start, np.arange(len(start)), 0
+        cursor = len(start)
+        for index, item in enumerate(items, start=1):
+            text = np.concatenate([item.ask, item.answer])
+            span = slice(cursor, cursor + len(text))
+            ids[row, span], group[row, span] = text, index
+            place[row, span] = len(start) + np.arange(len(text))
+            first = row * length + cursor + len(item.ask) - 1
+            at.append(first + np.arange(len(item.answer)))
+            target.append(item.answer)
+            question.append(np.full(len(item.answer), number))
+            kind.append(np.full(len(item.answer), item.kind))
+            cursor, number = cursor + len(text), number + 1
+    own = group[:, :, None] == group[:, None, :]
+    mask = (own | (group[:, None, :] == 0)) & np.tri(length, dtype=bool)
+    parts = {"at": at, "target": target, "question": question, "kind": kind}
+    return {
+        "input_ids": torch.from_numpy(ids),
+        "position_ids": torch.from_numpy(place),
+        "attention_mask": torch.from_numpy(mask[:, None]),
+        **{key: torch.from_numpy(np.concatenate(value)) for key, value in parts.items()},
+    }
+
+
+def texts(corpus_facts: list[dict[str, Any]], seed: int = 0) -> list[str]:
+    """Text to train the tokenizer on: questions about some layouts of every scene, and LIBERO-90's instructions."""
+    from apprentice.vlm.nano.scenes import instructions, problems
+
+    rng = np.random.default_rng(seed)
+    drawn = [q for facts in corpus_facts for q in questions(facts, rng, 40)]
+    plain = [q.ask for q in drawn] + [q.answer for q in drawn if "<" not in q.answer]
+    return plain + 20 * [text for scene in problems() for text in instructions(scene)] + 20 * list(NAMES.values())
+
+
+def special_values(tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """(V,) int: 1000 + pixel for location tokens, 3000 + cm for distances, 0 elsewhere: near values are near answers."""
+    values = torch.zeros(len(tokenizer), dtype=torch.long)
+    values[tokenizer.convert_tokens_to_ids(LOCATIONS)] = 1000 + torch.arange(len(LOCATIONS))
+    values[tokenizer.convert_tokens_to_ids(DISTANCES)] = 3000 + torch.arange(len(DISTANCES))
+    return values
+
+
+def _shift(array: np.ndarray, shift: np.ndarray, cell: int) -> np.ndarray:
+    """Shift the images (2, H, W, ...) by `shift` (2, [x, y]) px, repeating edges; `cell` is the size of a pixel here."""
+    if not shift.any():
+        return array
+    size = array.shape[1]
+    rows = np.clip(np.arange(size)[None] - shift[:, 1:] // cell, 0, size - 1)
+    columns = np.clip(np.arange(size)[None] - shift[:, :1] // cell, 0, size - 1)
+    return np.stack([image[y][:, x] for image, y, x in zip(array, rows, columns, strict=True)])
+
+
+def _relight(pixels: Tensor, rng: np.random.Generator) -> Tensor:
+    """Random contrast, brightness and tint a row, and a little noise; pixels (B, 2, 3, S, S) in [-1, 1]."""
+    size = (len(pixels), 1, 3, 1, 1)
+    contrast = torch.from_numpy(rng.uniform(0.75, 1.25, (len(pixels), 1, 1, 1, 1)).astype(np.float32))
+    tint = torch.from_numpy((rng.uniform(-0.2, 0.2, (len(pixels), 1, 1, 1, 1)) + rng.normal(0, 0.04, size)).astype("f4"))
+    noise = torch.from_numpy(rng.standard_normal(pixels.shape[1:], dtype=np.float32))
+    strength = torch.from_numpy(rng.uniform(0, 0.04, (len(pixels), 1, 1, 1, 1)).astype(np.float32))
+    return (pixels * contrast + tint + noise * strength).clamp_(-1.0, 1.0)

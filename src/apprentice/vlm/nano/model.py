@@ -1,0 +1,80 @@
+"""The nano VLM: Hugging Face's SmolVLM classes at about 8 M parameters; nothing of the architecture is ours."""
+
+from dataclasses import dataclass
+
+from transformers import (
+    LlamaConfig,
+    PreTrainedTokenizerBase,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
+    SmolVLMImageProcessor,
+    SmolVLMProcessor,
+    SmolVLMVideoProcessor,
+)
+
+from apprentice.vlm.nano.tokenizer import CHAT_TEMPLATE
+
+
+@dataclass
+class NanoConfig:
+    """Sizes of the nano VLM. Images are `image` px squares; 2 x 2 patches make one image token."""
+
+    image: int = 128
+    patch: int = 16
+    width: int = 256
+    vision_layers: int = 6
+    vision_mlp: int = 1024
+    text_layers: int = 4
+    text_mlp: int = 768
+    heads: int = 4
+    kv_heads: int = 2
+    vocab: int = 1024
+
+    @property
+    def image_tokens(self) -> int:
+        return (self.image // self.patch) ** 2 // 4
+
+
+def build_model(config: NanoConfig, tokenizer: PreTrainedTokenizerBase) -> SmolVLMForConditionalGeneration:
+    """A SmolVLM with random weights; rows of the embedding past the tokenizer's length are free for new tokens."""
+    ids = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    text = LlamaConfig(
+        vocab_size=config.vocab,
+        hidden_size=config.width,
+        intermediate_size=config.text_mlp,
+        num_hidden_layers=config.text_layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.kv_heads,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        **ids,
+    )
+    vision = {
+        "hidden_size": config.width,
+        "intermediate_size": config.vision_mlp,
+        "num_hidden_layers": config.vision_layers,
+        "num_attention_heads": config.heads,
+        "image_size": config.image,
+        "patch_size": config.patch,
+    }
+    whole = SmolVLMConfig(
+        vision_config=vision,
+        text_config=text.to_dict(),
+        scale_factor=2,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        tie_word_embeddings=True,
+        **ids,
+    )
+    return SmolVLMForConditionalGeneration(whole)
+
+
+def build_processor(config: NanoConfig, tokenizer: PreTrainedTokenizerBase) -> SmolVLMProcessor:
+    """The processor that goes with it: one tile an image, resized to a square."""
+    size = {"longest_edge": config.image}
+    images = SmolVLMImageProcessor(size=size, max_image_size=size, do_image_splitting=False)
+    videos = SmolVLMVideoProcessor(size=size, max_image_size=size, do_image_splitting=False)
+    return SmolVLMProcessor(images, tokenizer, videos, image_seq_len=config.image_tokens, chat_template=CHAT_TEMPLATE)

@@ -1,0 +1,243 @@
+"""Pre-training of the nano VLM: answers to questions about two images, plus a dense head that is dropped afterwards.
+
+The vision tower stays frozen when a policy is taught, so its tokens must hold geometry: the auxiliary head reads the
+category and the depth of every 4 px cell from its image token, and the position of every object from all of them.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, SmolVLMForConditionalGeneration
+
+from apprentice.device import best_device
+from apprentice.files import replacing, write_json
+from apprentice.progress import Meter
+from apprentice.vlm.nano.batches import ENTITIES, Corpus, special_values, texts
+from apprentice.vlm.nano.model import NanoConfig, build_model, build_processor
+from apprentice.vlm.nano.scenes import CATEGORIES, CELL, load
+from apprentice.vlm.nano.tokenizer import train_tokenizer
+
+
+@dataclass
+class PretrainConfig:
+    """What to train on, where to write, how long. `blind`: grey images, the text-only twin that scores are compared to."""
+
+    data: str
+    output: str
+    steps: int = 1800
+    batch: int = 32
+    questions: int = 8  # a row
+    pool: int = 24  # questions drawn once for every layout
+    lr: float = 1e-3
+    warmup: float = 0.04  # share of the steps
+    weight_decay: float = 0.05
+    seed: int = 0
+    checkpoint_every: float = 240.0  # s
+    blind: bool = False
+    nano: NanoConfig = field(default_factory=NanoConfig)
+
+
+class AuxiliaryHead(nn.Module):
+    """Linear read-outs of the image tokens. They exist in pre-training alone."""
+
+    def __init__(self, config: NanoConfig):
+        super().__init__()
+        self.side = int(config.image_tokens**0.5)
+        self.cells = config.image // self.side // CELL
+        width, area = config.width, self.cells**2
+        self.category = nn.Linear(width, area * len(CATEGORIES))
+        self.depth = nn.Linear(width, area)
+        self.workspace = nn.Linear(width * config.image_tokens, 3 * len(ENTITIES))
+        self.offset = nn.Linear(2 * width * config.image_tokens, 3 * len(ENTITIES))
+
+    def _cells(self, values: Tensor) -> Tensor:
+        """Targets (B, 2, S, S) by token: (2 B, T, cells * cells)."""
+        n, c = self.side, self.cells
+        return values.reshape(-1, n, c, n, c).transpose(2, 3).reshape(-1, n * n, c * c)
+
+    def forward(self, tokens: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Losses of image tokens (2 B, T, H): category (nats), depth (log m) and positions (dm)."""
+        area = self.cells**2
+        logits = self.category(tokens).reshape(-1, area, len(CATEGORIES)).float()
+        category = F.cross_entropy(logits.flatten(0, 1), self._cells(batch["category"]).flatten())
+        depth = F.l1_loss(self.depth(tokens).float(), self._cells(batch["depth"]).clamp(min=0.01).log())
+        flat = tokens.reshape(len(tokens) // 2, 2, -1)
+        guess = torch.stack([self.workspace(flat[:, 0]), self.offset(flat.flatten(1))], 1).float()
+        error = (guess.unflatten(-1, (len(ENTITIES), 3)) - 10 * batch["positions"]).abs().mean(-1)
+        known = batch["known"].float()
+        return {"category": category, "depth": depth, "position": (error * known).sum() / known.sum().clamp(min=1)}
+
+
+class Targets(nn.Module):
+    """Cross-entropy in which a location or distance next to the right one is nearly right (Gaussian, 1.2 steps)."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocab: int):
+        super().__init__()
+        values = F.pad(special_values(tokenizer), (0, vocab - len(tokenizer)))
+        near = (values[:, None] - values[None]).float()
+        soft = torch.exp(-0.5 * (near / 1.2) ** 2) * (values[:, None] > 0) * (values[None] > 0)
+        soft[values == 0] = torch.eye(vocab)[values == 0]
+        self.register_buffer("soft", soft / soft.sum(1, keepdim=True), persistent=False)
+        self.soft: Tensor
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Loss of logits (A, V) against token ids (A,)."""
+        return -(self.soft[target] * logits.float().log_softmax(-1)).sum(-1).mean()
+
+
+def answer_logits(model: SmolVLMForConditionalGeneration, tokens: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """Logits (A, V) of the answer tokens of a packed batch, with image tokens (2 B, T, H)."""
+    hidden = model.model(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        position_ids=batch["position_ids"],
+        image_hidden_states=tokens,
+        use_cache=False,
+    ).last_hidden_state
+    return model.lm_head(hidden.flatten(0, 1)[batch["at"]])
+
+
+def image_tokens(model: SmolVLMForConditionalGeneration, pixels: Tensor, blind: bool = False) -> Tensor:
+    """Tokens (2 B, T, H) of images (B, 2, 3, S, S); blind: of grey images."""
+    if blind:
+        grey = torch.full_like(pixels[:1], 0.1)
+        return model.model.get_image_features(grey).pooler_output.repeat(len(pixels), 1, 1)
+    return model.model.get_image_features(pixels).pooler_output
+
+
+class Trainer:
+    """Model, auxiliary head and optimizer, with a checkpoint that resumes exactly."""
+
+    def __init__(self, config: PretrainConfig, tokenizer: PreTrainedTokenizerBase):
+        torch.manual_seed(config.seed)
+        self.config, self.device, self.step = config, best_device(), 0
+        self.model = build_model(config.nano, tokenizer).to(self.device).train()
+        self.model.set_attn_implementation("eager")  # a third faster than "sdpa" on a CPU at these lengths
+        self.head = AuxiliaryHead(config.nano).to(self.device)
+        self.targets = Targets(tokenizer, config.nano.vocab).to(self.device)
+        self.named = dict(self.model.named_parameters(prefix="model")) | dict(self.head.named_parameters(prefix="head"))
+        decayed = [p for name, p in self.named.items() if p.ndim > 1 and "embed" not in name]
+        others = [p for name, p in self.named.items() if p.ndim < 2 or "embed" in name]
+        groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), fused=True)
+
+    def rate(self) -> float:
+        """Learning rate: linear warm-up, then half a cosine to 1 % of the peak."""
+        config = self.config
+        warm = max(1.0, config.warmup * config.steps)
+        if self.step < warm:
+            return config.lr * (self.step + 1) / warm
+        share = (self.step - warm) / max(1.0, config.steps - warm)
+        return config.lr * (0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * min(1.0, share))))
+
+    def update(self, batch: dict[str, Tensor]) -> dict[str, float]:
+        """One optimizer step; returns the losses."""
+        batch = {key: value.to(self.device) for key, value in batch.items()}
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate()
+        with torch.autocast(self.device.type, torch.bfloat16):
+            tokens = image_tokens(self.model, batch["pixel_values"], self.config.blind)
+            losses = {"answer": self.targets(answer_logits(self.model, tokens, batch), batch["target"])}
+            if not self.config.blind:
+                losses |= self.head(tokens, batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.stack(list(losses.values())).sum().backward()
+        nn.utils.clip_grad_norm_(list(self.named.values()), 1.0)
+        self.optimizer.step()
+        self.step += 1
+        return {name: float(loss.detach()) for name, loss in losses.items()}
+
+    def save(self, path: Path) -> None:
+        """Write weights, optimizer state and the step into one safetensors file, atomically."""
+        tensors = {name: p.detach().cpu().contiguous() for name, p in self.named.items()}
+        for name, parameter in self.named.items():
+            state = self.optimizer.state.get(parameter, {})
+            tensors |= {f"{key}/{name}": value.detach().cpu().contiguous() for key, value in state.items()}
+        with replacing(path) as fresh:
+            save_file(tensors, fresh, metadata={"step": str(self.step)})
+
+    def resume(self, path: Path) -> None:
+        """Continue from a checkpoint, if there is one."""
+        if not path.exists():
+            return
+        with safe_open(path, "pt") as stored, torch.no_grad():
+            self.step = int(stored.metadata()["step"])
+            keys = set(stored.keys())
+            for name, parameter in self.named.items():
+                parameter.copy_(stored.get_tensor(name))
+                states = [key.split("/")[0] for key in keys if key.endswith("/" + name)]
+                self.optimizer.state[parameter] = {
+                    s: stored.get_tensor(f"{s}/{name}").to("cpu" if s == "step" else self.device) for s in states
+                }
+
+
+def rows_of(step: int, config: PretrainConfig, size: int) -> np.ndarray:
+    """Rows of the batch of a step: a new permutation every epoch."""
+    index = np.arange(step * config.batch, (step + 1) * config.batch)
+    epochs = {int(e): np.random.default_rng([config.seed, int(e)]).permutation(size) for e in set(index // size)}
+    return np.array([epochs[int(i // size)][i % size] for i in index])
+
+
+def _batches(corpus: Corpus, config: PretrainConfig, first: int) -> Iterator[dict[str, Tensor]]:
+    """Batches from step `first` on, the next one made while the last one is used."""
+
+    def make(step: int) -> dict[str, Tensor]:
+        rng = np.random.default_rng([config.seed, step, 7])
+        return corpus.batch(rows_of(step, config, len(corpus)), rng, config.questions, augment=True)
+
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(make, first)
+        for step in range(first, config.steps):
+            ready, following = following.result(), pool.submit(make, step + 1)
+            yield ready
+
+
+def pretrain(config: PretrainConfig) -> Path:
+    """Train on rendered scenes (see `scenes.generate`) and return the folder of the finished VLM, `output`/model.
+
+    Killed at any moment and called again with the same configuration, it ends with the same weights.
+    """
+    output = Path(config.output)
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(output / "config.json", asdict(config))
+    tokenizer = _tokenizer(config, output / "tokenizer")
+    corpus = Corpus(config.data, "train", tokenizer, config.pool, config.seed)
+    trainer = Trainer(config, tokenizer)
+    trainer.resume(output / "checkpoint.safetensors")
+    started = saved = time.monotonic()
+    with Meter("pre-training", config.steps, trainer.step) as meter, (output / "log.jsonl").open("a") as log:
+        for batch in _batches(corpus, config, trainer.step):
+            losses = trainer.update(batch)
+            meter.advance(note=" ".join(f"{name} {loss:.3f}" for name, loss in losses.items()))
+            now = time.monotonic()
+            if trainer.step % 20 == 0:
+                line = {"step": trainer.step, "seconds": round(now - started, 1), "loss": sum(losses.values())}
+                log.write(json.dumps(line | losses | {"samples": trainer.step * config.batch}) + "\n")
+                log.flush()
+            if now - saved > config.checkpoint_every:
+                trainer.save(output / "checkpoint.safetensors")
+                saved = now
+    trainer.save(output / "checkpoint.safetensors")
+    with replacing(output / "model") as fresh:
+        trainer.model.to(torch.bfloat16).save_pretrained(fresh)  # type: ignore[arg-type]
+        build_processor(config.nano, tokenizer).save_pretrained(fresh)
+    return output / "model"
+
+
+def _tokenizer(config: PretrainConfig, folder: Path) -> PreTrainedTokenizerBase:
+    """The run's tokenizer, trained once."""
+    if not folder.exists():
+        facts = load(config.data, "layouts")["facts"]
+        with replacing(folder) as fresh:
+            train_tokenizer(texts(facts, config.seed)).save_pretrained(fresh)
+    return PreTrainedTokenizerFast.from_pretrained(folder)
