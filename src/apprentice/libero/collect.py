@@ -4,7 +4,6 @@ An episode is planned and acted without cameras; only if it succeeded are its re
 its own seeds, so a dataset is the same whatever the number of workers and however often collecting was interrupted.
 """
 
-import logging
 import multiprocessing
 import os
 import shutil
@@ -196,10 +195,11 @@ def _summary(jobs: list[Job]) -> dict[str, Any]:
 
 def _assemble(jobs: list[Job], root: Path) -> None:
     """Write the finished episodes, in order, as a LeRobotDataset."""
+    import av.logging
     from lerobot.configs.video import RGBEncoderConfig
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-    logging.getLogger("libav").setLevel(logging.ERROR)
+    av.logging.set_libav_level(av.logging.ERROR)
     size = jobs[0].size
     image = {"dtype": "video", "shape": (size, size, 3), "names": ["height", "width", "channels"]}
     action = {"dtype": "float32", "shape": (7,), "names": {"motors": ACTION_NAMES}}
@@ -226,3 +226,4 @@ def _assemble(jobs: list[Job], root: Path) -> None:
             dataset.add_frame({"task": instruction, **{key: values[index] for key, values in columns.items()}})
         dataset.save_episode()
     dataset.finalize()
+    shutil.rmtree(root / "images", ignore_errors=True)  # empty by now

@@ -10,7 +10,6 @@ from apprentice.libero.skills import pick_and_place, release
 from apprentice.libero.world import World
 
 START_NOISE = 0.04  # m, on each axis; test states differ by 5-9 mm (one standard deviation)
-MAX_STEPS = 600
 AFTER_SUCCESS = 20  # steps kept after the goal is reached for good: release and retreat
 TRIES = 3
 
@@ -32,7 +31,7 @@ def demonstrate(env: LiberoEnv, seed: int) -> Episode:
         noise=float(rng.choice([0.0, 0.2, 0.3])),
         approach=rng.uniform(-0.02, 0.02, 3),
     )
-    hand, world = Controller(env, style, rng, MAX_STEPS), World(env)
+    hand, world = Controller(env, style, rng, env.max_steps), World(env)
     failure = None
     try:
         for predicate in [tuple(goal) for goal in world.domain.parsed_problem["goal_state"]]:

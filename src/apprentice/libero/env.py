@@ -195,6 +195,8 @@ class LiberoEnv:
             self.data.qpos[joints] += arm.T @ np.linalg.solve(arm @ arm.T + 1e-4 * np.eye(6), error)
             mujoco.mj_kinematics(self.model, self.data)
         mujoco.mj_forward(self.model, self.data)
+        self._robot.controller.update(force=True)
+        self._robot.controller.reset_goal()  # or it would turn the hand back home
 
 
 def _make_control(bddl: str) -> Any:

@@ -19,6 +19,7 @@ HALF_OPENING = 0.040
 FINGER_U = 0.018  # thickness of a finger
 WIDEST = 0.074
 PAD_BELOW, PAD_ABOVE = 0.008, 0.011  # the pads' contact zone
+YAW_COST = 0.6  # a rad: of two equal sides always take the same, or a policy cannot learn which
 YAWS = np.deg2rad(np.arange(-90, 90, 10))
 
 
@@ -58,7 +59,7 @@ def plan_grasps(world: World, name: str, move: np.ndarray | None = None, turn: f
         slices = _Slices(*(_in_frame(points, centre, axes) for points in (target, around, there, com[None])))
         for (u, v, z), score in slices.candidates(heights):
             position = np.array([*centre[:2], 0]) + axes @ [u, v, z]
-            grasps.append(Grasp(position, float(yaw), score + 0.25 * abs(yaw)))
+            grasps.append(Grasp(position, float(yaw), score + YAW_COST * abs(yaw)))
     return sorted(grasps, key=lambda grasp: grasp.score)
 
 
