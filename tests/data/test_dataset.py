@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from tests.support import CAMERAS, make_dataset
 
 from apprentice.data.dataset import action_chunks, column, frames, instructions, open_dataset
 from apprentice.errors import UserError
-from tests.support import CAMERAS, make_dataset
 
 
 @pytest.mark.parametrize("video", [True, False])
@@ -43,7 +43,7 @@ def test_action_chunks_are_those_of_lerobot(small_dataset: Path) -> None:
 
 
 def test_no_dataset_and_an_old_one_are_refused(small_dataset: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="expected a LeRobotDataset in .*nowhere"):
+    with pytest.raises(UserError, match=r"expected a LeRobotDataset in .*nowhere"):
         open_dataset(tmp_path / "nowhere")
     old = Path(shutil.copytree(small_dataset, tmp_path / "old"))
     info = json.loads((old / "meta" / "info.json").read_text())

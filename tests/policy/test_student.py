@@ -9,6 +9,7 @@ import torch
 from lerobot.configs import FeatureType, PreTrainedConfig
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from lerobot.utils.feature_utils import dataset_to_policy_features
+from tests import support
 from transformers import AutoModelForImageTextToText
 
 from apprentice.data.dataset import open_dataset
@@ -16,7 +17,6 @@ from apprentice.errors import UserError
 from apprentice.policy.configuration_apprentice import ApprenticeConfig
 from apprentice.policy.modeling_apprentice import ApprenticePolicy
 from apprentice.vlm.base import VLM
-from tests import support
 
 
 def student(dataset: Path, expert: Path, vlm: Path) -> ApprenticePolicy:
