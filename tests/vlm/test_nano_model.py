@@ -1,0 +1,144 @@
+"""The nano VLM as a Hugging Face model: folders, prompts, packing and exact resume, at a tiny size."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from apprentice.vlm.nano.batches import Corpus, Item, pack, prefix, tokenise
+from apprentice.vlm.nano.model import NanoConfig, build_model, build_processor
+from apprentice.vlm.nano.pretrain import PretrainConfig, Trainer, answer_logits, image_tokens, pretrain, rows_of
+from apprentice.vlm.nano.questions import Question
+from apprentice.vlm.nano.scenes import CATEGORIES
+from apprentice.vlm.nano.tokenizer import train_tokenizer
+
+TINY = NanoConfig(width=32, vision_layers=1, vision_mlp=32, text_layers=2, text_mlp=32, heads=2, kv_heads=1)
+WORDS = ["put the bowl on the plate", "how far is the plate?", "point to the stove", "which objects are there?"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(WORDS * 10, vocab_size=700)
+
+
+def fake_scenes(folder: Path, scene: str, count: int) -> None:
+    """Shards with random pictures, in the form that `scenes.generate` writes."""
+    rng = np.random.default_rng(0)
+    facts = [
+        {
+            "scene": scene,
+            "table": 0.9,
+            "gripper": {"position": [0, 0, 1.1], "opening": 0.08, "px": [[60, 30], [64, 106]], "height": 0.2},
+            "things": [
+                {
+                    "id": f"{name}_1", "name": name, "position": [0.1, y, 0.9], "top": 0.95, "parent": "", "relation": "",
+                    "movable": True, "held": False, "px": [[int(rng.integers(8, 120)), 50], None], "seen": [90, 0],
+                }
+                for name, y in (("black bowl", 0.1), ("plate", -0.1))
+            ],
+        }
+        for _ in range(count)
+    ]  # fmt: skip
+    np.savez(
+        folder / f"{scene}-000.npz",
+        images=rng.integers(0, 256, (count, 2, 128, 128, 3), dtype=np.uint8),
+        category=rng.integers(0, len(CATEGORIES), (count, 2, 32, 32), dtype=np.uint8),
+        depth=rng.uniform(0.2, 2, (count, 2, 32, 32)).astype(np.float16),
+        facts=np.frombuffer(json.dumps(facts).encode(), np.uint8),
+    )
+
+
+def test_loads_like_a_hub_model(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    torch.manual_seed(0)
+    model, processor = build_model(TINY, tokenizer).eval(), build_processor(TINY, tokenizer)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
+    reader = AutoProcessor.from_pretrained(tmp_path)
+    images = [np.random.default_rng(i).integers(0, 256, (128, 128, 3), dtype=np.uint8) for i in range(2)]
+    content = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": WORDS[0]}]
+    prompt = reader.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    inputs = reader(text=prompt, images=images, return_tensors="pt")
+    assert inputs["input_ids"].shape == (1, 48)  # 2 images and an instruction of six words
+    assert reader.batch_decode(inputs["input_ids"][:, -8:]) == [" put the bowl on the plate<end_of_utterance>Assistant:"]
+    assert torch.allclose(inputs["pixel_values"][0, 1].permute(1, 2, 0), torch.tensor(images[1]) / 127.5 - 1, atol=1e-6)
+    with torch.no_grad():
+        assert torch.equal(model(**inputs).logits, again(**inputs).logits)
+        new = again.generate(**inputs, max_new_tokens=3, do_sample=False)
+    assert new.shape[0] == 1 and 48 < new.shape[1] <= 51
+
+
+def test_nano_has_about_8_million_parameters(tokenizer):
+    assert 8.0e6 < build_model(NanoConfig(), tokenizer).num_parameters() < 9.0e6
+
+
+def test_a_packed_question_is_answered_as_if_it_were_alone(tokenizer):
+    """The packed row's logits equal those of the processor's own prompt, one question at a time."""
+    torch.manual_seed(0)
+    model, processor = build_model(TINY, tokenizer).eval(), build_processor(TINY, tokenizer)
+    asked = [Question("height", WORDS[1], "<cm+12>"), Question("point", WORDS[2], "<loc003><loc100>", 0)]
+    items = tokenise([asked], tokenizer)
+    images = [np.random.default_rng(i).integers(0, 256, (128, 128, 3), dtype=np.uint8) for i in range(2)]
+    packed = pack(items, prefix(tokenizer), tokenizer.pad_token_id)
+    content = [{"type": "image"}, {"type": "image"}]
+    with torch.no_grad():
+        pixels = processor.image_processor([images], return_tensors="pt")["pixel_values"]
+        together = answer_logits(model, image_tokens(model, pixels), packed)
+        for number, question in enumerate(asked):
+            user = {"role": "user", "content": [*content, {"type": "text", "text": question.ask}]}
+            prompt = processor.apply_chat_template([user], add_generation_prompt=True) + question.answer
+            logits = model(**processor(text=prompt, images=images, return_tensors="pt")).logits[0]
+            rows = packed["question"] == number
+            assert torch.allclose(together[rows], logits[-int(rows.sum()) :], atol=1e-5)
+
+
+def test_shifted_images_move_their_locations(tokenizer, tmp_path):
+    fake_scenes(tmp_path, "KITCHEN_SCENE1", 20)
+    corpus = Corpus(tmp_path, "train", tokenizer, pool=8)
+    first = corpus.first
+    item = Item(0, np.array([1]), np.array([first + 10, first + 20, 2]), image=1)
+    moved = corpus._move(item, np.array([[0, 0], [4, -4]]))
+    assert moved is not None and moved.answer.tolist() == [first + 14, first + 16, 2]
+    assert corpus._move(Item(0, item.ask, np.array([first + 126, first, 2]), 0), np.array([[4, 0], [0, 0]])) is None
+
+
+def test_killed_and_resumed_training_ends_with_the_same_weights(tokenizer, tmp_path):
+    fake_scenes(tmp_path, "KITCHEN_SCENE1", 24)
+
+    def config(name: str) -> PretrainConfig:
+        return PretrainConfig(str(tmp_path), str(tmp_path / name), steps=6, batch=4, questions=3, pool=6, nano=TINY)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    whole = load_file(pretrain(config("whole")) / "model.safetensors")
+    torch.set_num_threads(threads)
+    broken = config("broken")
+    steps = []
+    update = Trainer.update
+
+    def killed(trainer: Trainer, batch: dict) -> dict:
+        if trainer.step == 3 and not steps:
+            trainer.save(Path(broken.output) / "checkpoint.safetensors")
+            steps.append(trainer.step)
+            raise KeyboardInterrupt
+        return update(trainer, batch)
+
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "update", killed)
+        pretrain(broken)
+    resumed = load_file(pretrain(broken) / "model.safetensors")
+    torch.set_num_threads(threads)
+    assert steps == [3] and whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_every_row_comes_once_an_epoch():
+    config = PretrainConfig("", "", batch=4)
+    rows = np.concatenate([rows_of(step, config, 10) for step in range(5)])
+    assert sorted(rows[:10]) == sorted(rows[10:]) == list(range(10))
