@@ -1,5 +1,7 @@
 """Any LeRobot checkpoint as something that turns an observation into the next actions, as `lerobot-eval` runs it."""
 
+import contextlib
+import io
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +51,8 @@ class Checkpoint:
         self.name = name
         config: Any = PreTrainedConfig.from_pretrained(folder)
         config.pretrained_path, config.device = folder, str(device)
-        self.policy = get_policy_class(config.type).from_pretrained(folder, config=config).eval()
+        with contextlib.redirect_stdout(io.StringIO()):  # LeRobot prints where it loads from
+            self.policy = get_policy_class(config.type).from_pretrained(folder, config=config).eval()
         self.preprocess, self.postprocess = make_pre_post_processors(
             config, str(folder), preprocessor_overrides={"device_processor": {"device": str(device)}}
         )

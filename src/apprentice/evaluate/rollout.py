@@ -9,7 +9,7 @@ import os
 import signal
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.pool import Pool
@@ -131,7 +131,7 @@ def _run(jobs: list[Job], evaluation: Evaluation, workers: int) -> None:
     meter = Meter(f"evaluate {evaluation.protocol.suite}", total, total - len(jobs))
     try:
         with _workers(workers) as pool, meter:
-            for episode, film in _results(pool, jobs):
+            for episode, film in _results(pool, run_episode, jobs):
                 if film is not None and episode.video is not None:
                     with replacing(evaluation.folder / "videos" / episode.video) as fresh:
                         fresh.write_bytes(film)
@@ -163,10 +163,10 @@ def _workers(count: int) -> Iterator[Pool]:
         yield pool
 
 
-def _results(pool: Pool, jobs: list[Job]) -> Iterator[tuple[Episode, bytes | None]]:
-    """Yield results as they come. Raises UserError if a worker died: the pool would wait for it for ever."""
+def _results[J, R](pool: Pool, run: Callable[[J], R], jobs: list[J]) -> Iterator[R]:
+    """Run jobs and yield results as they come. Raises UserError if a worker dies: the pool would wait for ever."""
     alive = multiprocessing.active_children()
-    running = pool.imap_unordered(run_episode, jobs)
+    running = pool.imap_unordered(run, jobs)
     while True:
         try:
             yield running.next(timeout=PATIENCE)

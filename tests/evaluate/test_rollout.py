@@ -1,0 +1,222 @@
+"""Closed loop on the real simulator, with small real policies whose weights are random."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import av
+import numpy as np
+import pytest
+import torch
+from lerobot.configs import FeatureType, PolicyFeature
+from lerobot.policies.act.configuration_act import ACTConfig
+from lerobot.policies.act.modeling_act import ACTPolicy
+from lerobot.policies.factory import make_pre_post_processors
+
+from apprentice.data.contract import Contract
+from apprentice.errors import UserError
+from apprentice.evaluate import rollout
+from apprentice.evaluate.checkpoint import Checkpoint, inspect_checkpoint
+from apprentice.evaluate.results import Evaluation, probe_rows, read_episodes
+from apprentice.evaluate.rollout import Job, evaluate, run_episode
+
+CPU = torch.device("cpu")
+IMAGES = ("observation.images.image", "observation.images.image2")
+SETTING = {"suite": "libero_goal", "tasks": [1], "episodes": 2, "max_steps": 12}
+
+
+def write_act(folder, seed, contract=None, actions=7, **config):
+    """The smallest ACT, with random weights, as a checkpoint folder."""
+    torch.manual_seed(seed)
+    act = ACTConfig(
+        **{"chunk_size": 8, "n_action_steps": 4, "dim_model": 32, "n_heads": 2, "dim_feedforward": 32, **config},
+        n_encoder_layers=1,
+        use_vae=False,
+        pretrained_backbone_weights=None,
+        device="cpu",
+        input_features={key: PolicyFeature(FeatureType.VISUAL, (3, 128, 128)) for key in IMAGES}
+        | {"observation.state": PolicyFeature(FeatureType.STATE, (8,))},
+        output_features={"action": PolicyFeature(FeatureType.ACTION, (actions,))},
+    )
+    statistics = {"observation.state": {"mean": torch.zeros(8), "std": torch.ones(8)}}
+    statistics["action"] = {"mean": torch.zeros(actions), "std": torch.full((actions,), 0.4)}
+    statistics |= {key: {"mean": torch.full((3, 1, 1), 0.5), "std": torch.ones(3, 1, 1)} for key in IMAGES}
+    ACTPolicy(act).save_pretrained(folder)
+    for processor in make_pre_post_processors(act, dataset_stats=statistics):
+        processor.save_pretrained(folder)
+    if contract:
+        contract.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def policies(tmp_path_factory):
+    root = tmp_path_factory.mktemp("policies")
+    return {name: write_act(root / name, seed) for seed, name in enumerate(("expert", "two-stage"))}
+
+
+@pytest.fixture(scope="session")
+def evaluation(policies, tmp_path_factory):
+    """A folder in which everything was run by two processes."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    evaluate(policies, out_dir=folder, workers=2, **SETTING)
+    return Evaluation.load(folder)
+
+
+def outcome(episode):
+    """What must not depend on where and when an episode ran."""
+    return replace(episode, seconds=0, reset_seconds=0, policy_seconds=0, render_seconds=0, physics_seconds=0)
+
+
+def observation(seed=0):
+    rng = np.random.default_rng(seed)
+    images = {key: rng.integers(0, 256, (128, 128, 3), dtype=np.uint8) for key in IMAGES}
+    return images | {"observation.state": rng.normal(size=8).astype(np.float32)}
+
+
+def test_every_episode_once_and_filmed(evaluation, policies):
+    assert [(e.policy, e.init_state, e.steps) for e in evaluation.episodes] == [
+        (name, state, 12) for state in (0, 1) for name in policies
+    ]
+    for episode in evaluation.episodes:
+        parts = episode.reset_seconds + episode.policy_seconds + episode.render_seconds + episode.physics_seconds
+        assert episode.seconds == pytest.approx(parts, abs=0.01)
+        with av.open(str(evaluation.folder / "videos" / episode.video)) as film:
+            frames = [frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]
+        assert len(frames) == 12 / 4 + 1
+        assert np.abs(frames[0].astype(int) - frames[-1]).mean() > 0.5, "nothing moved"
+
+
+def test_one_process_finds_what_two_found(evaluation, policies):
+    """Here in this process, in another order, and with episodes of another policy in between."""
+    torch.set_num_threads(1)
+    for episode in reversed(evaluation.episodes):
+        job = Job(
+            episode.policy,
+            policies[episode.policy],
+            episode.checkpoint,
+            episode.task,
+            episode.told,
+            episode.init_state,
+            evaluation.protocol,
+        )
+        again, film = run_episode(job)
+        assert outcome(again) == outcome(episode)
+        assert film == (evaluation.folder / "videos" / episode.video).read_bytes()
+
+
+def test_finished_episodes_are_not_run_again(evaluation, policies):
+    before = evaluation.log.read_bytes()
+    assert evaluate(policies, out_dir=evaluation.folder, **SETTING) == evaluation.episodes
+    assert evaluation.log.read_bytes() == before
+
+
+def test_a_killed_run_goes_on(evaluation, policies, tmp_path):
+    """Killed with its workers while it runs; a torn last line is left by hand."""
+    script = (
+        "from pathlib import Path\nfrom apprentice.evaluate.rollout import evaluate\n"
+        f"if __name__ == '__main__':\n    policies = {{k: Path(v) for k, v in "
+        f"{ {k: str(v) for k, v in policies.items()} }.items()}}\n"
+        f"    evaluate(policies, out_dir=Path({str(tmp_path)!r}), workers=1, **{SETTING})\n"
+    )
+    file = tmp_path / "run.py"
+    file.write_text(script)
+    process = subprocess.Popen([sys.executable, file], start_new_session=True)
+    log = tmp_path / "episodes.jsonl"
+    deadline = time.monotonic() + 120
+    while not read_episodes(log) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = read_episodes(log)
+    assert 1 <= len(kept) < len(evaluation.episodes)
+    with log.open("a") as stream:
+        stream.write('{"policy": "expert", "che')
+    finished = evaluate(policies, out_dir=tmp_path, workers=1, **SETTING)
+    assert [outcome(e) for e in finished] == [outcome(e) for e in evaluation.episodes]
+    assert finished[: len(kept)] == kept
+    assert len(read_episodes(log)) == len(finished)
+
+
+def test_ctrl_c_keeps_what_is_finished(evaluation, tmp_path, monkeypatch):
+    def interrupted(pool, run, jobs):
+        yield evaluation.episodes[0], b"film"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rollout, "_workers", contextlib.nullcontext)
+    monkeypatch.setattr(rollout, "_results", interrupted)
+    begun = replace(evaluation, folder=tmp_path, episodes=[])
+    begun.save()
+    with pytest.raises(KeyboardInterrupt, match="1 of 4 episodes done, all of them kept in"):
+        rollout._run([None] * 4, begun, 2)
+    assert Evaluation.load(tmp_path).episodes == evaluation.episodes[:1]
+
+
+def test_a_dead_worker_ends_the_evaluation():
+    with rollout._workers(1) as pool, pytest.raises(UserError, match="found one that was killed"):
+        list(rollout._results(pool, os._exit, [1]))
+
+
+def test_a_chunk_is_what_select_action_gives_step_by_step(policies):
+    policy = Checkpoint("expert", policies["expert"], CPU)
+    chunk = policy.plan(observation(), "put the bowl on the stove")
+    policy.every_step, policy.n_action_steps = True, 1
+    policy.reset(0)
+    single = [policy.plan(observation(), "put the bowl on the stove") for _ in range(4)]
+    assert chunk.shape == (4, 7)
+    np.testing.assert_allclose(chunk, np.concatenate(single), atol=1e-6)
+
+
+def test_unusable_actions_name_policy_and_instruction(tmp_path):
+    policy = Checkpoint("six", write_act(tmp_path / "six", 0, actions=6), CPU)
+    with pytest.raises(UserError, match=r"policy six, instruction 'open the drawer': .* found shape \(4, 6\)"):
+        policy.plan(observation(), "open the drawer")
+    policy = Checkpoint("nan", write_act(tmp_path / "nan", 0), CPU)
+    policy.policy.model.action_head.bias.data[2] = float("nan")
+    with pytest.raises(UserError, match=r"policy nan, .* expected 4 finite actions of size 7, found \[.*nan"):
+        policy.plan(observation(), "open the drawer")
+
+
+def test_checkpoints_that_do_not_fit_are_refused_before_anything_runs(policies, tmp_path):
+    environment = Contract.for_libero(128, "fast")
+    with pytest.raises(UserError, match=r"policy x: .* found no config.json, model.safetensors"):
+        inspect_checkpoint("x", tmp_path, environment)
+    upside_down = write_act(tmp_path / "a", 0, contract=environment.having(rotation=0))
+    with pytest.raises(UserError, match="rotation: the environment has 180, policy x has 0"):
+        inspect_checkpoint("x", upside_down, environment)
+    config = json.loads((policies["expert"] / "config.json").read_text())
+    config["input_features"]["observation.images.front"] = config["input_features"].pop(IMAGES[0])
+    (upside_down / "config.json").write_text(json.dumps(config))
+    (upside_down / "contract.json").unlink()
+    with pytest.raises(UserError, match=r"expected inputs among .* found observation.images.front"):
+        inspect_checkpoint("x", upside_down, environment)
+    with pytest.raises(UserError, match="expected 1 to 50 episodes"):
+        evaluate(policies, out_dir=tmp_path, **{**SETTING, "episodes": 51})
+    with pytest.raises(UserError, match="expected tasks 0 to 9 of libero_goal, found 10"):
+        evaluate(policies, out_dir=tmp_path, **{**SETTING, "tasks": [10]})
+
+
+def test_language_probe_looks_at_both_goals(policies, evaluation, monkeypatch):
+    """The goal of the other task is made to hold after three steps; that ends the episode."""
+    from apprentice.libero.env import LiberoEnv
+
+    asked = []
+
+    def success_of(self, task):
+        asked.append(task)
+        return len(asked) == 3
+
+    monkeypatch.setattr(LiberoEnv, "success_of", success_of)
+    protocol = replace(evaluation.protocol, told=((1, 8),))
+    checkpoint = evaluation.policies["expert"].checkpoint
+    episode, _ = run_episode(Job("expert", policies["expert"], checkpoint, 1, 8, 0, protocol))
+    assert asked == [8, 8, 8]
+    assert (episode.instruction, episode.steps) == ("put the bowl on the plate", 3)
+    assert (episode.success, episode.told_success) == (False, True)
+    (row,) = probe_rows([episode])
+    assert (row.task, row.told, row.did_told, row.did_task, row.did_neither) == (1, 8, 1, 0, 0)
