@@ -78,8 +78,11 @@ def collect(
     if unknown := [task for task in tasks if not 0 <= task < len(known)]:
         raise UserError(f"expected tasks 0 to {len(known) - 1} of {suite}, found {unknown}; fix: name existing tasks")
     if not 0 < episodes <= 1000 or seed < 0:
-        raise UserError(f"expected 1 to 1000 episodes and a seed from 0 on, found {episodes} and {seed}; fix: change them")
-    settings = {"suite": suite, "tasks": list(tasks), "episodes": episodes, "seed": seed, "render": render, "size": size}
+        raise UserError(
+            f"expected 1 to 1000 episodes and a seed from 0 on, found {episodes} and {seed}; fix: change them"
+        )
+    settings: dict[str, Any] = {"suite": suite, "tasks": list(tasks), "episodes": episodes}
+    settings |= {"seed": seed, "render": render, "size": size}
     scratch = _scratch(out, settings)
     jobs = [
         Job(suite, task, episode, seed, render, size, str(scratch / f"{task:02d}_{episode:04d}.npz"))
@@ -112,12 +115,15 @@ def _run(jobs: list[Job], workers: int) -> None:
     missing = [job for job in jobs if not Path(job.target).exists()]
     kept, tried = Counter[int](), Counter[int]()
     context = multiprocessing.get_context("spawn")
-    with Meter("demonstrations", len(jobs), done=len(jobs) - len(missing)) as meter, _one_thread_each():
-        with context.Pool(min(workers, max(len(missing), 1))) as pool:
-            for task, rejected in pool.imap_unordered(_collect_one, missing):
-                kept[task] += 1
-                tried[task] += 1 + rejected
-                meter.advance(note=", ".join(f"task {t}: {kept[t] / tried[t]:.0%}" for t in sorted(kept)))
+    with (
+        Meter("demonstrations", len(jobs), done=len(jobs) - len(missing)) as meter,
+        _one_thread_each(),
+        context.Pool(min(workers, max(len(missing), 1))) as pool,
+    ):
+        for task, rejected in pool.imap_unordered(_collect_one, missing):
+            kept[task] += 1
+            tried[task] += 1 + rejected
+            meter.advance(note=", ".join(f"task {t}: {kept[t] / tried[t]:.0%}" for t in sorted(kept)))
 
 
 @contextmanager
@@ -161,7 +167,7 @@ def _collect_one(job: Job) -> tuple[int, int]:
     for snapshot in episode.record.snapshots:
         _env.restore(snapshot)
         frames.append(_env.observe())
-    columns = {key: np.stack([frame[key] for frame in frames]) for key in frames[0]}
+    columns: dict[str, Any] = {key: np.stack([frame[key] for frame in frames]) for key in frames[0]}
     with replacing(job.target) as fresh, fresh.open("wb") as stream:
         np.savez_compressed(
             stream,

@@ -48,7 +48,7 @@ class Controller:
         self._site = env.model.site("gripper0_grip_site").id
         self._disturbance = _Disturbance(style.noise, rng)
         self._gripper = OPEN
-        self._last = np.zeros(6)
+        self._last: np.ndarray = np.zeros(6)
 
     @property
     def position(self) -> np.ndarray:
@@ -82,7 +82,7 @@ class Controller:
         limit = speed * self.style.speed
         move = (position - self.position) * gain / FULL_STEP
         turn = self._turn_to(rotation) * gain / FULL_TURN
-        return np.concatenate([move * min(1, limit / max(np.abs(move).max(), 1e-9)), turn * min(1, limit / max(np.abs(turn).max(), 1e-9))])
+        return np.concatenate([half * min(1.0, limit / max(np.abs(half).max(), 1e-9)) for half in (move, turn)])
 
     def _turn_to(self, rotation: np.ndarray) -> np.ndarray:
         return Rotation.from_matrix(rotation @ self.rotation.T).as_rotvec()
@@ -100,10 +100,10 @@ class Controller:
         until: Callable[[], bool] = lambda: False,
     ) -> None:
         """Go to a pose, which may move, within `near` (m) and `turned` (rad); give up when nothing changes any more."""
-        before = np.inf
+        before = float("inf")
         for count in range(steps):
             position = target() if callable(target) else target
-            gap, twist = np.linalg.norm(position - self.position), np.linalg.norm(self._turn_to(rotation))
+            gap, twist = float(np.linalg.norm(position - self.position)), float(np.linalg.norm(self._turn_to(rotation)))
             if (gap < near and twist < turned) or until():
                 return
             if count > 15 and count % 10 == 0:

@@ -1,4 +1,4 @@
-"""One grasp planner for all objects: from above, over whatever fits between the fingers (rims, handles, boxes, cans)."""
+"""One grasp planner for all objects: from above, over what fits between the fingers (rims, handles, boxes, cans)."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from apprentice.libero.controller import Controller, Failure
-from apprentice.libero.grasping import HAND, Grasp, about_z, differ, plan_grasps
+from apprentice.libero.grasping import Grasp, about_z, differ, plan_grasps
 from apprentice.libero.world import World
 
 UP = np.array([0, 0, 1.0])
@@ -64,9 +64,7 @@ def place(
     if not world.held(name):
         raise Failure(f"dropped {name}")
     hand.go(so_that_object_is_at(carry), rotation, near=0.006, turned=0.08, steps=15)
-    hand.go(
-        so_that_object_is_at(height), rotation, near=0.004, steps=60, gain=1.3, until=lambda: world.rests(name)
-    )
+    hand.go(so_that_object_is_at(height), rotation, near=0.004, steps=60, gain=1.3, until=lambda: world.rests(name))
     release(hand, 0.08)
 
 

@@ -104,5 +104,6 @@ class World:
     def _contacts(self, name: str) -> list[tuple[str | None, str]]:
         """Owner and body of all that touches the object."""
         bodies = self.model.geom_bodyid[self.data.contact.geom].reshape(-1, 2)
-        pairs = [(a, b) for a, b in np.concatenate([bodies, bodies[:, ::-1]]) if self._owner[a] == name != self._owner[b]]
-        return [(self._owner[b], self.model.body(b).name) for _, b in pairs]
+        both_ways = np.concatenate([bodies, bodies[:, ::-1]])
+        others = [b for a, b in both_ways if self._owner[a] == name != self._owner[b]]
+        return [(self._owner[b], self.model.body(b).name) for b in others]

@@ -1,0 +1,85 @@
+"""Demonstrations: they replay, they vary, and the dataset is the same however it came about."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from apprentice.data.contract import Contract
+from apprentice.errors import UserError
+from apprentice.files import read_json
+from apprentice.libero import collect as collecting
+from apprentice.libero.demonstrator import AFTER_SUCCESS, START_NOISE, demonstrate
+from apprentice.libero.env import LiberoEnv
+
+
+def test_executed_actions_replay_to_success(fast: LiberoEnv) -> None:
+    noisy = 0
+    for seed in (0, 1):
+        episode = demonstrate(fast, seed)
+        assert episode.failure is None
+        record = episode.record
+        actions, executed = np.array(record.actions), np.array(record.executed)
+        assert np.abs(actions).max() <= 1 and np.abs(executed).max() <= 1
+        np.testing.assert_array_equal(actions[:, 6], executed[:, 6])
+        assert set(np.unique(actions[:, 6])) == {-1.0, 1.0}
+        assert np.abs(np.diff(actions[:, :6], axis=0)).max() < 0.41
+        noisy += int((actions != executed).any(axis=1).sum())
+        fast.reset(seed=seed, start_noise=START_NOISE)
+        for snapshot, action, success in zip(record.snapshots, executed, record.successes, strict=True):
+            np.testing.assert_array_equal(fast.proprioception(), snapshot.state)
+            assert fast.step(action) == success
+        assert success and not any(record.successes[: -AFTER_SUCCESS - 1])
+        assert fast.success_of(1) and not fast.success_of(8)
+    assert noisy > 10
+
+
+def test_collecting_survives_a_kill_and_any_number_of_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, scratch = tmp_path / "demonstrations", tmp_path / ".demonstrations.episodes"
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(collecting, "_assemble", killed)
+        with pytest.raises(KeyboardInterrupt):
+            collecting.collect("libero_goal", [8], 2, out, workers=2)
+    assert not out.exists()
+    with pytest.raises(UserError, match="seed"):
+        collecting.collect("libero_goal", [8], 2, out, seed=1)
+    first, second = scratch / "08_0000.npz", scratch / "08_0001.npz"
+    before, kept = dict(np.load(second)), first.stat().st_mtime_ns
+    second.unlink()
+    checked = []
+
+    def assemble(jobs: list[collecting.Job], root: Path) -> None:
+        after = np.load(second)
+        assert first.stat().st_mtime_ns == kept
+        for key, values in before.items():
+            np.testing.assert_array_equal(values, after[key])
+        checked.append(True)
+        original(jobs, root)
+
+    original = collecting._assemble
+    monkeypatch.setattr(collecting, "_assemble", assemble)
+    summary = collecting.collect("libero_goal", [8], 2, out, workers=1)
+    assert checked and not scratch.exists() and summary["per_task"]["8"]["success_rate"] > 0
+    check_dataset(out, before)
+
+
+def check_dataset(root: Path, last_episode: dict[str, np.ndarray]) -> None:
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    dataset = LeRobotDataset("local/demonstrations", root=root, video_backend="pyav", return_uint8=True)
+    assert dataset.meta.total_episodes == 2 and dataset.fps == 20
+    Contract.for_libero(size=128, render="fast").check(Contract.of_dataset(root), "simulator", "dataset")
+    assert read_json(root / "meta" / "collection.json")["episodes"] == 2
+    frame, steps = dataset[len(dataset) - 1], len(last_episode["action"])
+    assert frame["task"] == "put the bowl on the plate" and frame["frame_index"] == steps - 1
+    np.testing.assert_array_equal(frame["action"].numpy(), last_episode["action"][-1])
+    np.testing.assert_array_equal(frame["observation.state"].numpy(), last_episode["observation.state"][-1])
+    for key in ("observation.images.image", "observation.images.image2"):
+        image = frame[key].permute(1, 2, 0).numpy().astype(float)
+        assert 10 * np.log10(255**2 / np.mean((image - last_episode[key][-1]) ** 2)) > 30
+    video_bytes = sum(path.stat().st_size for path in root.rglob("*.mp4"))
+    assert video_bytes / (2 * len(dataset)) < 1500  # a frame and camera
