@@ -85,7 +85,8 @@ def write_report(
     """
     out = Path(out)
     main = Evaluation.load(evaluation)
-    probes = probe_rows(Evaluation.load(probe).episodes) if probe else []
+    other = Evaluation.load(probe) if probe else None
+    probes = probe_rows(other.episodes) if other else []
     rows = success_rows(main.episodes)
     if not rows:
         raise UserError(f"expected episodes in {evaluation}, found none; fix: run `apprentice eval`")
@@ -107,7 +108,7 @@ def write_report(
     page = Environment(
         loader=PackageLoader("apprentice.evaluate", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    page.filters.update(percent=percent, duration=duration, thousands=thousands)
+    page.filters.update(percent=percent, duration=duration, thousands=thousands, millions=millions)
     page.globals.update(interval=interval)
     write_text(
         out,
@@ -122,6 +123,7 @@ def write_report(
             success_chart=success_chart(groups, colours),
             probes=probes,
             probe_chart=probe_chart(pairs) if probes else "",
+            probe_films=_probe_films(other) if other else [],
             align_chart=_losses([s for s in stages if s.stage == "align"], colours, "alignment loss"),
             finetune_chart=_losses([s for s in stages if s.stage != "align"], colours, "fine-tuning loss"),
             stages=stages,
@@ -147,6 +149,11 @@ def duration(seconds: float) -> str:
 def thousands(number: float) -> str:
     """An integer with thin spaces between groups of three digits."""
     return f"{round(number):,}".replace(",", "\u202f")
+
+
+def millions(number: float) -> str:
+    """A number of parameters."""
+    return f"{number / 1e6:.2f}\u00a0M"
 
 
 def _task_name(task: int | str, instructions: dict[int, str]) -> str:
@@ -192,6 +199,12 @@ def _films(evaluation: Evaluation, policy: str) -> list[Film]:
     own = [e for e in evaluation.episodes if e.policy == policy and e.success and e.video]
     own.sort(key=lambda episode: (episode.init_state, episode.task))
     return [film for film in (_film(evaluation, episode) for episode in own[:FILMS]) if film]
+
+
+def _probe_films(evaluation: Evaluation) -> list[Film]:
+    """The first episode of each policy and pair of tasks."""
+    first = [episode for episode in evaluation.episodes if episode.init_state == 0 and episode.task != episode.told]
+    return [film for film in (_film(evaluation, episode) for episode in first[:FILMS]) if film]
 
 
 def _failures(evaluation: Evaluation) -> list[Film]:
