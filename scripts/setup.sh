@@ -49,7 +49,7 @@ install() {
   "$python" -m pip --version >/dev/null 2>&1 || "$base" -m venv --clear "$venv"
   say "installing into $venv (about 7 GB; minutes, by network)"
   if ! { "$python" -m pip install --quiet -c constraints.txt uv &&
-    "$venv/bin/uv" pip install --quiet --python "$python" -c constraints.txt -e '.[libero,dev]'; }; then
+    "$venv/bin/uv" pip install --quiet --compile-bytecode --python "$python" -c constraints.txt -e '.[libero,dev]'; }; then
     say "uv did not succeed; trying pip"
     "$python" -m pip install -c constraints.txt -e '.[libero,dev]'
   fi
