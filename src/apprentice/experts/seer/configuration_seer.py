@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from lerobot.configs import NormalizationMode, PreTrainedConfig
 from lerobot.optim import AdamWConfig
-from lerobot.optim.schedulers import CosineDecayWithWarmupSchedulerConfig
+from lerobot.optim.schedulers import CosineAnnealingWithWarmupSchedulerConfig
 
 from apprentice.errors import UserError
 
@@ -52,8 +52,7 @@ class SeerConfig(PreTrainedConfig):
     dtype: str = "bfloat16"
     optimizer_lr: float = 5e-4
     optimizer_weight_decay: float = 1e-4
-    scheduler_warmup_steps: int = 1_000
-    scheduler_decay_steps: int = 100_000
+    scheduler_warmup_steps: int = 200
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -88,14 +87,8 @@ class SeerConfig(PreTrainedConfig):
     def get_optimizer_preset(self) -> AdamWConfig:
         return AdamWConfig(lr=self.optimizer_lr, weight_decay=self.optimizer_weight_decay, grad_clip_norm=1.0)
 
-    def get_scheduler_preset(self) -> CosineDecayWithWarmupSchedulerConfig:
-        # LeRobot scales both spans down to the run's steps when these are fewer.
-        return CosineDecayWithWarmupSchedulerConfig(
-            num_warmup_steps=self.scheduler_warmup_steps,
-            num_decay_steps=self.scheduler_decay_steps,
-            peak_lr=self.optimizer_lr,
-            decay_lr=0.0,
-        )
+    def get_scheduler_preset(self) -> CosineAnnealingWithWarmupSchedulerConfig:
+        return CosineAnnealingWithWarmupSchedulerConfig(num_warmup_steps=self.scheduler_warmup_steps)  # ends at 0
 
     @property
     def observation_delta_indices(self) -> None:
