@@ -59,7 +59,8 @@ class Rows:
                 raise
             raise UserError(
                 f"expected {(self.count - done) * self.row_bytes / 1e6:.0f} MB free for {self.path}, "
-                "found a full disk; fix: free some, or set APPRENTICE_CACHE to another disk; what is computed so far is kept"
+                "found a full disk; fix: free some, or set APPRENTICE_CACHE to another disk; "
+                "what is computed so far is kept"
             ) from error
         os.replace(self.partial, self.path)
 
