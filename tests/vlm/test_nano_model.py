@@ -77,7 +77,8 @@ def test_nano_has_about_8_million_parameters(tokenizer):
     assert 8.0e6 < build_model(NanoConfig(), tokenizer).num_parameters() < 9.0e6
 
 
-def test_a_packed_question_is_answered_as_if_it_were_alone(tokenizer):
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_packed_question_is_answered_as_if_it_were_alone(tokenizer, attention):
     """The packed row's logits equal those of the processor's own prompt, one question at a time."""
     torch.manual_seed(0)
     model, processor = build_model(TINY, tokenizer).eval(), build_processor(TINY, tokenizer)
@@ -88,7 +89,9 @@ def test_a_packed_question_is_answered_as_if_it_were_alone(tokenizer):
     content = [{"type": "image"}, {"type": "image"}]
     with torch.no_grad():
         pixels = processor.image_processor([images], return_tensors="pt")["pixel_values"]
+        model.set_attn_implementation(attention)
         together = answer_logits(model, image_tokens(model, pixels), packed)
+        model.set_attn_implementation("sdpa")
         for number, question in enumerate(asked):
             user = {"role": "user", "content": [*content, {"type": "text", "text": question.ask}]}
             prompt = processor.apply_chat_template([user], add_generation_prompt=True) + question.answer

@@ -97,9 +97,10 @@ class Targets(nn.Module):
 
 def answer_logits(model: SmolVLMForConditionalGeneration, tokens: Tensor, batch: dict[str, Tensor]) -> Tensor:
     """Logits (A, V) of the answer tokens of a packed batch, with image tokens (2 B, T, H)."""
+    mask = batch["attention_mask"]  # "eager" attention adds its mask: a boolean one would hide nothing
     hidden = model.model(
         input_ids=batch["input_ids"],
-        attention_mask=batch["attention_mask"],
+        attention_mask=torch.zeros_like(mask, dtype=tokens.dtype).masked_fill_(~mask, torch.finfo(tokens.dtype).min),
         position_ids=batch["position_ids"],
         image_hidden_states=tokens,
         use_cache=False,
@@ -126,9 +127,16 @@ class Trainer:
         self.head = AuxiliaryHead(config.nano).to(self.device)
         self.targets = Targets(tokenizer, config.nano.vocab).to(self.device)
         self.named = dict(self.model.named_parameters(prefix="model")) | dict(self.head.named_parameters(prefix="head"))
-        decayed = [p for name, p in self.named.items() if p.ndim > 1 and "embed" not in name]
-        others = [p for name, p in self.named.items() if p.ndim < 2 or "embed" in name]
-        groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        # The position heads sum thousands of inputs: at the full rate they overshoot.
+        wide = [p for name, p in self.named.items() if name.startswith(("head.workspace", "head.offset"))]
+        rest = {name: p for name, p in self.named.items() if not name.startswith(("head.workspace", "head.offset"))}
+        decayed = [p for name, p in rest.items() if p.ndim > 1 and "embed" not in name]
+        others = [p for name, p in rest.items() if p.ndim < 2 or "embed" in name]
+        groups = [
+            {"params": decayed, "weight_decay": config.weight_decay, "scale": 1.0},
+            {"params": others, "weight_decay": 0.0, "scale": 1.0},
+            {"params": wide, "weight_decay": config.weight_decay, "scale": 0.1},
+        ]
         self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), fused=True)
 
     def rate(self) -> float:
@@ -144,7 +152,7 @@ class Trainer:
         """One optimizer step; returns the losses."""
         batch = {key: value.to(self.device) for key, value in batch.items()}
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate()
+            group["lr"] = group["scale"] * self.rate()
         with torch.autocast(self.device.type, torch.bfloat16):
             tokens = image_tokens(self.model, batch["pixel_values"], self.config.blind)
             losses = {"answer": self.targets(answer_logits(self.model, tokens, batch), batch["target"])}
