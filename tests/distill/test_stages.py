@@ -124,3 +124,43 @@ def test_every_epoch_sees_every_sample_once() -> None:
 def test_learning_rate_warms_up_and_falls_to_zero() -> None:
     rate = decay(100)
     assert rate(0) == pytest.approx(0.1) and rate(9) == 1.0 and rate(55) == pytest.approx(0.5) and rate(100) == 0.0
+
+
+def drop_camera(root: Path) -> None:
+    path = root / "meta" / "info.json"
+    info = json.loads(path.read_text())
+    del info["features"]["observation.images.image2"]
+    path.write_text(json.dumps(info))
+    (root / "meta" / "contract.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("camera", r"cameras: .* has \(.*image2'\), .* has \('observation\.images\.image',\); fix: rename"),
+        ("state", r"observation\.state: .* reads \(8,\), .* has \(9,\)"),
+        ("size", r"image_size: .* has \(64, 64\), .* has \(96, 96\); fix: render or record"),
+        ("rotation", r"rotation: the student has 180, .* has 0; fix: rotate"),
+    ],
+)
+def test_a_dataset_that_does_not_fit_is_refused(config: StageConfig, tmp_path: Path, fault: str, message: str) -> None:
+    from tests.support import make_dataset
+
+    from apprentice.data.contract import Contract
+
+    aligned = align(dataclasses.replace(config, steps=1))
+    shape = {"state": {"state": 9}, "size": {"size": 96}}.get(fault, {})
+    other = make_dataset(tmp_path / "other", episodes=1, **shape)
+    if fault == "camera":
+        drop_camera(other)
+    elif fault == "rotation":
+        Contract.for_libero(size=64, render="fast").having(rotation=0).save(other / "meta")
+    else:
+        (other / "meta" / "contract.json").unlink()
+    tuned = dataclasses.replace(config, student=str(aligned), dataset=str(other), out=str(tmp_path / "tuned"))
+    with pytest.raises(UserError, match=message):
+        finetune(tuned)
+    if fault != "rotation":  # an expert without a contract is held against the data as well
+        fresh = dataclasses.replace(tuned, student="", out=str(tmp_path / "fresh"))
+        with pytest.raises(UserError, match=message):
+            finetune(fresh)

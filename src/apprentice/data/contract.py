@@ -143,6 +143,20 @@ def image_size(feature: dict[str, Any]) -> tuple[int, int]:
     return int(sizes["height"]), int(sizes["width"])
 
 
+def check_features(
+    wanted: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]], name: str, other_name: str
+) -> None:
+    """Check that `found` offers every wanted feature in its shape. Raises UserError naming all that do not fit."""
+    problems = [
+        f"{key}: {name} reads {shape}, {other_name} has {found.get(key, 'none')}"
+        for key, shape in wanted.items()
+        if found.get(key) != shape
+    ]
+    if problems:
+        fix = "record these features in these shapes, rename yours, or train on what there is"
+        raise UserError(f"{name} and {other_name} do not fit together; fix: {fix}\n  " + "\n  ".join(problems))
+
+
 def hash_of(statistics: dict[str, Any]) -> str:
     """A short hash of normalisation statistics `{feature: {"min": ..., ...}}`, equal for arrays, tensors and lists."""
     plain = {

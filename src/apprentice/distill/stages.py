@@ -13,7 +13,7 @@ from lerobot.configs import FeatureType
 from lerobot.utils.feature_utils import dataset_to_policy_features
 from rich.table import Table
 
-from apprentice.data.contract import Contract
+from apprentice.data.contract import Contract, check_features
 from apprentice.data.dataset import open_dataset
 from apprentice.device import best_device
 from apprentice.distill.cache import cached
@@ -21,7 +21,7 @@ from apprentice.distill.trainer import Samples, Schedule, train
 from apprentice.errors import UserError
 from apprentice.files import read_json, write_json
 from apprentice.policy.configuration_apprentice import ApprenticeConfig
-from apprentice.policy.modeling_apprentice import TRAINED, ApprenticePolicy
+from apprentice.policy.modeling_apprentice import TRAINED, ApprenticePolicy, shapes
 from apprentice.progress import console
 
 
@@ -86,6 +86,8 @@ def _stage(stage: str, config: StageConfig) -> Path:
     policy.config.learning_rate, policy.config.align_loss = config.learning_rate, config.align_loss
     policy.config.language_rate_factor = config.language_rate_factor
     policy.contract.check(Contract.of_dataset(dataset.root), "the student", f"dataset {config.dataset}")
+    found = {key: tuple(feature.shape) for key, feature in dataset_to_policy_features(dataset.meta.features).items()}
+    check_features(shapes(policy.config), found, "the student", f"dataset {config.dataset}")
     policy.set_stage(stage)
     policy.to(best_device())
     console.print(parameter_table(policy))

@@ -42,6 +42,7 @@ class ActionExpert(ABC):
         horizon: T, latents in a chunk.
         latent_dim: D.
         action_dim: A.
+        inputs: shapes of the observations that it reads, images (3, h, w), in the order in which it reads them.
         decoder: the part that the student re-uses.
     """
 
@@ -49,6 +50,7 @@ class ActionExpert(ABC):
     horizon: int
     latent_dim: int
     action_dim: int
+    inputs: dict[str, tuple[int, ...]]
     decoder: ActionDecoder
 
     @abstractmethod

@@ -20,7 +20,7 @@ from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor, nn
 
-from apprentice.data.contract import Contract, hash_of
+from apprentice.data.contract import Contract, check_features, hash_of
 from apprentice.errors import UserError
 from apprentice.experts import DECODERS, load_expert
 from apprentice.experts.base import ActionDecoder, ActionExpert, Batch
@@ -79,7 +79,12 @@ class ApprenticePolicy(PreTrainedPolicy):
         if checkpoint is None:
             self.contract = self._fresh_contract(dataset_meta)
             config.adopt(self.expert)
-            check_action(self.expert, action_dim)
+            check_features(
+                {**self.expert.inputs, ACTION: (self.expert.action_dim,)},
+                shapes(config),
+                f"expert {config.expert}",
+                "the dataset",
+            )
             name = config.vlm
             self.vlm = VLM.from_config(name) if config.scratch else VLM.from_pretrained(name)
         else:
@@ -253,10 +258,7 @@ class ApprenticePolicy(PreTrainedPolicy):
         return len(features), features[0].shape[-2], features[0].shape[-1]
 
 
-def check_action(expert: ActionExpert, action_dim: int) -> None:
-    """Raise UserError unless the expert's actions have `action_dim` columns."""
-    if expert.action_dim != action_dim:
-        raise UserError(
-            f"expected an expert with the dataset's {action_dim} action columns, found one with {expert.action_dim}; "
-            "fix: use the dataset that the expert was trained on"
-        )
+def shapes(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of all features of a policy, images (3, h, w)."""
+    features = {**(config.input_features or {}), **(config.output_features or {})}
+    return {key: tuple(feature.shape) for key, feature in features.items()}

@@ -24,7 +24,8 @@ class SeerExpert(ActionExpert):
         self.preprocessor, self.postprocessor = make_pre_post_processors(
             config, str(path), preprocessor_overrides=override
         )
-        assert config.action_feature
+        assert config.input_features and config.action_feature
+        self.inputs = {key: tuple(feature.shape) for key, feature in config.input_features.items()}
         self.horizon, self.latent_dim = config.chunk_size, config.width
         self.action_dim = config.action_feature.shape[0]
         self.decoder = self.policy.decoder
