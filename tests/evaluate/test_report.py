@@ -8,9 +8,9 @@ from example_evaluation import EPISODES, FAILS, TASKS
 
 from apprentice.errors import UserError
 from apprentice.evaluate.findings import findings, percent
-from apprentice.evaluate.intervals import wilson
 from apprentice.evaluate.report import duration, thousands, write_report
 from apprentice.evaluate.results import ProbeRow, Row, success_rows
+from apprentice.intervals import wilson
 
 REMOTE = re.compile(r"""(?:src|href|url|@import|fetch|import)\s*[=(]?\s*["']?(?:https?:)?//""")
 

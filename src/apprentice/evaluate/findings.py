@@ -1,7 +1,7 @@
 """What an evaluation found, in sentences that claim no more than the episodes allow."""
 
-from apprentice.evaluate.intervals import wilson
 from apprentice.evaluate.results import ALL, ProbeRow, Row
+from apprentice.intervals import wilson
 
 TWO_STAGE, ONLY_FT, EXPERT = "two-stage", "only-ft", "expert"
 

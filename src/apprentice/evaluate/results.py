@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from apprentice.errors import UserError
-from apprentice.evaluate.intervals import wilson
 from apprentice.evaluate.protocol import Protocol
 from apprentice.files import read_json, write_json
+from apprentice.intervals import wilson
 
 ALL = "all"
 

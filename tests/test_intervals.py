@@ -1,7 +1,7 @@
 import pytest
 from scipy.optimize import brentq
 
-from apprentice.evaluate.intervals import Z95, wilson
+from apprentice.intervals import Z95, wilson
 
 
 # Newcombe, "Two-sided confidence intervals for the single proportion", Statistics in Medicine 17 (1998), table I,
