@@ -31,6 +31,11 @@ COMMANDS = {
         "apprentice.vlm.nano.pretrain:PretrainConfig",
         "apprentice.vlm.nano.pretrain:pretrain",
     ),
+    "score-vlm": (
+        "score the nano VLM on held-out scenes, against its text-only twin, and write its model card",
+        "apprentice.vlm.nano.score:score",
+        "apprentice.vlm.nano.score:score",
+    ),
     "align": (
         "teach a VLM to produce an expert's latents",
         "apprentice.distill.stages:StageConfig",

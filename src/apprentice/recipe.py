@@ -42,6 +42,7 @@ ROOM_OF = {
     "apprentice collect": "libero",
     "apprentice scenes": "vlm",
     "apprentice pretrain-vlm": "vlm",
+    "apprentice score-vlm": "vlm",
     "apprentice align": "distill",
     "apprentice finetune": "distill",
     "lerobot-train": "policy",

@@ -1,6 +1,5 @@
 """The nano VLM as a Hugging Face model: folders, prompts, packing and exact resume, at a tiny size."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -13,43 +12,9 @@ from apprentice.vlm.nano.batches import Corpus, Item, pack, prefix, tokenise
 from apprentice.vlm.nano.model import NanoConfig, build_model, build_processor
 from apprentice.vlm.nano.pretrain import PretrainConfig, Trainer, answer_logits, image_tokens, pretrain, rows_of
 from apprentice.vlm.nano.questions import Question
-from apprentice.vlm.nano.scenes import CATEGORIES
-from apprentice.vlm.nano.tokenizer import train_tokenizer
 
 TINY = NanoConfig(width=32, vision_layers=1, vision_mlp=32, text_layers=2, text_mlp=32, heads=2, kv_heads=1)
 WORDS = ["put the bowl on the plate", "how far is the plate?", "point to the stove", "which objects are there?"]
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return train_tokenizer(WORDS * 10, vocab_size=700)
-
-
-def fake_scenes(folder: Path, scene: str, count: int) -> None:
-    """Shards with random pictures, in the form that `scenes.generate` writes."""
-    rng = np.random.default_rng(0)
-    facts = [
-        {
-            "scene": scene,
-            "table": 0.9,
-            "gripper": {"position": [0, 0, 1.1], "opening": 0.08, "px": [[60, 30], [64, 106]], "height": 0.2},
-            "things": [
-                {
-                    "id": f"{name}_1", "name": name, "position": [0.1, y, 0.9], "top": 0.95, "parent": "", "relation": "",
-                    "movable": True, "held": False, "px": [[int(rng.integers(8, 120)), 50], None], "seen": [90, 0],
-                }
-                for name, y in (("black bowl", 0.1), ("plate", -0.1))
-            ],
-        }
-        for _ in range(count)
-    ]  # fmt: skip
-    np.savez(
-        folder / f"{scene}-000.npz",
-        images=rng.integers(0, 256, (count, 2, 128, 128, 3), dtype=np.uint8),
-        category=rng.integers(0, len(CATEGORIES), (count, 2, 32, 32), dtype=np.uint8),
-        depth=rng.uniform(0.2, 2, (count, 2, 32, 32)).astype(np.float16),
-        facts=np.frombuffer(json.dumps(facts).encode(), np.uint8),
-    )
 
 
 def test_loads_like_a_hub_model(tokenizer, tmp_path, monkeypatch):
@@ -65,7 +30,9 @@ def test_loads_like_a_hub_model(tokenizer, tmp_path, monkeypatch):
     prompt = reader.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     inputs = reader(text=prompt, images=images, return_tensors="pt")
     assert inputs["input_ids"].shape == (1, 48)  # 2 images and an instruction of six words
-    assert reader.batch_decode(inputs["input_ids"][:, -8:]) == [" put the bowl on the plate<end_of_utterance>Assistant:"]
+    assert reader.batch_decode(inputs["input_ids"][:, -8:]) == [
+        " put the bowl on the plate<end_of_utterance>Assistant:"
+    ]
     assert torch.allclose(inputs["pixel_values"][0, 1].permute(1, 2, 0), torch.tensor(images[1]) / 127.5 - 1, atol=1e-6)
     with torch.no_grad():
         assert torch.equal(model(**inputs).logits, again(**inputs).logits)
@@ -100,7 +67,7 @@ def test_a_packed_question_is_answered_as_if_it_were_alone(tokenizer, attention)
             assert torch.allclose(together[rows], logits[-int(rows.sum()) :], atol=1e-5)
 
 
-def test_shifted_images_move_their_locations(tokenizer, tmp_path):
+def test_shifted_images_move_their_locations(tokenizer, fake_scenes, tmp_path):
     fake_scenes(tmp_path, "KITCHEN_SCENE1", 20)
     corpus = Corpus(tmp_path, "train", tokenizer, pool=8)
     first = corpus.first
@@ -110,7 +77,7 @@ def test_shifted_images_move_their_locations(tokenizer, tmp_path):
     assert corpus._move(Item(0, item.ask, np.array([first + 126, first, 2]), 0), np.array([[4, 0], [0, 0]])) is None
 
 
-def test_killed_and_resumed_training_ends_with_the_same_weights(tokenizer, tmp_path):
+def test_killed_and_resumed_training_ends_with_the_same_weights(fake_scenes, tmp_path):
     fake_scenes(tmp_path, "KITCHEN_SCENE1", 24)
 
     def config(name: str) -> PretrainConfig:

@@ -44,7 +44,7 @@ class Corpus:
         self.items = tokenise(drawn, tokenizer)
         self.positions, self.known = positions(self.facts)
         self.prefix = prefix(tokenizer)
-        self.first = int(tokenizer.convert_tokens_to_ids(LOCATIONS[0]))
+        self.first = tokenizer.get_vocab()[LOCATIONS[0]]
         self.pad = int(tokenizer.pad_token_id)
 
     def __len__(self) -> int:
@@ -136,8 +136,8 @@ def positions(facts: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
 def pack(chosen: list[list[Item]], start: np.ndarray, pad: int) -> dict[str, Tensor]:
     """Lay rows of questions out behind the images.
 
-    Returns input_ids, position_ids (B, L); attention_mask (B, 1, L, L) bool; for the A answer tokens: `at` (A,) index of
-    the predicting token in the flattened (B * L), `target`, `question` and `kind` (A,).
+    Returns input_ids, position_ids (B, L); attention_mask (B, 1, L, L) bool; for the A answer tokens: `at` (A,), the
+    index of the predicting token in the flattened (B * L), `target`, `question` and `kind` (A,).
     """
     length = len(start) + max(sum(len(i.ask) + len(i.answer) for i in items) for items in chosen)
     length = -(-length // 16) * 16
@@ -182,7 +182,7 @@ def texts(corpus_facts: list[dict[str, Any]], seed: int = 0) -> list[str]:
 
 
 def special_values(tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """(V,) int: 1000 + pixel for location tokens, 3000 + cm for distances, 0 elsewhere: near values are near answers."""
+    """(V,) int: 1000 + px for location tokens, 3000 + cm for distances, 0 elsewhere: near values are near answers."""
     values = torch.zeros(len(tokenizer), dtype=torch.long)
     values[tokenizer.convert_tokens_to_ids(LOCATIONS)] = 1000 + torch.arange(len(LOCATIONS))
     values[tokenizer.convert_tokens_to_ids(DISTANCES)] = 3000 + torch.arange(len(DISTANCES))
@@ -190,7 +190,7 @@ def special_values(tokenizer: PreTrainedTokenizerBase) -> Tensor:
 
 
 def _shift(array: np.ndarray, shift: np.ndarray, cell: int) -> np.ndarray:
-    """Shift the images (2, H, W, ...) by `shift` (2, [x, y]) px, repeating edges; `cell` is the size of a pixel here."""
+    """Shift the images (2, H, W, ...) by `shift` (2, [x, y]) px, repeating edges; a pixel is `cell` px wide."""
     if not shift.any():
         return array
     size = array.shape[1]
@@ -203,7 +203,8 @@ def _relight(pixels: Tensor, rng: np.random.Generator) -> Tensor:
     """Random contrast, brightness and tint a row, and a little noise; pixels (B, 2, 3, S, S) in [-1, 1]."""
     size = (len(pixels), 1, 3, 1, 1)
     contrast = torch.from_numpy(rng.uniform(0.75, 1.25, (len(pixels), 1, 1, 1, 1)).astype(np.float32))
-    tint = torch.from_numpy((rng.uniform(-0.2, 0.2, (len(pixels), 1, 1, 1, 1)) + rng.normal(0, 0.04, size)).astype("f4"))
+    light = rng.uniform(-0.2, 0.2, (len(pixels), 1, 1, 1, 1))
+    tint = torch.from_numpy((light + rng.normal(0, 0.04, size)).astype(np.float32))
     noise = torch.from_numpy(rng.standard_normal(pixels.shape[1:], dtype=np.float32))
     strength = torch.from_numpy(rng.uniform(0, 0.04, (len(pixels), 1, 1, 1, 1)).astype(np.float32))
     return (pixels * contrast + tint + noise * strength).clamp_(-1.0, 1.0)

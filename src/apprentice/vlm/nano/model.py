@@ -1,6 +1,7 @@
 """The nano VLM: Hugging Face's SmolVLM classes at about 8 M parameters; nothing of the architecture is ours."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import (
     LlamaConfig,
@@ -9,8 +10,8 @@ from transformers import (
     SmolVLMForConditionalGeneration,
     SmolVLMImageProcessor,
     SmolVLMProcessor,
-    SmolVLMVideoProcessor,
 )
+from transformers.models.smolvlm.video_processing_smolvlm import SmolVLMVideoProcessor
 
 from apprentice.vlm.nano.tokenizer import CHAT_TEMPLATE
 
@@ -42,17 +43,16 @@ def build_model(config: NanoConfig, tokenizer: PreTrainedTokenizerBase) -> SmolV
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    text = LlamaConfig(
-        vocab_size=config.vocab,
-        hidden_size=config.width,
-        intermediate_size=config.text_mlp,
-        num_hidden_layers=config.text_layers,
-        num_attention_heads=config.heads,
-        num_key_value_heads=config.kv_heads,
-        max_position_embeddings=1024,
-        tie_word_embeddings=True,
-        **ids,
-    )
+    text: dict[str, Any] = {
+        "vocab_size": config.vocab,
+        "hidden_size": config.width,
+        "intermediate_size": config.text_mlp,
+        "num_hidden_layers": config.text_layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "max_position_embeddings": 1024,
+        "tie_word_embeddings": True,
+    }
     vision = {
         "hidden_size": config.width,
         "intermediate_size": config.vision_mlp,
@@ -61,15 +61,14 @@ def build_model(config: NanoConfig, tokenizer: PreTrainedTokenizerBase) -> SmolV
         "image_size": config.image,
         "patch_size": config.patch,
     }
-    whole = SmolVLMConfig(
-        vision_config=vision,
-        text_config=text.to_dict(),
-        scale_factor=2,
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        tie_word_embeddings=True,
-        **ids,
-    )
-    return SmolVLMForConditionalGeneration(whole)
+    whole: dict[str, Any] = {
+        "vision_config": vision,
+        "text_config": LlamaConfig(**text, **ids).to_dict(),
+        "scale_factor": 2,
+        "image_token_id": tokenizer.convert_tokens_to_ids("<image>"),
+        "tie_word_embeddings": True,
+    }
+    return SmolVLMForConditionalGeneration(SmolVLMConfig(**whole, **ids))
 
 
 def build_processor(config: NanoConfig, tokenizer: PreTrainedTokenizerBase) -> SmolVLMProcessor:

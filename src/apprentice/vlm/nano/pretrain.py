@@ -30,19 +30,35 @@ from apprentice.vlm.nano.tokenizer import train_tokenizer
 
 @dataclass
 class PretrainConfig:
-    """What to train on, where to write, how long. `blind`: grey images, the text-only twin that scores are compared to."""
+    """What to train on, where to write, how long.
+
+    Attributes:
+        data: folder of scenes, made by `apprentice scenes`.
+        output: folder to write; the VLM will be OUTPUT/model.
+        steps: of the optimizer.
+        batch: layouts a step.
+        questions: asked about each of them.
+        pool: questions drawn, once, for every layout; those asked are drawn from them.
+        lr: peak learning rate.
+        warmup: share of the steps in which the rate rises.
+        weight_decay: of AdamW, on matrices but the embeddings.
+        seed: of weights, questions and order.
+        checkpoint_every: time between checkpoints (s).
+        blind: grey images, for the text-only twin that scores are compared to.
+        nano: sizes of the model.
+    """
 
     data: str
     output: str
-    steps: int = 1800
-    batch: int = 32
-    questions: int = 8  # a row
-    pool: int = 24  # questions drawn once for every layout
-    lr: float = 1e-3
-    warmup: float = 0.04  # share of the steps
+    steps: int = 2000
+    batch: int = 16
+    questions: int = 8
+    pool: int = 24
+    lr: float = 8e-4
+    warmup: float = 0.04
     weight_decay: float = 0.05
     seed: int = 0
-    checkpoint_every: float = 240.0  # s
+    checkpoint_every: float = 240.0
     blind: bool = False
     nano: NanoConfig = field(default_factory=NanoConfig)
 
@@ -122,7 +138,8 @@ class Trainer:
     def __init__(self, config: PretrainConfig, tokenizer: PreTrainedTokenizerBase):
         torch.manual_seed(config.seed)
         self.config, self.device, self.step = config, best_device(), 0
-        self.model = build_model(config.nano, tokenizer).to(self.device).train()
+        self.model = build_model(config.nano, tokenizer)
+        self.model.to(self.device).train()  # type: ignore[arg-type]
         self.model.set_attn_implementation("eager")  # a third faster than "sdpa" on a CPU at these lengths
         self.head = AuxiliaryHead(config.nano).to(self.device)
         self.targets = Targets(tokenizer, config.nano.vocab).to(self.device)
@@ -245,7 +262,7 @@ def pretrain(config: PretrainConfig) -> Path:
 def _tokenizer(config: PretrainConfig, folder: Path) -> PreTrainedTokenizerBase:
     """The run's tokenizer, trained once."""
     if not folder.exists():
-        facts = load(config.data, "layouts")["facts"]
+        facts = load(config.data, "layouts", ())["facts"]
         with replacing(folder) as fresh:
             train_tokenizer(texts(facts, config.seed)).save_pretrained(fresh)
     return PreTrainedTokenizerFast.from_pretrained(folder)

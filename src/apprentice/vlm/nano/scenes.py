@@ -29,6 +29,7 @@ HELD_OUT = ("KITCHEN_SCENE5", "LIVING_ROOM_SCENE6")  # never trained on; their o
 UNSEEN_LAYOUTS = 15  # a scene
 CAMERAS = ("agentview", "robot0_eye_in_hand")
 SIZE, CELL = 128, 4  # px
+ARRAYS = ("images", "category", "depth")
 
 NAMES = {  # type of object in LIBERO -> its name in LIBERO's instructions
     "akita_black_bowl": "black bowl", "white_bowl": "white bowl", "plate": "plate", "chefmate_8_frypan": "frying pan",
@@ -73,9 +74,7 @@ def problems() -> dict[str, Path]:
 def instructions(scene: str) -> list[str]:
     """The LIBERO-90 instructions given in a scene."""
     folder = problems()[scene].parent
-    return [
-        path.stem.removeprefix(scene + "_").replace("_", " ") for path in sorted(folder.glob(f"{scene}_*.bddl"))
-    ]
+    return [path.stem.removeprefix(scene + "_").replace("_", " ") for path in sorted(folder.glob(f"{scene}_*.bddl"))]
 
 
 def kind_of(name: str) -> str:
@@ -255,9 +254,7 @@ class Stage:
                 m.body_pos[thing.body, :2] = self.body_pos[thing.body, :2] + rng.uniform(-0.08, 0.08, 2)
                 if rng.random() < 0.3 and thing.kind != "desk_caddy":  # to the other side of the table
                     m.body_pos[thing.body, 1] *= -1
-                self.mj.mju_mulQuat(
-                    m.body_quat[thing.body], _yaw_quat(rng.normal(0, 0.12)), self.body_quat[thing.body]
-                )
+                self.mj.mju_mulQuat(m.body_quat[thing.body], _yaw_quat(rng.normal(0, 0.12)), self.body_quat[thing.body])
         opened = rng.random()
         slides = [j for j in self.joints.values() if j.type[0] == self.mj.mjtJoint.mjJNT_SLIDE]
         for joint in self.joints.values():
@@ -380,7 +377,7 @@ class Stage:
     # ------------------------------------------------------------------ the robot
 
     def _grasp(self, thing: Thing) -> tuple[np.ndarray, float, float]:
-        """A grasp of a thing: grip point relative to its origin (3,) m, yaw of the opening axis (rad), half width (m)."""
+        """A grasp of a thing: grip point from its origin (3,) m, yaw of the opening axis (rad), half width (m)."""
         rng = self.rng
         half, middle = (thing.high - thing.low) / 2, (thing.high + thing.low) / 2
         height = thing.high[2] - min(0.015, half[2])
@@ -510,10 +507,8 @@ class Stage:
             for joint_name, joint in self.joints.items():
                 if joint_name.startswith(thing.name):
                     part = m.body(joint.bodyid[0]).name
-                    category = self.category[[g for g in range(m.ngeom) if m.geom_bodyid[g] == joint.bodyid[0]][0]]
-                    masks = [
-                        (geom_owner[label] == thing.name) & (self.category[label] == category) for label in labels
-                    ]
+                    category = self.category[next(g for g in range(m.ngeom) if m.geom_bodyid[g] == joint.bodyid[0])]
+                    masks = [(geom_owner[label] == thing.name) & (self.category[label] == category) for label in labels]
                     amount = abs(float(d.qpos[joint.qposadr[0]])) / float(np.abs(joint.range).max())
                     part_entry = {
                         "id": part, "name": CATEGORIES[category], "of": thing.name, "open": round(amount, 3),
@@ -538,7 +533,7 @@ class Stage:
             return None
         x, y = SIZE / 2 - focal * local[0] / -local[2], SIZE / 2 - focal * local[1] / -local[2]  # x is mirrored
         pixel = [int(np.floor(x)), int(np.floor(y))]
-        return pixel if 0 <= min(pixel) and max(pixel) < SIZE else None
+        return pixel if min(pixel) >= 0 and max(pixel) < SIZE else None
 
     def close(self) -> None:
         self.renderer.close()
@@ -589,18 +584,26 @@ def write_scene(job: tuple[str, str, list[int], int, int]) -> int:
                 continue
             looks.append(stage.look())
         text = json.dumps([look["facts"] for look in looks]).encode()
-        arrays = {key: np.stack([look[key] for look in looks]) for key in ("images", "category", "depth")}
+        arrays = {key: np.stack([look[key] for look in looks]) for key in ARRAYS}
         with replacing(Path(folder) / f"{scene}-{number:03d}.npz") as fresh:
-            np.savez(fresh, facts=np.frombuffer(text, np.uint8), **arrays)
+            np.savez(fresh, **arrays, facts=np.frombuffer(text, np.uint8))  # type: ignore[arg-type]
     if stage is not None:
         stage.close()
     return len(numbers) * count
 
 
-def generate(folder: Path | str, layouts: int = 12_000, workers: int = 2, shard: int = 100, seed: int = 0) -> None:
-    """Draw, render and store `layouts` layouts over the 20 scenes; shards that exist are kept.
+def generate(folder: Path | str, layouts: int = 10_000, workers: int = 2, shard: int = 100, seed: int = 0) -> None:
+    """Draw, render and store random layouts of the 20 LIBERO-90 scenes; shards that exist are kept.
 
-    A shard's name is its scene's and its number, so held-out scenes are told apart by name; of those there are two.
+    A shard's name is its scene's and its number, so that held-out scenes are told apart by name; of those there are
+    two, with two shards each.
+
+    Args:
+        folder: where to write.
+        layouts: how many in all.
+        workers: processes.
+        shard: layouts a file.
+        seed: of everything that varies.
     """
     os.environ.setdefault("MUJOCO_GL", "egl")
     os.environ.setdefault("PYOPENGL_PLATFORM", "egl")
@@ -621,12 +624,12 @@ def generate(folder: Path | str, layouts: int = 12_000, workers: int = 2, shard:
             meter.advance(count)
 
 
-def load(folder: Path | str, part: str) -> dict[str, Any]:
-    """Read stored layouts: arrays as in a shard, concatenated, and "facts" as a list of dictionaries.
+def load(folder: Path | str, part: str, keys: tuple[str, ...] = ARRAYS) -> dict[str, Any]:
+    """Read stored layouts: the arrays `keys` of the shards, concatenated, and "facts" as a list of dictionaries.
 
     `part`: "train", "layouts" (new layouts of the scenes trained on) or "scenes" (the scenes never trained on).
     """
-    parts: dict[str, list[np.ndarray]] = {"images": [], "category": [], "depth": []}
+    parts: dict[str, list[np.ndarray]] = {key: [] for key in keys}
     facts: list[dict[str, Any]] = []
     for path in sorted(Path(folder).glob("*.npz"), key=lambda p: p.stem.split("-")[::-1]):
         scene, number = path.stem.rsplit("-", 1)
