@@ -67,8 +67,19 @@ def collect(
 ) -> dict[str, Any]:
     """Write `episodes` successful demonstrations of each task into the dataset folder `out`; returns a summary.
 
-    Finished episodes wait in a folder beside `out` until all are there: start again to go on after a kill.
-    `size` is in px; `seed` decides everything that varies. Starts from fresh scenes, never from the test states.
+    Finished episodes wait in a folder beside `out` until all are there: start again to go on after a kill. Starts from
+    fresh scenes, never from the test states.
+
+    Args:
+        suite: such as libero_goal.
+        tasks: their indices in the suite.
+        episodes: successful ones of each task, at most 1000.
+        out: folder to write, which must not exist.
+        workers: processes.
+        seed: decides everything that varies.
+        render: "fast" (simplified meshes) or "exact".
+        size: of the images (px).
+
     Raises UserError if `out` exists, or if what waits beside it was collected with other settings.
     """
     out = Path(out)
