@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from apprentice.vlm.nano.scenes import CATEGORIES
+from apprentice.vlm.nano.catalogue import CATEGORIES
 from apprentice.vlm.nano.tokenizer import train_tokenizer
 
 WORDS = ["put the bowl on the plate", "how far is the plate?", "point to the stove", "which objects are there?"]

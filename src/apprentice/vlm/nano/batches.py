@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from apprentice.vlm.nano.catalogue import CATEGORIES, CELL, NAMES, SIZE, instructions, problems
 from apprentice.vlm.nano.questions import KINDS, Question, questions
-from apprentice.vlm.nano.scenes import CATEGORIES, CELL, NAMES, SIZE, load
+from apprentice.vlm.nano.scenes import load
 from apprentice.vlm.nano.tokenizer import DISTANCES, LOCATIONS
 
 ENTITIES = (*CATEGORIES[4:], "gripper")  # whose positions the auxiliary head predicts
@@ -173,8 +174,6 @@ def pack(chosen: list[list[Item]], start: np.ndarray, pad: int) -> dict[str, Ten
 
 def texts(corpus_facts: list[dict[str, Any]], seed: int = 0) -> list[str]:
     """Text to train the tokenizer on: questions about some layouts of every scene, and LIBERO-90's instructions."""
-    from apprentice.vlm.nano.scenes import instructions, problems
-
     rng = np.random.default_rng(seed)
     drawn = [q for facts in corpus_facts for q in questions(facts, rng, 40)]
     plain = [q.ask for q in drawn] + [q.answer for q in drawn if "<" not in q.answer]

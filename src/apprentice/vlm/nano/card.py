@@ -5,8 +5,8 @@ from math import isfinite
 from typing import Any
 
 from apprentice.intervals import wilson
+from apprentice.vlm.nano.catalogue import HELD_OUT
 from apprentice.vlm.nano.marks import DISTANCE, NEAR, PIXEL
-from apprentice.vlm.nano.scenes import HELD_OUT
 
 PARTS = {
     "layouts": "New layouts of the scenes that it was trained on",

@@ -8,8 +8,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from apprentice.vlm.nano.batches import Item, special_values
+from apprentice.vlm.nano.catalogue import CELL
 from apprentice.vlm.nano.questions import KINDS
-from apprentice.vlm.nano.scenes import CELL
 
 PIXEL, DISTANCE = 1, 3  # thousands of `special_values`
 NEAR = {PIXEL: 4.0, DISTANCE: 3.0}  # px, cm: how far off is still right

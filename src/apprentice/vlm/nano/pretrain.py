@@ -23,8 +23,9 @@ from apprentice.device import best_device
 from apprentice.files import replacing, write_json
 from apprentice.progress import Meter
 from apprentice.vlm.nano.batches import ENTITIES, Corpus, special_values, texts
+from apprentice.vlm.nano.catalogue import CATEGORIES, CELL
 from apprentice.vlm.nano.model import NanoConfig, build_model, build_processor
-from apprentice.vlm.nano.scenes import CATEGORIES, CELL, load
+from apprentice.vlm.nano.scenes import load
 from apprentice.vlm.nano.tokenizer import train_tokenizer
 
 

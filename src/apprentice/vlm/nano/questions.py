@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from apprentice.vlm.nano.scenes import DRAWERS, NAMES
+from apprentice.vlm.nano.catalogue import DRAWERS, NAMES
 
 SEEN = 14  # px that must be visible before something is asked about
 KINDS = (

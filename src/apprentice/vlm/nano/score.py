@@ -18,10 +18,11 @@ from apprentice.files import read_json, write_text
 from apprentice.progress import track
 from apprentice.vlm.nano.batches import Corpus, Item, pack, tokenise
 from apprentice.vlm.nano.card import PARTS, Score, card
+from apprentice.vlm.nano.catalogue import CATEGORIES
 from apprentice.vlm.nano.marks import Mark, Marker
 from apprentice.vlm.nano.pretrain import answer_logits, image_tokens
 from apprentice.vlm.nano.questions import KINDS, questions
-from apprentice.vlm.nano.scenes import CATEGORIES, load
+from apprentice.vlm.nano.scenes import load
 
 LAYOUTS, QUESTIONS = 200, 16  # at most so many layouts of a part, and questions about each
 BATCH = 20  # layouts
