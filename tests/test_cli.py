@@ -10,6 +10,7 @@ from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 import apprentice.cli
 from apprentice.cli import COMMANDS, main
@@ -124,17 +125,13 @@ def test_flags_become_the_arguments_of_a_function(sample: list[object]) -> None:
 @pytest.mark.parametrize(
     "words", ["do", "do --dataset a --tasks x", "do --dataset a --loss l3", "call --policies a", "nonsense"]
 )
-def test_wrong_flags_end_with_2_and_usage(
-    sample: list[object], words: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_flags_end_with_2_and_usage(sample: list[object], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ending:
         main(words.split())
     assert ending.value.code == 2 and "usage: apprentice" in capsys.readouterr().err and not sample
 
 
-def test_defaults_and_descriptions_are_shown(
-    sample: list[object], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_defaults_and_descriptions_are_shown(sample: list[object], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["do", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
@@ -152,6 +149,7 @@ def test_defaults_and_descriptions_are_shown(
     [
         (UserError("expected a, found b; fix: c"), 2, "apprentice: expected a, found b; fix: c\n"),
         (OSError(errno.ENOSPC, "No space left on device", "runs/model"), 2, "runs/model; what was finished"),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), 2, "a file; what was finished"),
         (KeyboardInterrupt(), 130, "interrupted; run the same command again to resume"),
     ],
 )

@@ -5,6 +5,7 @@ clear line.
 import argparse
 import errno
 import importlib
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -75,10 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(str(error), 2)
     except KeyboardInterrupt as interruption:
         return _complain(str(interruption) or "interrupted; run the same command again to resume", 130)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:  # safetensors has an error of its own for a full disk
+        if getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT) and os.strerror(errno.ENOSPC) not in str(
+            error
+        ):
             raise
-        place = error.filename or "a file"
+        place = getattr(error, "filename", None) or "a file"
         return _complain(
             f"expected room on the disk, found none left while writing {place}; "
             "what was finished before is kept; fix: free some space and run the same command again",
@@ -97,9 +100,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         if name == chosen == "run":
             command.add_argument("path", metavar="RECIPE", help="the YAML file, see recipes/")
-            command.add_argument(
-                "--out", metavar="DIR", help="output folder, instead of the one that the recipe names"
-            )
+            command.add_argument("--out", metavar="DIR", help="output folder, instead of the one that the recipe names")
             command.add_argument(
                 "--force", metavar="STEP", action="append", help="do this step again from its beginning"
             )
