@@ -35,6 +35,7 @@ def _render(stage: Stage) -> tuple[np.ndarray, np.ndarray]:
     """Colour (128, 128, 3) uint8 and depth (128, 128) in m from one pass, mirrored."""
     mj, renderer = stage.mj, stage.renderer
     image, depth = np.empty((SIZE, SIZE, 3), np.uint8), np.empty((SIZE, SIZE), np.float32)
+    renderer._gl_context.make_current()
     mj.mjr_render(renderer._rect, renderer.scene, renderer._mjr_context)
     mj.mjr_readPixels(image, depth, renderer._rect, renderer._mjr_context)
     near, far = np.array([stage.model.vis.map.znear, stage.model.vis.map.zfar]) * stage.model.stat.extent
