@@ -9,6 +9,7 @@ suffix (our tokens). Attention is causal, so both give the same, and whoever tra
 through the prefix.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.cache_utils import Cache
 
 from apprentice.errors import UserError
+
+# SmolVLM's processor complains about arguments that it adds itself, once for every prompt.
+logging.getLogger("transformers.processing_utils").setLevel(logging.ERROR)
 
 
 @dataclass
