@@ -10,7 +10,7 @@ from apprentice.vlm.nano.marks import DISTANCE, NEAR, PIXEL
 
 PARTS = {
     "layouts": "New layouts of the scenes that it was trained on",
-    "scenes": f"The two scenes that it never saw ({' and '.join(HELD_OUT)})",
+    "scenes": f"The {len(HELD_OUT)} scenes that it never saw, those of LIBERO-10",
 }
 
 
@@ -55,9 +55,9 @@ answer = model.generate(**processor(text=prompt, images=[agent_view, wrist], ret
 
 ## Data
 
-{layouts:,} random layouts of 18 of the 20 LIBERO-90 scenes, drawn by MuJoCo; questions and pointing are made from the
-simulator's state. Nothing of LIBERO-Spatial, -Object and -Goal was used, though objects of theirs occur. LIBERO-10
-plays in scenes of LIBERO-90: some of the same rooms and objects were shown, none of its tasks or initial states.
+{layouts:,} random layouts of the 11 LIBERO-90 scenes that no test suite plays in, drawn by MuJoCo; questions and
+pointing are made from the simulator's state. Nothing of LIBERO-Spatial, -Object, -Goal and -10 was used, though objects
+of theirs occur.
 Trained for {steps} steps of {batch} layouts with {questions} questions each. A dense head for category, depth and
 position, dropped afterwards, helped the image tokens to hold geometry.
 

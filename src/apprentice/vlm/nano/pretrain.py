@@ -28,6 +28,8 @@ from apprentice.vlm.nano.model import NanoConfig, build_model, build_processor
 from apprentice.vlm.nano.scenes import load
 from apprentice.vlm.nano.tokenizer import train_tokenizer
 
+COOL_DOWN = 0.4
+
 
 @dataclass
 class PretrainConfig:
@@ -37,6 +39,8 @@ class PretrainConfig:
         data: folder of scenes, made by `apprentice scenes`.
         output: folder to write; the VLM will be OUTPUT/model.
         steps: of the optimizer.
+        vision_share: share of the steps, at the beginning, in which the vision tower learns alone. Until it sees
+            something, questions cost half of the time and teach nothing.
         batch: layouts a step.
         questions: asked about each of them.
         pool: questions drawn, once, for every layout; those asked are drawn from them.
@@ -51,7 +55,8 @@ class PretrainConfig:
 
     data: str
     output: str
-    steps: int = 2000
+    steps: int = 6000
+    vision_share: float = 0.5
     batch: int = 16
     questions: int = 8
     pool: int = 24
@@ -158,13 +163,10 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), fused=True)
 
     def rate(self) -> float:
-        """Learning rate: linear warm-up, then half a cosine to 1 % of the peak."""
+        """Learning rate: up linearly, level, and down to nothing over the last COOL_DOWN of the steps."""
         config = self.config
-        warm = max(1.0, config.warmup * config.steps)
-        if self.step < warm:
-            return config.lr * (self.step + 1) / warm
-        share = (self.step - warm) / max(1.0, config.steps - warm)
-        return config.lr * (0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * min(1.0, share))))
+        up = (self.step + 1) / max(1.0, config.warmup * config.steps)
+        return config.lr * min(1.0, up, (config.steps - self.step) / (COOL_DOWN * config.steps))
 
     def update(self, batch: dict[str, Tensor]) -> dict[str, float]:
         """One optimizer step; returns the losses."""
@@ -173,9 +175,9 @@ class Trainer:
             group["lr"] = group["scale"] * self.rate()
         with torch.autocast(self.device.type, torch.bfloat16):
             tokens = image_tokens(self.model, batch["pixel_values"], self.config.blind)
-            losses = {"answer": self.targets(answer_logits(self.model, tokens, batch), batch["target"])}
-            if not self.config.blind:
-                losses |= self.head(tokens, batch)
+            losses = {} if self.config.blind else self.head(tokens, batch)
+            if self.config.blind or self.step >= self.config.vision_share * self.config.steps:
+                losses["answer"] = self.targets(answer_logits(self.model, tokens, batch), batch["target"])
         self.optimizer.zero_grad(set_to_none=True)
         torch.stack(list(losses.values())).sum().backward()
         nn.utils.clip_grad_norm_(list(self.named.values()), 1.0)

@@ -60,12 +60,12 @@ def write_scene(job: tuple[str, str, list[int], int, int]) -> int:
 def generate(folder: Path | str, layouts: int = 10_000, workers: int = 2, shard: int = 100, seed: int = 0) -> None:
     """Draw, render and store random layouts of the 20 LIBERO-90 scenes; shards that exist are kept.
 
-    A shard's name is its scene's and its number, so that held-out scenes are told apart by name; of those there are
-    two, with two shards each.
+    A shard's name is its scene's and its number, so that held-out scenes are told apart by name; each of those has
+    two shards at most.
 
     Args:
         folder: where to write.
-        layouts: how many in all.
+        layouts: how many to train on; those of the held-out scenes come on top.
         workers: processes.
         shard: layouts a file.
         seed: of everything that varies.
@@ -74,7 +74,7 @@ def generate(folder: Path | str, layouts: int = 10_000, workers: int = 2, shard:
     os.environ.setdefault("PYOPENGL_PLATFORM", "egl")
     os.environ["OMP_NUM_THREADS"] = os.environ["LP_NUM_THREADS"] = "1"
     Path(folder).mkdir(parents=True, exist_ok=True)
-    rounds = max(1, round(layouts / 20 / shard))
+    rounds = max(1, round(layouts / (len(problems()) - len(HELD_OUT)) / shard))
     jobs = []
     for start in range(0, rounds, 3):  # few shards a job: the first ones of all scenes are there early
         for scene in problems():
