@@ -19,9 +19,7 @@ APPEND = "import sys; open(sys.argv[2], 'a').write(open(sys.argv[1]).read())"
 
 def write(folder: Path, steps: dict[str, dict[str, object]]) -> Path:
     path = folder / "recipe.yaml"
-    path.write_text(
-        yaml.safe_dump({"name": "test", "out": str(folder / "out"), "steps": steps}, sort_keys=False)
-    )
+    path.write_text(yaml.safe_dump({"name": "test", "out": str(folder / "out"), "steps": steps}, sort_keys=False))
     return path
 
 
@@ -50,9 +48,7 @@ def wait_for(path: Path) -> None:
         time.sleep(0.02)
 
 
-def test_steps_run_in_order_and_only_once(
-    tmp_path: Path, source: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_steps_run_in_order_and_only_once(tmp_path: Path, source: Path, capfd: pytest.CaptureFixture[str]) -> None:
     recipe = write(tmp_path, {"one": append(source, "first"), "two": append("{out}/first", "second")})
     run_recipe(recipe)
     run_recipe(recipe)
@@ -99,9 +95,7 @@ def test_out_can_be_elsewhere(tmp_path: Path, source: Path) -> None:
 
 def test_a_failure_names_step_log_and_remedy(tmp_path: Path, source: Path) -> None:
     broken = {"run": "python -c \"print('the reason'); raise SystemExit(3)\""}
-    recipe = write(
-        tmp_path, {"one": append(source, "first"), "broken": broken, "never": append(source, "last")}
-    )
+    recipe = write(tmp_path, {"one": append(source, "first"), "broken": broken, "never": append(source, "last")})
     done = start(recipe)
     printed, _ = done.communicate(timeout=60)
     assert done.returncode == 2 and "Traceback" not in printed
@@ -163,9 +157,7 @@ def test_a_step_killed_alone_is_a_failure_that_can_be_resumed(tmp_path: Path) ->
         run_recipe(write(tmp_path, {"one": {"run": f'python -c "{suicide}"'}}))
 
 
-def test_two_runs_do_not_share_a_folder(
-    tmp_path: Path, counting: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_runs_do_not_share_a_folder(tmp_path: Path, counting: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = start(counting)
     wait_for(tmp_path / "out/count/ticks")
     monkeypatch.setattr("apprentice.recipe.PATIENCE", 0.1)
@@ -182,9 +174,7 @@ def test_a_step_on_a_terminal_sees_a_terminal_and_its_bar_is_logged_once(tmp_pat
     )
     recipe = write(tmp_path, {"bar": {"run": f"python {program}"}})
     ours, theirs = pty.openpty()
-    done = subprocess.Popen(
-        [sys.executable, "-m", "apprentice", "run", str(recipe)], stdout=theirs, stderr=theirs
-    )
+    done = subprocess.Popen([sys.executable, "-m", "apprentice", "run", str(recipe)], stdout=theirs, stderr=theirs)
     os.close(theirs)
     shown = b""
     while True:

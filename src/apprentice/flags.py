@@ -41,9 +41,7 @@ def add_flags(parser: argparse.ArgumentParser, place: str) -> None:
         else:
             options["default"] = parameter.default
             if parameter.default not in (None, "", (), {}):
-                shown = (
-                    parameter.default if isinstance(parameter.default, list | tuple) else [parameter.default]
-                )
+                shown = parameter.default if isinstance(parameter.default, list | tuple) else [parameter.default]
                 text += f" (default: {' '.join(map(str, shown))})"
         parser.add_argument(f"--{parameter.name.replace('_', '-')}", help=text, **options)
 
@@ -60,9 +58,7 @@ def parameters(place: str) -> list[Parameter]:
         raise ModuleNotFoundError(f"no module {module}")
     tree = ast.parse(Path(spec.origin).read_text())
     constants = {
-        n.targets[0].id: n.value
-        for n in tree.body
-        if isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Name)
+        n.targets[0].id: n.value for n in tree.body if isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Name)
     }
     node = next(n for n in tree.body if isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name == name)
     found: list[tuple[str, ast.expr | None, ast.expr | None]]
@@ -71,15 +67,11 @@ def parameters(place: str) -> list[Parameter]:
         found = [(ast.unparse(n.target), n.annotation, n.value) for n in fields]
     else:
         plain, named = node.args.args, node.args.kwonlyargs
-        defaults = (
-            [None] * (len(plain) - len(node.args.defaults)) + node.args.defaults + node.args.kw_defaults
-        )
+        defaults = [None] * (len(plain) - len(node.args.defaults)) + node.args.defaults + node.args.kw_defaults
         found = [(a.arg, a.annotation, default) for a, default in zip(plain + named, defaults, strict=True)]
     texts = described(ast.get_docstring(node) or "")
     flat = [(name, annotation, default) for name, annotation, default in found if not _is_nested(default)]
-    return [
-        Parameter(n, _kind(kind), _value(default, constants), texts.get(n, "")) for n, kind, default in flat
-    ]
+    return [Parameter(n, _kind(kind), _value(default, constants), texts.get(n, "")) for n, kind, default in flat]
 
 
 def described(docstring: str) -> dict[str, str]:
@@ -142,7 +134,5 @@ def _pair(key: Callable[[str], Any], value: Callable[[str], Any]) -> Callable[[s
 
 
 class _Pairs(argparse.Action):
-    def __call__(
-        self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None
-    ) -> None:
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
         setattr(namespace, self.dest, dict(values))

@@ -68,9 +68,7 @@ def _copy(source: BinaryIO, log: BinaryIO) -> None:
         *lines, line = (line + chunk).replace(b"\r\n", b"\n").split(b"\n")
         with suppress(OSError):
             log.write(b"".join(_final(finished) + b"\n" for finished in lines))
-        line = line[
-            line.rfind(b"\r", 0, -1) + 1 :
-        ]  # a progress bar may be redrawn for hours before its line ends
+        line = line[line.rfind(b"\r", 0, -1) + 1 :]  # a progress bar may be redrawn for hours before its line ends
     with suppress(OSError):
         log.write(_final(line) + b"\n" if line else b"")
 

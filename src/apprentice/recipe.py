@@ -120,9 +120,7 @@ def run_recipe(path: Path | str, out: Path | str | None = None, force: list[str]
         for number, step in enumerate(recipe.steps, 1):
             label = f"[{number}/{len(names)}] {step.name}"
             _run_step(step, label, recipe.out, step.name in (force or []), resume, lock)
-    _say(
-        f"{recipe.name}: done in {clock(time.monotonic() - start)}; see {', '.join(recipe.steps[-1].outputs)}"
-    )
+    _say(f"{recipe.name}: done in {clock(time.monotonic() - start)}; see {', '.join(recipe.steps[-1].outputs)}")
 
 
 def clock(seconds: float) -> str:
@@ -161,9 +159,7 @@ def _run_step(step: Step, label: str, out: Path, force: bool, resume: str, lock:
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted in step {step.name}; {advice}") from None
     except FileNotFoundError:
-        raise UserError(
-            f"step {step.name}: expected a command, found no {step.command[0]}; {advice}"
-        ) from None
+        raise UserError(f"step {step.name}: expected a command, found no {step.command[0]}; {advice}") from None
     finally:
         state["seconds"] += time.monotonic() - start
         write_json(state_file, state)
@@ -177,9 +173,7 @@ def _run_step(step: Step, label: str, out: Path, force: bool, resume: str, lock:
 
 def _step(name: str, given: Any, out: str) -> Step:
     _expect_keys(given, {"run": str, "inputs": list, "outputs": list}, f"step {name}", required={"run"})
-    inputs, outputs = (
-        [str(p).replace("{out}", out) for p in given.get(k, [])] for k in ("inputs", "outputs")
-    )
+    inputs, outputs = ([str(p).replace("{out}", out) for p in given.get(k, [])] for k in ("inputs", "outputs"))
     step = Step(name, given["run"].replace("{out}", out), inputs, outputs)
     if not step.command:
         raise UserError(f"step {name}: expected a command under run, found nothing")
@@ -245,9 +239,7 @@ def _only_one(out: Path) -> Iterator[int]:
     try:
         while not _locked(descriptor):
             if time.monotonic() > deadline:
-                raise UserError(
-                    f"expected {out} to be free, found another run at work in it; fix: stop that one"
-                )
+                raise UserError(f"expected {out} to be free, found another run at work in it; fix: stop that one")
             time.sleep(0.1)
         yield descriptor
     finally:
