@@ -4,15 +4,13 @@ Without a GPU nearly all of an image's time goes into 250,000 triangles, most of
 `simplify` replaces visual meshes in the compiled model by decimated ones; collision geometry is left alone.
 """
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import mujoco
 import numpy as np
 from scipy.spatial import KDTree
 
-from apprentice.files import fingerprint, replacing
+from apprentice.files import cache_folder, fingerprint, replacing
 
 CAMERAS = {"image": "agentview", "image2": "robot0_eye_in_hand"}
 RECIPE = b"2"  # change it with the algorithm: it is part of the cache's key
@@ -110,7 +108,7 @@ def _write(model: mujoco.MjModel, index: int, mesh: Mesh) -> None:
 def _cached(mesh: Mesh, detail: float) -> Mesh:
     parts = vars(mesh).values()
     key = fingerprint(RECIPE, str(detail), *(np.ascontiguousarray(part).tobytes() for part in parts))
-    path = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "apprentice" / "meshes" / f"{key}.npz"
+    path = cache_folder() / "meshes" / f"{key}.npz"
     if path.exists():
         with np.load(path, allow_pickle=False) as stored:
             return Mesh(**stored)
