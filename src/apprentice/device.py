@@ -1,4 +1,4 @@
-"""Where to compute."""
+"""Where to compute, and how precisely."""
 
 import torch
 
@@ -10,3 +10,15 @@ def best_device() -> torch.device:
     if torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
+
+
+def fast_bfloat16(device: torch.device) -> bool:
+    """Does bfloat16 make this device faster? A CPU without AVX-512 multiplies it 50 times slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def mixed_precision(device: torch.device) -> torch.autocast:
+    """Autocast to bfloat16 where that is faster, nothing elsewhere."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=fast_bfloat16(device))

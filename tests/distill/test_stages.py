@@ -68,15 +68,18 @@ def test_alignment_loss_falls_and_log_and_cost_tell_it(config: StageConfig) -> N
     assert cost["samples"] == 60 * 8
 
 
-def test_cached_batches_give_the_loss_of_uncached_ones(config: StageConfig) -> None:
+@pytest.mark.parametrize("every", [1, 3])
+def test_cached_batches_give_the_loss_of_uncached_ones(config: StageConfig, every: int) -> None:
     from apprentice.distill.cache import cached
     from apprentice.distill.trainer import Samples
 
     policy = ApprenticePolicy.from_pretrained(align(config))
     dataset = open_dataset(config.dataset)
-    samples = Samples(dataset, policy.config.chunk_size, cached(policy, dataset, latents=True), policy.vlm.device)
-    index = np.array([0, 13, 30])
-    items = [dataset[int(i)] for i in index]
+    rows = cached(policy, dataset, latents=True, every=every)
+    samples = Samples(dataset, policy.config.chunk_size, rows, policy.vlm.device, every)
+    assert len(samples) == len(range(0, len(dataset), every))
+    index = np.array([0, 4, 10])
+    items = [dataset[int(i) * every] for i in index]
     raw = {key: torch.stack([item[key] for item in items]) for key in policy.config.image_features}
     raw |= {"observation.state": torch.stack([item["observation.state"] for item in items])}
     raw |= {"task": [item["task"] for item in items]}

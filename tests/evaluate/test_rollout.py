@@ -1,6 +1,5 @@
 """Closed loop on the real simulator, with small real policies whose weights are random."""
 
-import contextlib
 import json
 import os
 import signal
@@ -144,22 +143,16 @@ def test_a_killed_run_goes_on(evaluation, policies, tmp_path):
 
 
 def test_ctrl_c_keeps_what_is_finished(evaluation, tmp_path, monkeypatch):
-    def interrupted(pool, run, jobs):
+    def interrupted(run, jobs, workers):
         yield evaluation.episodes[0], b"film"
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(rollout, "_workers", contextlib.nullcontext)
-    monkeypatch.setattr(rollout, "_results", interrupted)
+    monkeypatch.setattr(rollout, "spread", interrupted)
     begun = replace(evaluation, folder=tmp_path, episodes=[])
     begun.save()
     with pytest.raises(KeyboardInterrupt, match="1 of 4 episodes done, all of them kept in"):
         rollout._run([None] * 4, begun, 2)
     assert Evaluation.load(tmp_path).episodes == evaluation.episodes[:1]
-
-
-def test_a_dead_worker_ends_the_evaluation():
-    with rollout._workers(1) as pool, pytest.raises(UserError, match="found one that was killed"):
-        list(rollout._results(pool, os._exit, [1]))
 
 
 def test_a_chunk_is_what_select_action_gives_step_by_step(policies):

@@ -8,6 +8,7 @@ through a memory map.
 import errno
 import os
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,9 @@ from lerobot.utils.constants import OBS_STATE
 from torch import Tensor
 
 from apprentice.data.dataset import column, frames, instructions
+from apprentice.device import mixed_precision
 from apprentice.errors import UserError
-from apprentice.experts.base import ActionExpert, Batch
+from apprentice.experts.base import Batch
 from apprentice.files import cache_folder, fingerprint
 from apprentice.policy.modeling_apprentice import EXPERT_LATENTS, IMAGE_TOKENS, ApprenticePolicy
 from apprentice.progress import Meter
@@ -70,47 +72,43 @@ class Rows:
         return torch.from_numpy(np.ascontiguousarray(raw)).view(self.dtype).reshape(len(index), *self.shape)
 
 
-def cached(policy: ApprenticePolicy, dataset: LeRobotDataset, latents: bool) -> dict[str, Rows]:
-    """Make sure that image tokens and, if wanted, the expert's latents of every frame of `dataset` are on disk."""
+def cached(policy: ApprenticePolicy, dataset: LeRobotDataset, latents: bool, every: int = 1) -> dict[str, Rows]:
+    """Make sure that image tokens and, if wanted, the expert's latents of every n-th frame of `dataset` are on disk."""
     data, cameras = fingerprint(Path(dataset.root)), list(policy.config.image_features)
     rows = {}
     vision = b"".join(_bytes(p.detach().cpu()) for p in policy.parts()["vision tower, projector, embeddings, head"])
-    probe = next(_raw(dataset, cameras, 0, 1))
+    count = len(range(0, dataset.num_frames, every))
+    probe = next(_raw(dataset, cameras, every, 0, 1))
     sample = policy.vlm.image_tokens(policy.images(probe))
-    name = fingerprint("image tokens", data, vision, *cameras)
-    rows[IMAGE_TOKENS] = Rows(name, dataset.num_frames, tuple(sample.shape[1:]), torch.bfloat16)
+    name = fingerprint("image tokens", data, vision, *cameras, str(every))
+    rows[IMAGE_TOKENS] = Rows(name, count, tuple(sample.shape[1:]), torch.bfloat16)
     if latents:
         expert = policy.expert
-        name = fingerprint("expert latents", data, Path(policy.config.expert), *cameras)
+        name = fingerprint("expert latents", data, Path(policy.config.expert), *cameras, str(every))
         shape = (expert.horizon, expert.latent_dim)
-        rows[EXPERT_LATENTS] = Rows(name, dataset.num_frames, shape, torch.float32)
+        rows[EXPERT_LATENTS] = Rows(name, count, shape, torch.float32)
     if not rows[IMAGE_TOKENS].path.exists():
-        rows[IMAGE_TOKENS].fill(_image_tokens(policy, dataset, cameras, rows[IMAGE_TOKENS].done()), "image tokens")
+        rest = _raw(dataset, cameras, every, rows[IMAGE_TOKENS].done())
+        rows[IMAGE_TOKENS].fill(_image_tokens(policy, rest), "image tokens")
     if latents and not rows[EXPERT_LATENTS].path.exists():
-        rows[EXPERT_LATENTS].fill(
-            _latents(policy.expert, dataset, cameras, rows[EXPERT_LATENTS].done()), "expert latents"
-        )
+        rest = _raw(dataset, cameras, every, rows[EXPERT_LATENTS].done())
+        rows[EXPERT_LATENTS].fill(map(policy.expert.encode, rest), "expert latents")
     return rows
 
 
 @torch.no_grad()
-def _image_tokens(
-    policy: ApprenticePolicy, dataset: LeRobotDataset, cameras: list[str], start: int
-) -> Iterator[Tensor]:
-    for batch in _raw(dataset, cameras, start):
-        with torch.autocast(policy.vlm.device.type, torch.bfloat16):
+def _image_tokens(policy: ApprenticePolicy, batches: Iterator[Batch]) -> Iterator[Tensor]:
+    for batch in batches:
+        with mixed_precision(policy.vlm.device):
             yield policy.vlm.image_tokens(policy.images(batch))
 
 
-def _latents(expert: ActionExpert, dataset: LeRobotDataset, cameras: list[str], start: int) -> Iterator[Tensor]:
-    for batch in _raw(dataset, cameras, start):
-        yield expert.encode(batch)
-
-
-def _raw(dataset: LeRobotDataset, cameras: list[str], start: int, size: int = BATCH) -> Iterator[Batch]:
-    """Batches as LeRobot's data loader would yield them, in order: uint8 images (b, 3, h, w), state, task."""
-    state, task = torch.from_numpy(column(dataset, OBS_STATE)), instructions(dataset)
-    streams = [frames(dataset, camera, start) for camera in cameras]
+def _raw(dataset: LeRobotDataset, cameras: list[str], every: int, start: int, size: int = BATCH) -> Iterator[Batch]:
+    """Batches of every n-th frame in order, from the `start`-th of them on, as LeRobot's data loader would yield them:
+    uint8 images (b, 3, h, w), state, task.
+    """
+    state, task = torch.from_numpy(column(dataset, OBS_STATE)[::every]), instructions(dataset)[::every]
+    streams = [islice(frames(dataset, camera, start * every), 0, None, every) for camera in cameras]
     for first in range(start, len(task), size):
         last = min(first + size, len(task))
         batch: Batch = {OBS_STATE: state[first:last], "task": task[first:last]}

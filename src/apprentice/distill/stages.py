@@ -36,6 +36,7 @@ class StageConfig:
         expert: folder of the expert's checkpoint; not needed to fine-tune a `student`.
         student: checkpoint (or run) to go on from.
         scratch: give the VLM random weights.
+        every: learn from every n-th frame alone. Neighbours differ little, and caching costs a time for each.
         steps: optimizer steps.
         batch_size: samples a step, over all processes together.
         learning_rate: peak learning rate of what is new; the language model's is `language_rate_factor` times that.
@@ -50,6 +51,7 @@ class StageConfig:
     expert: str = ""
     student: str = ""
     scratch: bool = False
+    every: int = 1
     steps: int = 1000
     batch_size: int = 64
     learning_rate: float = 1e-3
@@ -91,8 +93,8 @@ def _stage(stage: str, config: StageConfig) -> Path:
     policy.set_stage(stage)
     policy.to(best_device())
     console.print(parameter_table(policy))
-    rows = cached(policy, dataset, latents=stage == "align")
-    samples = Samples(dataset, policy.config.chunk_size, rows, policy.vlm.device)
+    rows = cached(policy, dataset, latents=stage == "align", every=config.every)
+    samples = Samples(dataset, policy.config.chunk_size, rows, policy.vlm.device, config.every)
     train(policy, samples, Schedule(config.steps, config.batch_size, config.seed), run)
     return checkpoint
 

@@ -21,6 +21,7 @@ from lerobot.utils.constants import ACTION, OBS_STATE
 from torch.optim.lr_scheduler import LambdaLR
 
 from apprentice.data.dataset import action_chunks, column, instructions
+from apprentice.device import fast_bfloat16
 from apprentice.distill.cache import Rows
 from apprentice.experts.base import Batch
 from apprentice.files import read_json, replacing, write_json, write_text
@@ -49,14 +50,16 @@ class Schedule:
 
 
 class Samples:
-    """Batches of a dataset whose images are cached; everything else is small and kept in memory."""
+    """Batches of every n-th frame of a dataset, whose images are cached; the rest is small and kept in memory."""
 
-    def __init__(self, dataset: LeRobotDataset, horizon: int, rows: dict[str, Rows], device: torch.device):
+    def __init__(
+        self, dataset: LeRobotDataset, horizon: int, rows: dict[str, Rows], device: torch.device, every: int = 1
+    ):
         self.rows, self.device = rows, device
-        self.state = torch.from_numpy(column(dataset, OBS_STATE))
-        self.task = instructions(dataset)
+        self.state = torch.from_numpy(column(dataset, OBS_STATE)[::every])
+        self.task = instructions(dataset)[::every]
         actions, pad = action_chunks(dataset, horizon)
-        self.actions, self.pad = torch.from_numpy(actions), torch.from_numpy(pad)
+        self.actions, self.pad = torch.from_numpy(actions[::every]), torch.from_numpy(pad[::every])
 
     def __len__(self) -> int:
         return len(self.task)
@@ -92,7 +95,7 @@ def train(policy: ApprenticePolicy, samples: Samples, schedule: Schedule, run: P
 
     Raises FloatingPointError if the loss is not finite; the last good checkpoint is then kept.
     """
-    accelerator = Accelerator(mixed_precision="no" if policy.vlm.device.type == "mps" else "bf16")
+    accelerator = Accelerator(mixed_precision="bf16" if fast_bfloat16(policy.vlm.device) else "no")
     optimizer = torch.optim.AdamW(policy.get_optim_params(), weight_decay=policy.config.weight_decay)
     scheduler = LambdaLR(optimizer, decay(schedule.steps))
     first, spent = _resume(run, optimizer, scheduler)
@@ -131,7 +134,7 @@ def train(policy: ApprenticePolicy, samples: Samples, schedule: Schedule, run: P
                 note = f"loss {value:.4f}"
             meter.advance(note=note)
             if accelerator.is_main_process and (now - saved > SAVE_EVERY or step + 1 == schedule.steps):
-                save(policy, run, optimizer, step + 1, seconds, last=step + 1 == schedule.steps)
+                save(policy, run, optimizer, step + 1, seconds, schedule)
                 saved = time.monotonic()
 
 
@@ -141,9 +144,10 @@ def save(
     optimizer: torch.optim.Optimizer,
     step: int,
     seconds: float,
-    last: bool,
+    schedule: Schedule,
 ) -> None:
     """Write `run/checkpoint` atomically; the optimizer's state goes with it until the run is finished."""
+    last = step == schedule.steps
     before, after = make_apprentice_pre_post_processors(policy.config)
     with replacing(run / "checkpoint") as folder:
         policy.save_pretrained(folder)
@@ -161,7 +165,7 @@ def save(
             {
                 "stage": policy.config.stage,
                 "seconds": seconds,
-                "samples": _last_samples(run),
+                "samples": step * schedule.batch_size,
                 "trainable_parameters": trainable,
                 "total_parameters": sum(p.numel() for p in policy.parameters()),
             },
@@ -180,7 +184,3 @@ def _resume(run: Path, optimizer: torch.optim.Optimizer, scheduler: LambdaLR) ->
     lines = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")]
     write_text(log, "".join(line for line in lines if json.loads(line)["step"] < progress["step"]))
     return progress["step"], progress["seconds"]
-
-
-def _last_samples(run: Path) -> int:
-    return json.loads((run / "log.jsonl").read_text().splitlines()[-1])["samples"]

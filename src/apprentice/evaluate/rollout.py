@@ -4,20 +4,13 @@ Every episode is a job of its own and is written down as soon as it ends. It dep
 checkpoint, so it does not matter which process runs it, or in which order.
 """
 
-import multiprocessing
-import os
-import signal
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 
 from apprentice.data.contract import Contract
 from apprentice.device import best_device
@@ -30,13 +23,13 @@ from apprentice.files import replacing
 from apprentice.libero.env import SETTLE_STEPS, LiberoEnv
 from apprentice.libero.suites import SUITES, initial_states
 from apprentice.libero.suites import tasks as suite_tasks
+from apprentice.pool import spread
 from apprentice.progress import Meter
 
 CAMERA = "observation.images.image"
 CONTROL_HZ = 20
 SPEED = 2  # films run at twice the real speed
 FILMED = 2  # initial states of each task that are filmed even if they succeed; failures always are
-PATIENCE = 2.0  # s between two looks at whether the workers are alive
 
 
 def evaluate(
@@ -130,8 +123,8 @@ def _run(jobs: list[Job], evaluation: Evaluation, workers: int) -> None:
     total = len(evaluation.wanted)
     meter = Meter(f"evaluate {evaluation.protocol.suite}", total, total - len(jobs))
     try:
-        with _workers(workers) as pool, meter:
-            for episode, film in _results(pool, run_episode, jobs):
+        with meter:
+            for episode, film in spread(run_episode, jobs, workers):
                 if film is not None and episode.video is not None:
                     with replacing(evaluation.folder / "videos" / episode.video) as fresh:
                         fresh.write_bytes(film)
@@ -144,45 +137,6 @@ def _run(jobs: list[Job], evaluation: Evaluation, workers: int) -> None:
             f"stopped with {meter.done} of {total} episodes done, all of them kept in {evaluation.folder}; "
             "run the same command again to go on from there"
         ) from None
-
-
-@contextmanager
-def _workers(count: int) -> Iterator[Pool]:
-    """A pool of fresh processes with one thread each: more threads only take cores from one another."""
-    limits = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    before = {key: os.environ.get(key) for key in limits}
-    os.environ.update(limits)
-    try:
-        pool = multiprocessing.get_context("spawn").Pool(count, _prepare_worker)
-    finally:
-        for key, value in before.items():
-            os.environ.pop(key)
-            if value is not None:
-                os.environ[key] = value
-    with pool:  # terminates the workers
-        yield pool
-
-
-def _results[J, R](pool: Pool, run: Callable[[J], R], jobs: list[J]) -> Iterator[R]:
-    """Run jobs and yield results as they come. Raises UserError if a worker dies: the pool would wait for ever."""
-    alive = multiprocessing.active_children()
-    running = pool.imap_unordered(run, jobs)
-    while True:
-        try:
-            yield running.next(timeout=PATIENCE)
-        except StopIteration:
-            return
-        except multiprocessing.TimeoutError:
-            if any(process.exitcode is not None for process in alive):
-                raise UserError(
-                    "expected every worker to finish its episodes, found one that was killed (out of memory?); "
-                    "nothing finished is lost; fix: run the same command again, with fewer workers"
-                ) from None
-
-
-def _prepare_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
-    torch.set_num_threads(1)
 
 
 _checkpoints: dict[str, Checkpoint] = {}  # of this process, by fingerprint

@@ -4,12 +4,9 @@ An episode is planned and acted without cameras; only if it succeeded are its re
 its own seeds, so a dataset is the same whatever the number of workers and however often collecting was interrupted.
 """
 
-import multiprocessing
-import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ from apprentice.data.contract import Contract
 from apprentice.errors import UserError
 from apprentice.files import read_json, replacing, write_json
 from apprentice.libero.suites import tasks as tasks_of
+from apprentice.pool import spread
 from apprentice.progress import Meter, track
 
 FPS = 20  # Hz
@@ -125,32 +123,11 @@ def _run(jobs: list[Job], workers: int) -> None:
     """Collect the episodes that are not there yet."""
     missing = [job for job in jobs if not Path(job.target).exists()]
     kept, tried = Counter[int](), Counter[int]()
-    context = multiprocessing.get_context("spawn")
-    with (
-        Meter("demonstrations", len(jobs), done=len(jobs) - len(missing)) as meter,
-        _one_thread_each(),
-        context.Pool(min(workers, max(len(missing), 1))) as pool,
-    ):
-        for task, rejected in pool.imap_unordered(_collect_one, missing):
+    with Meter("demonstrations", len(jobs), done=len(jobs) - len(missing)) as meter:
+        for task, rejected in spread(_collect_one, missing, workers):
             kept[task] += 1
             tried[task] += 1 + rejected
             meter.advance(note=", ".join(f"task {t}: {kept[t] / tried[t]:.0%}" for t in sorted(kept)))
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Workers share the machine; without this each of them starts as many threads as there are cores."""
-    names = ("OMP_NUM_THREADS", "LP_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 _env: Any = None  # a worker's environment: making one takes seconds

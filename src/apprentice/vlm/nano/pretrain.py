@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, SmolVLMForConditionalGeneration
 
-from apprentice.device import best_device
+from apprentice.device import best_device, mixed_precision
 from apprentice.files import replacing, write_json
 from apprentice.progress import Meter
 from apprentice.vlm.nano.batches import ENTITIES, Corpus, special_values, texts
@@ -55,7 +55,7 @@ class PretrainConfig:
 
     data: str
     output: str
-    steps: int = 6000
+    steps: int = 3200
     vision_share: float = 0.5
     batch: int = 16
     questions: int = 8
@@ -173,7 +173,7 @@ class Trainer:
         batch = {key: value.to(self.device) for key, value in batch.items()}
         for group in self.optimizer.param_groups:
             group["lr"] = group["scale"] * self.rate()
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with mixed_precision(self.device):
             tokens = image_tokens(self.model, batch["pixel_values"], self.config.blind)
             losses = {} if self.config.blind else self.head(tokens, batch)
             if self.config.blind or self.step >= self.config.vision_share * self.config.steps:

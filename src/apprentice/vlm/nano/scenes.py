@@ -12,7 +12,6 @@ alone; a layout with deep contacts is drawn again. Shards (`*.npz`) hold, for ev
 import json
 import os
 import zlib
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import numpy as np
 
 from apprentice.errors import UserError
 from apprentice.files import replacing
+from apprentice.pool import spread
 from apprentice.progress import Meter
 from apprentice.vlm.nano.catalogue import HELD_OUT, problems
 from apprentice.vlm.nano.layout import draw
@@ -57,7 +57,7 @@ def write_scene(job: tuple[str, str, list[int], int, int]) -> int:
     return len(numbers) * count
 
 
-def generate(folder: Path | str, layouts: int = 10_000, workers: int = 2, shard: int = 100, seed: int = 0) -> None:
+def generate(folder: Path | str, layouts: int = 8_000, workers: int = 2, shard: int = 100, seed: int = 0) -> None:
     """Draw, render and store random layouts of the 20 LIBERO-90 scenes; shards that exist are kept.
 
     A shard's name is its scene's and its number, so that held-out scenes are told apart by name; each of those has
@@ -72,7 +72,6 @@ def generate(folder: Path | str, layouts: int = 10_000, workers: int = 2, shard:
     """
     os.environ.setdefault("MUJOCO_GL", "egl")
     os.environ.setdefault("PYOPENGL_PLATFORM", "egl")
-    os.environ["OMP_NUM_THREADS"] = os.environ["LP_NUM_THREADS"] = "1"
     Path(folder).mkdir(parents=True, exist_ok=True)
     rounds = max(1, round(layouts / (len(problems()) - len(HELD_OUT)) / shard))
     jobs = []
@@ -81,11 +80,8 @@ def generate(folder: Path | str, layouts: int = 10_000, workers: int = 2, shard:
             numbers = [n for n in range(start, min(start + 3, rounds)) if n < 2 or scene not in HELD_OUT]
             if numbers:
                 jobs.append((str(folder), scene, numbers, shard, zlib.crc32(f"{seed}/{scene}".encode())))
-    with (
-        get_context("spawn").Pool(workers, maxtasksperchild=2) as pool,
-        Meter("drawing scenes", sum(len(job[2]) * job[3] for job in jobs)) as meter,
-    ):
-        for count in pool.imap_unordered(write_scene, jobs):
+    with Meter("drawing scenes", sum(len(job[2]) * job[3] for job in jobs)) as meter:
+        for count in spread(write_scene, jobs, workers, renew=2):
             meter.advance(count)
 
 
