@@ -18,7 +18,7 @@ from apprentice.data.dataset import open_dataset
 from apprentice.distill.stages import StageConfig, align, finetune
 from apprentice.distill.trainer import decay, order
 from apprentice.errors import UserError
-from apprentice.policy.modeling_apprentice import ApprenticePolicy
+from apprentice.policy.modeling_apprentice import IMAGE_TOKENS, PREFIX, ApprenticePolicy
 
 
 @pytest.fixture(autouse=True)
@@ -68,14 +68,15 @@ def test_alignment_loss_falls_and_log_and_cost_tell_it(config: StageConfig) -> N
     assert cost["samples"] == 60 * 8
 
 
-@pytest.mark.parametrize("every", [1, 3])
-def test_cached_batches_give_the_loss_of_uncached_ones(config: StageConfig, every: int) -> None:
+@pytest.mark.parametrize(("every", "prefix_gb"), [(1, 0.0), (3, 0.0), (3, 1.0)])
+def test_cached_batches_give_the_loss_of_uncached_ones(config: StageConfig, every: int, prefix_gb: float) -> None:
     from apprentice.distill.cache import cached
     from apprentice.distill.trainer import Samples
 
     policy = ApprenticePolicy.from_pretrained(align(config))
     dataset = open_dataset(config.dataset)
-    rows = cached(policy, dataset, latents=True, every=every)
+    rows = cached(policy, dataset, every, prefix_gb)
+    assert (PREFIX in rows) == (prefix_gb > 0) and (IMAGE_TOKENS in rows) == (prefix_gb == 0)
     samples = Samples(dataset, policy.config.chunk_size, rows, policy.vlm.device, every)
     assert len(samples) == len(range(0, len(dataset), every))
     index = np.array([0, 4, 10])

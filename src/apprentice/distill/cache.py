@@ -1,4 +1,5 @@
-"""What does not change while a student trains is computed once: image tokens and the expert's latents of every frame.
+"""What does not change while a student trains is computed once for a frame: image tokens, the expert's latents and, to
+align, the keys and values of the VLM's prefix.
 
 A cache is one file of rows, named after the content that it was computed from. It is written row after row, so a killed
 run goes on where it stopped and a full disk is an error instead of a crash; it is renamed when complete and then read
@@ -7,7 +8,9 @@ through a memory map.
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -22,8 +25,8 @@ from apprentice.device import mixed_precision
 from apprentice.errors import UserError
 from apprentice.experts.base import Batch
 from apprentice.files import cache_folder, fingerprint
-from apprentice.policy.modeling_apprentice import EXPERT_LATENTS, IMAGE_TOKENS, ApprenticePolicy
-from apprentice.progress import Meter
+from apprentice.policy.modeling_apprentice import EXPERT_LATENTS, IMAGE_TOKENS, PREFIX, ApprenticePolicy
+from apprentice.progress import Meter, console
 
 BATCH = 32
 
@@ -72,50 +75,107 @@ class Rows:
         return torch.from_numpy(np.ascontiguousarray(raw)).view(self.dtype).reshape(len(index), *self.shape)
 
 
-def cached(policy: ApprenticePolicy, dataset: LeRobotDataset, latents: bool, every: int = 1) -> dict[str, Rows]:
-    """Make sure that image tokens and, if wanted, the expert's latents of every n-th frame of `dataset` are on disk."""
-    data, cameras = fingerprint(Path(dataset.root)), list(policy.config.image_features)
-    rows = {}
-    vision = b"".join(_bytes(p.detach().cpu()) for p in policy.parts()["vision tower, projector, embeddings, head"])
-    count = len(range(0, dataset.num_frames, every))
-    probe = next(_raw(dataset, cameras, every, 0, 1))
-    sample = policy.vlm.image_tokens(policy.images(probe))
-    name = fingerprint("image tokens", data, vision, *cameras, str(every))
-    rows[IMAGE_TOKENS] = Rows(name, count, tuple(sample.shape[1:]), torch.bfloat16)
-    if latents:
-        expert = policy.expert
-        name = fingerprint("expert latents", data, Path(policy.config.expert), *cameras, str(every))
-        shape = (expert.horizon, expert.latent_dim)
-        rows[EXPERT_LATENTS] = Rows(name, count, shape, torch.float32)
-    if not rows[IMAGE_TOKENS].path.exists():
-        rest = _raw(dataset, cameras, every, rows[IMAGE_TOKENS].done())
-        rows[IMAGE_TOKENS].fill(_image_tokens(policy, rest), "image tokens")
-    if latents and not rows[EXPERT_LATENTS].path.exists():
-        rest = _raw(dataset, cameras, every, rows[EXPERT_LATENTS].done())
-        rows[EXPERT_LATENTS].fill(map(policy.expert.encode, rest), "expert latents")
+@dataclass(frozen=True)
+class Frames:
+    """Every n-th frame of a dataset, in order."""
+
+    dataset: LeRobotDataset
+    cameras: list[str]
+    every: int
+
+    def __len__(self) -> int:
+        return len(range(0, self.dataset.num_frames, self.every))
+
+    def batches(self, start: int, size: int) -> Iterator[Batch]:
+        """Batches from the `start`-th frame on, as LeRobot's data loader would yield them: uint8 images (b, 3, h, w),
+        state, task.
+        """
+        state = torch.from_numpy(column(self.dataset, OBS_STATE)[:: self.every])
+        task = instructions(self.dataset)[:: self.every]
+        streams = [
+            islice(frames(self.dataset, camera, start * self.every), 0, None, self.every) for camera in self.cameras
+        ]
+        for first in range(start, len(task), size):
+            last = min(first + size, len(task))
+            batch: Batch = {OBS_STATE: state[first:last], "task": task[first:last]}
+            for camera, stream in zip(self.cameras, streams, strict=True):
+                images = np.stack([next(stream) for _ in range(first, last)])
+                batch[camera] = torch.from_numpy(images).permute(0, 3, 1, 2)
+            yield batch
+
+
+def cached(
+    policy: ApprenticePolicy, dataset: LeRobotDataset, every: int = 1, prefix_gb: float = 0.0
+) -> dict[str, Rows]:
+    """Make sure that what the policy's stage needs of every n-th frame of `dataset` is on disk.
+
+    To fine-tune, that is image tokens. To align, the expert's latents and the prefix's keys and values, or image tokens
+    again if those would take more than `prefix_gb` (GB) or are not all that a suffix needs.
+    """
+    source = Frames(dataset, list(policy.config.image_features), every)
+    content = fingerprint(Path(dataset.root), *source.cameras, str(every))
+    vision = policy.parts()["vision tower, projector, embeddings, head"]
+    tokens = _filled(
+        "image tokens", (content, _weights(vision)), source, partial(_image_tokens, policy, source), torch.bfloat16
+    )
+    if policy.config.stage != "align":
+        return {IMAGE_TOKENS: tokens}
+    expert = (content, Path(policy.config.expert))
+    latents = _filled("expert latents", expert, source, partial(_latents, policy, source), torch.float32)
+    fill = partial(_prefixes, policy, source, tokens)
+    sample = next(fill(0, 1), None)
+    size = 0.0 if sample is None else sample.numel() * 2 * len(source) / 1e9
+    if sample is None or size > prefix_gb:
+        reason = "this VLM needs more than them" if sample is None else f"{size:.1f} GB, {prefix_gb} are given"
+        console.print(f"the prefix's keys and values are computed again in each step: {reason}")
+        return {IMAGE_TOKENS: tokens, EXPERT_LATENTS: latents}
+    whole = (content, _weights(policy.vlm.parameters()))
+    return {PREFIX: _filled("keys and values", whole, source, fill, torch.bfloat16), EXPERT_LATENTS: latents}
+
+
+def _filled(
+    what: str,
+    key: tuple[str | bytes | Path, ...],
+    source: Frames,
+    fill: Callable[[int, int], Iterator[Tensor]],
+    dtype: torch.dtype,
+) -> Rows:
+    """Rows named by `key`; those that are missing come from `fill(first row, rows a batch)`."""
+    rows = Rows(fingerprint(what, *key), len(source), tuple(next(fill(0, 1)).shape[1:]), dtype)
+    if not rows.path.exists():
+        rows.fill(fill(rows.done(), BATCH), what)
     return rows
 
 
 @torch.no_grad()
-def _image_tokens(policy: ApprenticePolicy, batches: Iterator[Batch]) -> Iterator[Tensor]:
-    for batch in batches:
+def _image_tokens(policy: ApprenticePolicy, source: Frames, start: int, size: int) -> Iterator[Tensor]:
+    for batch in source.batches(start, size):
         with mixed_precision(policy.vlm.device):
             yield policy.vlm.image_tokens(policy.images(batch))
 
 
-def _raw(dataset: LeRobotDataset, cameras: list[str], every: int, start: int, size: int = BATCH) -> Iterator[Batch]:
-    """Batches of every n-th frame in order, from the `start`-th of them on, as LeRobot's data loader would yield them:
-    uint8 images (b, 3, h, w), state, task.
-    """
-    state, task = torch.from_numpy(column(dataset, OBS_STATE)[::every]), instructions(dataset)[::every]
-    streams = [islice(frames(dataset, camera, start * every), 0, None, every) for camera in cameras]
-    for first in range(start, len(task), size):
-        last = min(first + size, len(task))
-        batch: Batch = {OBS_STATE: state[first:last], "task": task[first:last]}
-        for camera, stream in zip(cameras, streams, strict=True):
-            images = np.stack([next(stream) for _ in range(first, last)])
-            batch[camera] = torch.from_numpy(images).permute(0, 3, 1, 2)
-        yield batch
+def _latents(policy: ApprenticePolicy, source: Frames, start: int, size: int) -> Iterator[Tensor]:
+    return map(policy.expert.encode, source.batches(start, size))
+
+
+@torch.no_grad()
+def _prefixes(policy: ApprenticePolicy, source: Frames, tokens: Rows, start: int, size: int) -> Iterator[Tensor]:
+    """Nothing if the VLM's prefixes cannot be packed."""
+    tasks = instructions(source.dataset)[:: source.every]
+    length = policy.prompt({"task": sorted(set(tasks))}).ids.shape[1]
+    for first in range(start, len(tasks), size):
+        index = np.arange(first, min(first + size, len(tasks)))
+        image_tokens = tokens[index].to(policy.vlm.device, policy.vlm.model.dtype)
+        batch: Batch = {"task": [tasks[i] for i in index], IMAGE_TOKENS: image_tokens}
+        with mixed_precision(policy.vlm.device):
+            packed = policy.vlm.pack(policy.prefix(batch, length))
+        if packed is None:
+            return
+        yield packed
+
+
+def _weights(parameters: Iterable[Tensor]) -> str:
+    return fingerprint(*(_bytes(p.detach().cpu()) for p in parameters))
 
 
 def _bytes(tensor: Tensor) -> bytes:

@@ -37,6 +37,7 @@ class StageConfig:
         student: checkpoint (or run) to go on from.
         scratch: give the VLM random weights.
         every: learn from every n-th frame alone. Neighbours differ little, and caching costs a time for each.
+        prefix_gb: to align, keep the keys and values of the VLM's prefix on disk if they take up to that much (GB).
         steps: optimizer steps.
         batch_size: samples a step, over all processes together.
         learning_rate: peak learning rate of what is new; the language model's is `language_rate_factor` times that.
@@ -52,6 +53,7 @@ class StageConfig:
     student: str = ""
     scratch: bool = False
     every: int = 1
+    prefix_gb: float = 4.0
     steps: int = 1000
     batch_size: int = 64
     learning_rate: float = 1e-3
@@ -93,7 +95,7 @@ def _stage(stage: str, config: StageConfig) -> Path:
     policy.set_stage(stage)
     policy.to(best_device())
     console.print(parameter_table(policy))
-    rows = cached(policy, dataset, latents=stage == "align", every=config.every)
+    rows = cached(policy, dataset, config.every, config.prefix_gb)
     samples = Samples(dataset, policy.config.chunk_size, rows, policy.vlm.device, config.every)
     train(policy, samples, Schedule(config.steps, config.batch_size, config.seed), run)
     return checkpoint

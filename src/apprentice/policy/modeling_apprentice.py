@@ -25,9 +25,10 @@ from apprentice.errors import UserError
 from apprentice.experts import DECODERS, load_expert
 from apprentice.experts.base import ActionDecoder, ActionExpert, Batch
 from apprentice.policy.configuration_apprentice import ApprenticeConfig
-from apprentice.vlm.base import VLM
+from apprentice.vlm.base import VLM, Prefix, Prompt
 
 IMAGE_TOKENS = "image_tokens"  # optional in a batch: (B, N, H), computed before
+PREFIX = "prefix"  # optional in a batch: (B, layers, 2, heads, L, d), keys and values, computed before
 EXPERT_LATENTS = "expert_latents"  # optional in a batch: (B, T, D), computed before
 
 TRAINED = {
@@ -154,20 +155,33 @@ class ApprenticePolicy(PreTrainedPolicy):
 
     def latents(self, batch: Batch) -> Tensor:
         """Map a raw batch to latents (B, T, D) in the expert's space."""
-        if (image_tokens := batch.get(IMAGE_TOKENS)) is None:
-            with torch.no_grad():
-                image_tokens = self.vlm.image_tokens(self.images(batch))
-        prompt = self.vlm.prompt(batch["task"], self._image_shape(batch))
         state = (batch[OBS_STATE].float() - self.state_offset) / self.state_scale
         action_tokens = self.action_tokens.expand(len(state), -1, -1)
         tokens = torch.cat([self.state_encoder(state), action_tokens], 1)
         if self.config.stage == "align":
-            with torch.no_grad():
-                prefix = self.vlm.prefix(prompt, image_tokens)
-            hidden = self.vlm.suffix(prefix, tokens)
+            hidden = self.vlm.suffix(self.prefix(batch), tokens)
         else:
-            hidden = self.vlm.whole(prompt, image_tokens, tokens)
+            hidden = self.vlm.whole(self.prompt(batch), self._image_tokens(batch), tokens)
         return self.mapper(hidden[:, -self.config.chunk_size :])
+
+    @torch.no_grad()
+    def prefix(self, batch: Batch, length: int = 0) -> Prefix:
+        """What the VLM keeps of images and instructions, from the batch's cache if it has one; of `length` tokens."""
+        packed = batch.get(PREFIX)
+        if packed is None:
+            return self.vlm.prefix(self.prompt(batch, length), self._image_tokens(batch))
+        return self.vlm.unpack(packed, self.prompt(batch, packed.shape[-2]))
+
+    def prompt(self, batch: Batch, length: int = 0) -> Prompt:
+        """The batch's instructions behind placeholders for the cameras' images, at least `length` tokens long."""
+        features = list(self.config.image_features.values())
+        return self.vlm.prompt(batch["task"], (len(features), *features[0].shape[-2:]), length)
+
+    def _image_tokens(self, batch: Batch) -> Tensor:
+        if (image_tokens := batch.get(IMAGE_TOKENS)) is None:
+            with torch.no_grad():
+                image_tokens = self.vlm.image_tokens(self.images(batch))
+        return image_tokens
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:  # type: ignore[override]
         """The loss of the present stage on a raw batch, and its parts (PAPER, stages 1 and 2)."""
@@ -252,10 +266,6 @@ class ApprenticePolicy(PreTrainedPolicy):
         """Stack the cameras, in the configuration's order, to uint8 (B, N, 3, h, w)."""
         images = torch.stack([batch[key] for key in self.config.image_features], 1)
         return images if images.dtype == torch.uint8 else (images * 255).round().to(torch.uint8)
-
-    def _image_shape(self, batch: Batch) -> tuple[int, int, int]:
-        features = list(self.config.image_features.values())
-        return len(features), features[0].shape[-2], features[0].shape[-1]
 
 
 def shapes(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:

@@ -20,7 +20,7 @@ import torch
 from huggingface_hub.errors import HFValidationError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from apprentice.errors import UserError
 
@@ -98,7 +98,7 @@ class VLM(nn.Module):
         kept = set() if head is None else {id(p) for p in head.parameters()}
         return [p for p in self.model.get_decoder().parameters() if id(p) not in kept]
 
-    def prompt(self, instructions: Sequence[str], images: tuple[int, int, int]) -> Prompt:
+    def prompt(self, instructions: Sequence[str], images: tuple[int, int, int], length: int = 0) -> Prompt:
         """Tokenise one user turn for each instruction, after N images of h x w px, with the assistant's turn opened.
 
         How many tokens an image takes depends on its size alone, so a prompt is made once for an instruction and kept.
@@ -106,6 +106,7 @@ class VLM(nn.Module):
         Args:
             instructions: one for each sample.
             images: N, h, w.
+            length: L, if it is to be more than the longest prompt's.
         """
         count, height, width = images
         for instruction in set(instructions):
@@ -114,7 +115,7 @@ class VLM(nn.Module):
                 ids = self._process([blank], [self._chat(instruction, count)])["input_ids"][0]
                 self._prompts[instruction, images] = ids
         rows = [self._prompts[instruction, images] for instruction in instructions]
-        length = max(len(row) for row in rows)
+        length = max(length, *(len(row) for row in rows))
         pad = self.processor.tokenizer.pad_token_id
         ids = torch.stack([nn.functional.pad(row, (length - len(row), 0), value=pad or 0) for row in rows])
         kept = torch.arange(length) >= length - torch.tensor([len(row) for row in rows])[:, None]
@@ -145,6 +146,18 @@ class VLM(nn.Module):
         with self._filled(image_tokens, None):
             output = self.model.base_model(input_ids=prompt.ids, attention_mask=prompt.mask, use_cache=True)
         return Prefix(output.past_key_values, prompt.mask)
+
+    def pack(self, prefix: Prefix) -> Tensor | None:
+        """A prefix as one tensor (B, layers, 2, heads, L, d), or None if it is more than keys and values."""
+        layers: list[Any] = prefix.cache.layers
+        if hasattr(self.model.base_model, "rope_deltas") or any(type(layer) is not DynamicLayer for layer in layers):
+            return None
+        return torch.stack([torch.stack([layer.keys, layer.values], 1) for layer in layers], 1)
+
+    def unpack(self, packed: Tensor, prompt: Prompt) -> Prefix:
+        """The prefix that `pack` was given, of a prompt that is as long."""
+        layers = packed.to(self.model.dtype).unbind(1)
+        return Prefix(DynamicCache([(layer[:, 0], layer[:, 1]) for layer in layers]), prompt.mask)
 
     def suffix(self, prefix: Prefix, tokens: Tensor) -> Tensor:
         """Run our tokens (B, S, H) after a prefix (which grows by them); return their last hidden states (B, S, H)."""

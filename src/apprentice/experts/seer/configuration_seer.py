@@ -26,7 +26,8 @@ class SeerConfig(PreTrainedConfig):
         jitter: largest relative change of a training image's brightness and contrast.
         state_noise: standard deviation of noise on the normalised state in training, so that the policy looks
             instead of trusting where the arm happened to be in the demonstrations.
-        dtype: precision of `lerobot-train` ("bfloat16" or "float32"); weights are always float32.
+        dtype: precision of `lerobot-train`: "float32", or "bfloat16" where that is faster (not on a CPU without
+            AVX-512, which takes 50 times longer). Weights are always float32.
     """
 
     n_obs_steps: int = 1
@@ -49,7 +50,7 @@ class SeerConfig(PreTrainedConfig):
     jitter: float = 0.2
     state_noise: float = 0.03
 
-    dtype: str = "bfloat16"
+    dtype: str = "float32"
     optimizer_lr: float = 5e-4
     optimizer_weight_decay: float = 1e-4
     scheduler_warmup_steps: int = 200
