@@ -38,6 +38,22 @@ def about_z(angle: float) -> np.ndarray:
     return Rotation.from_euler("z", angle).as_matrix()
 
 
+def yaw_along(direction: np.ndarray) -> float:
+    """The yaw in [-90, 90) degrees at which the fingers open along a horizontal direction (2 or 3,)."""
+    return wrapped(-np.arctan2(direction[0], direction[1]))
+
+
+def wrapped(angle: float) -> float:
+    """An angle to within half a turn, in [-90, 90) degrees: the gripper looks the same from both sides."""
+    return float((angle + np.pi / 2) % np.pi - np.pi / 2)
+
+
+def leaning(inward: np.ndarray, angle: float, yaw: float) -> np.ndarray:
+    """A hand (3, 3) that points down at `yaw`, then leant by `angle` (rad) so that the fingers point `inward` (3,)."""
+    axis = np.cross([0, 0, -1.0], inward / np.linalg.norm(inward))
+    return Rotation.from_rotvec(angle * axis).as_matrix() @ about_z(yaw) @ DOWN
+
+
 def plan_grasps(world: World, name: str, move: np.ndarray | None = None, turn: float = 0.0) -> list[Grasp]:
     """Grasps of an object, the best first, that collide with nothing.
 

@@ -1,0 +1,193 @@
+"""What moves on a hinge or a rail: drawers, the stove's knob, the microwave's door."""
+
+import numpy as np
+
+from apprentice.libero.controller import CLOSE, OPEN, UP, Controller, Failure
+from apprentice.libero.grasping import about_z, leaning, wrapped, yaw_along
+from apprentice.libero.world import World
+
+DRAWER_OPEN, DRAWER_SHUT = -0.150, 0.003  # m, beyond what the goals ask
+KNOB_ON, KNOB_OFF = 0.62, -0.001  # rad
+DOOR_OPEN, DOOR_SHUT = -1.40, -0.001  # rad
+
+
+class Part:
+    """The drawer of a region, or the door or knob of a fixture: one joint and the body it moves."""
+
+    def __init__(self, world: World, name: str):
+        self.world = world
+        if world.is_site(name):
+            self._joint = world.model.joint(world.domain.object_sites_dict[name].joints[0]).id
+        else:
+            bodies = world.model.jnt_bodyid
+            self._joint = next(joint for joint, body in enumerate(bodies) if world.owner[body] == name)
+        self.body = int(world.model.jnt_bodyid[self._joint])
+        self.geoms = [geom for geom in world.solid if world.model.geom_bodyid[geom] == self.body]
+
+    @property
+    def value(self) -> float:
+        """How far the joint is (m or rad)."""
+        return float(self.world.data.qpos[self.world.model.jnt_qposadr[self._joint]])
+
+    @property
+    def axis(self) -> np.ndarray:
+        return self.world.data.xaxis[self._joint].copy()
+
+    @property
+    def anchor(self) -> np.ndarray:
+        return self.world.data.xanchor[self._joint].copy()
+
+    @property
+    def rotation(self) -> np.ndarray:
+        return self.world.data.xmat[self.body].reshape(3, 3).copy()
+
+    def foremost(self, direction: np.ndarray) -> np.ndarray:
+        """Centre (3,) of the geom that sticks out most: the handle."""
+        geom = max(self.geoms, key=lambda g: float(self.world.data.geom_xpos[g] @ direction))
+        return self.world.data.geom_xpos[geom].copy()
+
+
+def drawer_pull(drawer: Part) -> tuple[np.ndarray, np.ndarray]:
+    """The direction (3,) in which a drawer opens, and where (3,) its handle is."""
+    pull = -drawer.axis
+    return pull, drawer.foremost(pull)
+
+
+def open_drawer(hand: Controller, world: World, site: str, until: float = DRAWER_OPEN) -> None:
+    """Take the handle from in front, with the hand level, and pull. Raises Failure."""
+    drawer = Part(world, site)
+    for lean in (90, 70):
+        pull, handle = drawer_pull(drawer)
+        level = leaning(-pull, np.deg2rad(lean), yaw_along(pull))
+        fingers = level[:, 2]
+        hand.gripper = OPEN
+        before = handle + 0.16 * pull
+        hand.go(hand.vary(np.array([*before[:2], max(hand.position[2], handle[2] + 0.04)])), level, near=0.03, turned=0.4)
+        hand.go(handle - 0.08 * fingers, level, near=0.012, turned=0.12)
+        hand.go(handle + 0.004 * fingers, level, near=0.008, turned=0.15, steps=50)
+        hand.close(handle + 0.004 * fingers, level)
+        end = handle + (abs(until - drawer.value) + 0.03) * pull
+        hand.go(end, level, near=0.004, steps=90, gain=2.5, until=lambda: drawer.value < until)
+        hand.release(0.07 * pull)
+        if drawer.value < until + 0.02:
+            hand.go(hand.position + 0.12 * UP, leaning(-pull, 0.5, yaw_along(pull)), near=0.05, turned=1.0, steps=30)
+            return
+    raise Failure(f"drawer open by {-drawer.value:.3f} m only")
+
+
+def close_drawer(hand: Controller, world: World, site: str) -> None:
+    """Push the handle with closed fingers. Raises Failure."""
+    drawer = Part(world, site)
+    pull, handle = drawer_pull(drawer)
+    handle[2] = max(handle[2] + 0.006, world.table_height() + 0.03)
+    leant = leaning(-pull, np.deg2rad(50), yaw_along(pull))
+    hand.gripper = CLOSE
+    before = handle + 0.12 * pull
+    over = hand.vary(np.array([*before[:2], max(hand.position[2], handle[2] + 0.12)]))
+    hand.go(over, leant, near=0.03, turned=0.3, steps=100)
+    hand.go(handle + 0.05 * pull, leant, near=0.012, turned=0.2, steps=70)
+    inside = handle - (abs(drawer.value) + 0.06) * pull
+    hand.go(inside, leant, near=0.004, steps=120, gain=2.0, until=lambda: drawer.value > DRAWER_SHUT)
+    hand.go(hand.position + 0.06 * pull, leant, near=0.02, steps=30)
+    hand.go(hand.position + 0.12 * UP, leant, near=0.03, steps=30)
+    if drawer.value < 0:
+        raise Failure(f"drawer still open by {-drawer.value:.3f} m")
+
+
+def turn_knob(hand: Controller, world: World, stove: str, on: bool) -> None:
+    """Grasp the knob's raised bar near its far end and lead it along its arc; its inertia makes it slow.
+
+    Raises Failure.
+    """
+    knob = Part(world, stove)
+    centre, start = knob.anchor, knob.value
+    points = world.fill(knob.geoms, 0.003)
+    top = points[:, 2].max()
+    bar = points[points[:, 2] > centre[2] + 0.03][:, :2] - centre[:2]
+    farthest = bar[np.linalg.norm(bar, axis=1).argmax()]
+    along = np.linalg.eigh(np.cov(bar.T))[1][:, 1]
+    along = along * np.sign(along @ farthest)
+    radius, aside = (bar @ along).max() - 0.014, np.median(bar @ [-along[1], along[0]])
+    distance = np.linalg.norm((centre - world.base())[:2])
+    lean = np.deg2rad(np.clip((0.5 - distance) / 0.2 * 35, 0, 35))  # a knob close to the base is out of reach upright
+    first = wrapped(np.arctan2(along[1], along[0]))
+
+    def pose(value: float) -> tuple[np.ndarray, np.ndarray]:
+        turned = about_z(value - start)
+        offset = turned @ np.array([*along, 0]) * radius + turned @ np.array([-along[1], along[0], 0]) * aside
+        position = np.array([*(centre + offset)[:2], top - 0.014])
+        return position, about_z(first + value - start) @ leaning(np.array([-1.0, 0, 0]), lean, 0.0)
+
+    position, rotation = pose(start)
+    hand.gripper = OPEN
+    over = np.array([*position[:2], max(hand.position[2] - 0.05, top + 0.10)])
+    hand.go(hand.vary(over), rotation, near=0.03, turned=0.3, steps=100)
+    hand.go(position - 0.05 * rotation[:, 2], rotation, near=0.01, turned=0.1, steps=50)
+    hand.go(position, rotation, near=0.005, turned=0.08, steps=40)
+    hand.close(position, rotation)
+    for _ in range(160):
+        if knob.value > KNOB_ON if on else knob.value < KNOB_OFF:
+            break
+        hand.step(hand.towards(*pose(knob.value + (0.7 if on else -0.7)), 2.5, 1.0))
+    hand.release(-0.08 * hand.rotation[:, 2])
+    if not world.holds(("turnon" if on else "turnoff", stove)):
+        raise Failure(f"knob at {knob.value:.2f} rad")
+
+
+def close_door(hand: Controller, world: World, name: str) -> None:
+    """Sweep a hinged door shut from outside with closed fingers. Raises Failure."""
+    door = Part(world, name)
+    hinge, start, frame = door.anchor, door.value, door.rotation
+    panel = max(door.geoms, key=lambda geom: float(np.prod(world.model.geom_aabb[geom][3:])))
+    local = (world.fill([panel], 0.01) - hinge) @ frame
+    reach, outside = local[:, 0].max() - 0.055, local[:, 1].min()
+    height = world.bounds(name)[1][2] - 0.02
+
+    def beside(value: float, gap: float) -> np.ndarray:
+        offset = frame @ about_z(value - start) @ np.array([reach, outside - gap, 0])
+        return np.array([*(hinge + offset)[:2], height])
+
+    down = leaning(np.array([1.0, 0, 0]), 0.0, 0.0)
+    hand.gripper = CLOSE
+    before = beside(start, 0.06)
+    hand.go(np.array([*hand.position[:2], max(hand.position[2], height + 0.12)]), down, near=0.03, turned=0.6, steps=60)
+    hand.go(hand.vary(np.array([*before[:2], height + 0.10])), down, near=0.03, turned=0.3, steps=120)
+    hand.go(before, down, near=0.015, turned=0.2, steps=60)
+    for _ in range(200):
+        if door.value > DOOR_SHUT:
+            break
+        target = beside(min(door.value + 0.35, 0.05), -0.02 if door.value > -0.2 else 0.0)
+        hand.step(hand.towards(target, down, 2.5, 1.0))
+    hand.go(hand.position - 0.06 * frame[:, 1], down, near=0.03, steps=20)
+    hand.go(hand.position + 0.10 * UP, down, near=0.03, steps=30)
+    if not world.holds(("close", name)):
+        raise Failure(f"door still open by {-door.value:.2f} rad")
+
+
+def open_door(hand: Controller, world: World, name: str) -> None:
+    """Take a hinged door's handle from in front and lead it along its arc. Raises Failure."""
+    door = Part(world, name)
+    hinge, start, frame = door.anchor, door.value, door.rotation
+    inward = frame[:, 1]
+    radius = door.foremost(-inward) - hinge
+
+    def pose(value: float) -> tuple[np.ndarray, np.ndarray]:
+        turned = about_z(value - start)
+        return hinge + turned @ radius, about_z((value - start) * 0.7) @ level
+
+    level = leaning(inward, np.deg2rad(80), yaw_along(frame[:, 0]))
+    handle, fingers = hinge + radius, level[:, 2]
+    hand.gripper = OPEN
+    before = handle - 0.16 * inward
+    hand.go(hand.vary(np.array([*before[:2], max(hand.position[2], handle[2] + 0.04)])), level, near=0.03, turned=0.4)
+    hand.go(handle - 0.08 * fingers, level, near=0.012, turned=0.12)
+    hand.go(handle, level, near=0.008, turned=0.15, steps=50)
+    hand.close(handle, level)
+    for _ in range(160):
+        if door.value < DOOR_OPEN:
+            break
+        hand.step(hand.towards(*pose(door.value - 0.25), 2.5, 1.0))
+    hand.release(-0.08 * hand.rotation[:, 2])
+    hand.release(0.1 * UP)
+    if not world.holds(("open", name)):
+        raise Failure(f"door open by {-door.value:.2f} rad only")

@@ -1,0 +1,70 @@
+"""Where an object is put: on a thing, in a drawer, a basket or a compartment, beside another that goes there too."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from apprentice.libero.articulated import Part, drawer_pull
+from apprentice.libero.grasping import wrapped
+from apprentice.libero.world import World
+
+IN_BASKET, ON_STOVE = 0.06, 0.10  # m between two objects that go to the same place
+DRAWER_FRONT = 0.035  # m from the handle to the inside of a drawer's front
+
+
+@dataclass
+class Spot:
+    """A goal for the object's origin."""
+
+    xy: np.ndarray  # (2,) m
+    height: float  # m
+    turn: float = 0.0  # rad, about the vertical
+    deep: bool = False  # walls all around: the hand stays above them and lets the object drop
+
+
+def on_object(world: World, name: str, other: str) -> Spot:
+    xy = world.position(other)[:2]
+    return Spot(xy, world.support_height(xy, (name,), 0.012) + _hang(world, name) + 0.004)
+
+
+def on_region(world: World, name: str, site: str, slot: float) -> Spot:
+    """`slot` is the object's place among those that go there: 0 alone, else -0.5, 0.5."""
+    xy = world.site(site)[0][:2] - np.array([slot * ON_STOVE, 0])
+    return Spot(xy, world.support_height(xy, (name,), 0.03) + _hang(world, name) + 0.003)
+
+
+def in_region(world: World, name: str, site: str, slot: float) -> Spot:
+    """A basket, tray or compartment."""
+    (centre, half), hang = world.site(site), _hang(world, name)
+    axis = int(half[1] > half[0])
+    xy = centre[:2] + slot * IN_BASKET * np.eye(2)[axis]
+    long, ratio = _long_axis(world, name)
+    turn = 0.0
+    if "caddy" in site and min(half[:2]) / max(half[:2]) < 0.7 and ratio > 1.5:
+        turn = wrapped(np.arctan2(*np.eye(2)[axis][::-1]) - long)
+    height = world.support_height(xy, (name,), 0.01) + hang + 0.004
+    basket = "basket" in site
+    if basket:
+        height = max(height, centre[2] - half[2] + hang + 0.01)
+    return Spot(xy, height, turn, basket)
+
+
+def in_drawer(world: World, name: str, site: str) -> Spot:
+    """Just behind the drawer's front, where the hand has most room."""
+    low, high = world.bounds(name)
+    (pull, handle), centre = drawer_pull(Part(world, site)), world.site(site)[0]
+    front = (handle - centre) @ pull - DRAWER_FRONT
+    xy = (centre + pull * (front - (high - low)[:2].max() / 2 - 0.008))[:2]
+    return Spot(xy, world.support_height(xy, (name,), 0.01) + _hang(world, name) + 0.019)
+
+
+def _hang(world: World, name: str) -> float:
+    """From the object's lowest point up to its origin (m)."""
+    return float(world.position(name)[2] - world.bounds(name)[0][2])
+
+
+def _long_axis(world: World, name: str) -> tuple[float, float]:
+    """Direction (rad) of the object's long side seen from above, and how much longer it is."""
+    points = world.points(name, 0.008)[:, :2]
+    values, vectors = np.linalg.eigh(np.cov(points.T))
+    return float(np.arctan2(vectors[1, 1], vectors[0, 1])), float(np.sqrt(values[1] / max(values[0], 1e-9)))
