@@ -2,13 +2,14 @@
 
 import numpy as np
 
-from apprentice.libero.controller import CLOSE, OPEN, UP, Controller, Failure
-from apprentice.libero.grasping import about_z, leaning, wrapped, yaw_along
+from apprentice.libero.controller import CLOSE, DOWN, OPEN, UP, Controller, Failure
+from apprentice.libero.grasping import TIP, about_z, leaning, wrapped, yaw_along
 from apprentice.libero.world import World
 
 DRAWER_OPEN, DRAWER_SHUT = -0.150, 0.003  # m, beyond what the goals ask
+LOW_HANDLE = 0.09  # m above the table: a level hand would touch it
 KNOB_ON, KNOB_OFF = 0.62, -0.001  # rad
-DOOR_OPEN, DOOR_SHUT = -1.40, -0.001  # rad
+DOOR_OPEN, DOOR_AJAR, DOOR_SHUT = -1.40, -0.50, -0.001  # rad
 
 
 class Part:
@@ -54,25 +55,54 @@ def drawer_pull(drawer: Part) -> tuple[np.ndarray, np.ndarray]:
 
 
 def open_drawer(hand: Controller, world: World, site: str, until: float = DRAWER_OPEN) -> None:
-    """Take the handle from in front, with the hand level, and pull. Raises Failure."""
+    """Pull the drawer's handle from in front. Raises Failure."""
     drawer = Part(world, site)
-    for lean in (90, 70):
-        pull, handle = drawer_pull(drawer)
-        level = leaning(-pull, np.deg2rad(lean), yaw_along(pull))
-        fingers = level[:, 2]
-        hand.gripper = OPEN
-        before = handle + 0.16 * pull
-        hand.go(hand.vary(np.array([*before[:2], max(hand.position[2], handle[2] + 0.04)])), level, near=0.03, turned=0.4)
-        hand.go(handle - 0.08 * fingers, level, near=0.012, turned=0.12)
-        hand.go(handle + 0.004 * fingers, level, near=0.008, turned=0.15, steps=50)
-        hand.close(handle + 0.004 * fingers, level)
-        end = handle + (abs(until - drawer.value) + 0.03) * pull
-        hand.go(end, level, near=0.004, steps=90, gain=2.5, until=lambda: drawer.value < until)
-        hand.release(0.07 * pull)
+    low = drawer_pull(drawer)[1][2] < world.table_height() + LOW_HANDLE
+    for lean in (60, 55) if low else (90, 70):
+        (_hook if low else _grip)(hand, drawer, np.deg2rad(lean), until)
         if drawer.value < until + 0.02:
-            hand.go(hand.position + 0.12 * UP, leaning(-pull, 0.5, yaw_along(pull)), near=0.05, turned=1.0, steps=30)
             return
     raise Failure(f"drawer open by {-drawer.value:.3f} m only")
+
+
+def _grip(hand: Controller, drawer: Part, lean: float, until: float) -> None:
+    """Take the handle with a level hand, one finger above and one below, and pull."""
+    pull, handle = drawer_pull(drawer)
+    level = leaning(-pull, lean, yaw_along(pull))
+    fingers = level[:, 2]
+    hand.gripper = OPEN
+    before = handle + 0.16 * pull
+    before[2] = max(hand.position[2], handle[2] + 0.04)
+    hand.go(hand.vary(before), level, near=0.03, turned=0.4)
+    hand.go(handle - 0.08 * fingers, level, near=0.012, turned=0.12)
+    hand.go(handle + 0.004 * fingers, level, near=0.008, turned=0.15, steps=50)
+    hand.close(handle + 0.004 * fingers, level)
+    end = handle + (abs(until - drawer.value) + 0.03) * pull
+    hand.go(end, level, near=0.004, steps=90, gain=2.5, until=lambda: drawer.value < until)
+    hand.release(0.07 * pull)
+    hand.go(hand.position + 0.12 * UP, leaning(-pull, 0.5, yaw_along(pull)), near=0.05, steps=30)
+
+
+def _hook(hand: Controller, drawer: Part, lean: float, until: float) -> None:
+    """Where a level hand would touch the table: put closed finger tips behind the handle's bar from above, and pull."""
+    pull, handle = drawer_pull(drawer)
+    leant = leaning(-pull, lean, yaw_along(np.cross(pull, UP)))
+    behind = handle - 0.014 * pull + 0.012 * UP - TIP * leant[:, 2]
+    hand.gripper = CLOSE
+    before = behind + 0.10 * pull
+    before[2] = max(hand.position[2] - 0.05, behind[2] + 0.10)
+    hand.go(hand.vary(before), leant, near=0.03, turned=0.3, steps=100)
+    hand.go(behind + 0.03 * pull + 0.03 * UP, leant, near=0.012, turned=0.1, steps=60)
+    hand.go(behind + 0.015 * UP, leant, near=0.005, turned=0.08, steps=30)
+    hand.go(behind - 0.010 * UP, leant, near=0.004, steps=12)
+    start, value = hand.position, drawer.value
+    for _ in range(90):
+        if drawer.value < until:
+            break
+        target = start + (value - drawer.value + 0.05) * pull - 0.025 * UP
+        hand.step(hand.towards(target, leant, 2.5, 1.0))
+    hand.go(hand.position + 0.06 * UP - 0.01 * pull, leant, near=0.02, steps=20)
+    hand.go(hand.position + 0.08 * UP + 0.05 * pull, leant, near=0.05, steps=20)
 
 
 def close_drawer(hand: Controller, world: World, site: str) -> None:
@@ -80,7 +110,7 @@ def close_drawer(hand: Controller, world: World, site: str) -> None:
     drawer = Part(world, site)
     pull, handle = drawer_pull(drawer)
     handle[2] = max(handle[2] + 0.006, world.table_height() + 0.03)
-    leant = leaning(-pull, np.deg2rad(50), yaw_along(pull))
+    leant = leaning(-pull, np.deg2rad(50), yaw_along(np.cross(pull, UP)))
     hand.gripper = CLOSE
     before = handle + 0.12 * pull
     over = hand.vary(np.array([*before[:2], max(hand.position[2], handle[2] + 0.12)]))
@@ -135,59 +165,68 @@ def turn_knob(hand: Controller, world: World, stove: str, on: bool) -> None:
 
 
 def close_door(hand: Controller, world: World, name: str) -> None:
-    """Sweep a hinged door shut from outside with closed fingers. Raises Failure."""
+    """Sweep a hinged door shut from outside. Raises Failure."""
     door = Part(world, name)
-    hinge, start, frame = door.anchor, door.value, door.rotation
-    panel = max(door.geoms, key=lambda geom: float(np.prod(world.model.geom_aabb[geom][3:])))
-    local = (world.fill([panel], 0.01) - hinge) @ frame
-    reach, outside = local[:, 0].max() - 0.055, local[:, 1].min()
-    height = world.bounds(name)[1][2] - 0.02
-
-    def beside(value: float, gap: float) -> np.ndarray:
-        offset = frame @ about_z(value - start) @ np.array([reach, outside - gap, 0])
-        return np.array([*(hinge + offset)[:2], height])
-
-    down = leaning(np.array([1.0, 0, 0]), 0.0, 0.0)
-    hand.gripper = CLOSE
-    before = beside(start, 0.06)
-    hand.go(np.array([*hand.position[:2], max(hand.position[2], height + 0.12)]), down, near=0.03, turned=0.6, steps=60)
-    hand.go(hand.vary(np.array([*before[:2], height + 0.10])), down, near=0.03, turned=0.3, steps=120)
-    hand.go(before, down, near=0.015, turned=0.2, steps=60)
-    for _ in range(200):
-        if door.value > DOOR_SHUT:
-            break
-        target = beside(min(door.value + 0.35, 0.05), -0.02 if door.value > -0.2 else 0.0)
-        hand.step(hand.towards(target, down, 2.5, 1.0))
-    hand.go(hand.position - 0.06 * frame[:, 1], down, near=0.03, steps=20)
-    hand.go(hand.position + 0.10 * UP, down, near=0.03, steps=30)
+    _sweep(hand, world, door, name, DOOR_SHUT)
     if not world.holds(("close", name)):
         raise Failure(f"door still open by {-door.value:.2f} rad")
 
 
 def open_door(hand: Controller, world: World, name: str) -> None:
-    """Take a hinged door's handle from in front and lead it along its arc. Raises Failure."""
+    """Pull a hinged door by its handle until the hand fits behind it, and sweep it open from inside. Raises Failure."""
     door = Part(world, name)
+    if door.value > DOOR_AJAR + 0.05:
+        _pull_ajar(hand, door)
+    _sweep(hand, world, door, name, DOOR_OPEN)
+    if not world.holds(("open", name)):
+        raise Failure(f"door open by {-door.value:.2f} rad only")
+
+
+def _sweep(hand: Controller, world: World, door: Part, name: str, until: float) -> None:
+    """Move a door with closed fingers that point down beside it."""
+    hinge, start, frame = door.anchor, door.value, door.rotation
+    sign = -1 if until > start else 1  # pushed from outside to shut it, from inside to open it
+    panel = max(door.geoms, key=lambda geom: float(np.prod(world.model.geom_aabb[geom][3:])))
+    local = (world.fill([panel], 0.01) - hinge) @ frame
+    reach, face = local[:, 0].max() - 0.055, sign * (sign * local[:, 1]).max()
+    height = world.bounds(name)[1][2] - 0.02
+
+    def beside(value: float, gap: float) -> np.ndarray:
+        offset = frame @ about_z(value - start) @ np.array([reach, face + sign * gap, 0])
+        return np.array([*(hinge + offset)[:2], height])
+
+    before = beside(start, 0.06 if sign < 0 else 0.04)
+    hand.gripper = CLOSE
+    over = np.array([*hand.position[:2], max(hand.position[2], height + 0.12)])
+    hand.go(over, DOWN, near=0.03, turned=0.6, steps=60)
+    hand.go(hand.vary(np.array([*before[:2], height + 0.10])), DOWN, near=0.03, turned=0.3, steps=120)
+    hand.go(before, DOWN, near=0.015, turned=0.2, steps=60)
+    for _ in range(200):
+        if sign * door.value < sign * until:
+            break
+        ahead = min(max(door.value - sign * 0.35, until - 0.05), 0.05)
+        hand.step(hand.towards(beside(ahead, -0.02 if door.value > -0.2 else 0.0), DOWN, 2.5, 1.0))
+    hand.go(beside(door.value, 0.06), DOWN, near=0.03, steps=20)
+    hand.go(hand.position + 0.10 * UP, DOWN, near=0.03, steps=30)
+
+
+def _pull_ajar(hand: Controller, door: Part) -> None:
+    """Take a door's handle with a level hand and lead it along the first part of its arc."""
     hinge, start, frame = door.anchor, door.value, door.rotation
     inward = frame[:, 1]
     radius = door.foremost(-inward) - hinge
-
-    def pose(value: float) -> tuple[np.ndarray, np.ndarray]:
-        turned = about_z(value - start)
-        return hinge + turned @ radius, about_z((value - start) * 0.7) @ level
-
     level = leaning(inward, np.deg2rad(80), yaw_along(frame[:, 0]))
     handle, fingers = hinge + radius, level[:, 2]
     hand.gripper = OPEN
     before = handle - 0.16 * inward
-    hand.go(hand.vary(np.array([*before[:2], max(hand.position[2], handle[2] + 0.04)])), level, near=0.03, turned=0.4)
+    before[2] = max(hand.position[2], handle[2] + 0.04)
+    hand.go(hand.vary(before), level, near=0.03, turned=0.4)
     hand.go(handle - 0.08 * fingers, level, near=0.012, turned=0.12)
     hand.go(handle, level, near=0.008, turned=0.15, steps=50)
     hand.close(handle, level)
-    for _ in range(160):
-        if door.value < DOOR_OPEN:
+    for _ in range(100):
+        if door.value < DOOR_AJAR:
             break
-        hand.step(hand.towards(*pose(door.value - 0.25), 2.5, 1.0))
-    hand.release(-0.08 * hand.rotation[:, 2])
-    hand.release(0.1 * UP)
-    if not world.holds(("open", name)):
-        raise Failure(f"door open by {-door.value:.2f} rad only")
+        ahead = about_z(door.value - 0.25 - start)
+        hand.step(hand.towards(hinge + ahead @ radius, about_z(0.5 * (door.value - start)) @ level, 2.5, 1.0))
+    hand.release(-0.07 * hand.rotation[:, 2])

@@ -5,16 +5,35 @@ from collections.abc import Callable
 import numpy as np
 
 from apprentice.libero.controller import OPEN, UP, Controller, Failure
-from apprentice.libero.grasping import HAND, HAND_U, HAND_V, Grasp, about_z, differ, plan_grasps
+from apprentice.libero.dragging import lead
+from apprentice.libero.grasping import HAND, HAND_U, HAND_V, Grasp, about_z, differ, plan_grasps, wrapped
 from apprentice.libero.spots import Spot
 from apprentice.libero.world import World
 
 
-def pick(hand: Controller, world: World, name: str, move: np.ndarray | None = None, turn: float = 0.0) -> Grasp:
-    """Grasp an object and lift it by 5 cm; `move` and `turn` say where it will go. Raises Failure after three tries."""
+def pick(
+    hand: Controller,
+    world: World,
+    name: str,
+    move: np.ndarray | None = None,
+    turn: float = 0.0,
+    *,
+    yaw: float | None = None,
+    low: float = 0.0,
+) -> Grasp:
+    """Grasp an object and lift it by 5 cm. Raises Failure after three tries.
+
+    `move` and `turn` say where the object will go; `yaw` (rad) is how the hand must stand, and `low` (m) the least
+    height at which it may hold the object.
+    """
     tried: list[Grasp] = []
-    for _ in range(3):
-        grasps = plan_grasps(world, name, move, turn)
+    for attempt in range(3):
+        grasps = [g for g in plan_grasps(world, name, move, turn) if g.position[2] > low]
+        if yaw is not None:
+            grasps = [g for g in grasps if abs(wrapped(g.yaw - yaw)) < 0.1]
+        if not grasps and attempt == 0 and (way := _way_out(world, name)).any():
+            lead(hand, world, name, (world.position(name) + way)[:2], 0.02)
+            continue
         if not grasps:
             raise Failure(f"no grasp of {name}")
         grasp = next((g for g in grasps if differ(g, tried)), grasps[0])
@@ -23,6 +42,7 @@ def pick(hand: Controller, world: World, name: str, move: np.ndarray | None = No
         hand.close(grasp.position, grasp.rotation)
         hand.go(grasp.position + 0.05 * UP, grasp.rotation, near=0.012, turned=0.5, steps=25)
         if world.position(name)[2] > height + 0.012 and world.held(name):
+            hand.go(hand.position + _way_out(world, name), grasp.rotation, near=0.02, steps=30)
             return grasp
         tried.append(grasp)
         hand.release(0.06 * UP)
@@ -41,6 +61,19 @@ def _approach(hand: Controller, world: World, name: str, grasp: Grasp) -> None:
     hand.go(hand.vary(transit), rotation, near=0.02, turned=0.25)
     hand.go(np.array([*end[:2], max(end[2] + 0.05, min(safe, end[2] + 0.08))]), rotation, near=0.008, turned=0.06)
     hand.go(end, rotation, near=0.004, turned=0.05, steps=45, gain=1.6)
+
+
+def _way_out(world: World, name: str) -> np.ndarray:
+    """How far (3,) m an object must go sideways before it can be lifted past what hangs over it."""
+    low, high = world.bounds(name)
+    centre, radius = (low + high) / 2, (high - low)[:2].max() / 2
+    points = world.obstacles((name,), 0.012)
+    points = points[points[:, 2] > high[2]] - centre
+    over = points[np.linalg.norm(points[:, :2], axis=1) < radius + 0.01] * [1, 1, 0]
+    if not len(over):
+        return np.zeros(3)
+    away = -over.mean(axis=0) / max(np.linalg.norm(over.mean(axis=0)), 1e-6)
+    return away * (radius + 0.02 + (over @ away).max())
 
 
 def place(hand: Controller, world: World, name: str, spot: Spot, grasp: Grasp) -> None:
@@ -78,5 +111,5 @@ def _clear_of_hand(hand: Controller, world: World, name: str, spot: Spot, rotati
 def pick_and_place(hand: Controller, world: World, name: str, spot: Spot) -> None:
     """Raises Failure."""
     move = np.array([*spot.xy, spot.height]) - world.position(name)
-    grasp = pick(hand, world, name, None if spot.deep else move, spot.turn)
+    grasp = pick(hand, world, name, None if spot.deep else move, spot.turn, yaw=spot.yaw)
     place(hand, world, name, spot, grasp)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from apprentice.libero.articulated import Part, drawer_pull
-from apprentice.libero.grasping import wrapped
+from apprentice.libero.grasping import wrapped, yaw_along
 from apprentice.libero.world import World
 
 IN_BASKET, ON_STOVE = 0.06, 0.10  # m between two objects that go to the same place
@@ -19,6 +19,7 @@ class Spot:
     xy: np.ndarray  # (2,) m
     height: float  # m
     turn: float = 0.0  # rad, about the vertical
+    yaw: float | None = None  # rad, how the hand must stand when it takes the object
     deep: bool = False  # walls all around: the hand stays above them and lets the object drop
 
 
@@ -31,6 +32,13 @@ def on_region(world: World, name: str, site: str, slot: float) -> Spot:
     """`slot` is the object's place among those that go there: 0 alone, else -0.5, 0.5."""
     xy = world.site(site)[0][:2] - np.array([slot * ON_STOVE, 0])
     return Spot(xy, world.support_height(xy, (name,), 0.03) + _hang(world, name) + 0.003)
+
+
+def on_rack(world: World, name: str, rack: str) -> Spot:
+    """Upright on the rack's slope, beside its post and far enough up: let go, a bottle tips over and stays there."""
+    xy = (world.position(rack) + world.rotation(rack) @ [0.05, -0.020, 0])[:2]
+    height = world.support_height(xy, (name,), 0.020) + _hang(world, name) + 0.002
+    return Spot(xy, height, yaw=yaw_along(world.rotation(rack)[:, 0]))  # it tips between the fingers
 
 
 def in_region(world: World, name: str, site: str, slot: float) -> Spot:
@@ -46,7 +54,7 @@ def in_region(world: World, name: str, site: str, slot: float) -> Spot:
     basket = "basket" in site
     if basket:
         height = max(height, centre[2] - half[2] + hang + 0.01)
-    return Spot(xy, height, turn, basket)
+    return Spot(xy, height, turn, deep=basket)
 
 
 def in_drawer(world: World, name: str, site: str) -> Spot:
