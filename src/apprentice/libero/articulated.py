@@ -167,7 +167,7 @@ def turn_knob(hand: Controller, world: World, stove: str, on: bool) -> None:
 def close_door(hand: Controller, world: World, name: str) -> None:
     """Sweep a hinged door shut from outside. Raises Failure."""
     door = Part(world, name)
-    _sweep(hand, world, door, name, DOOR_SHUT)
+    _sweep(hand, world, door, name, DOOR_SHUT, 0.0)
     if not world.holds(("close", name)):
         raise Failure(f"door still open by {-door.value:.2f} rad")
 
@@ -175,14 +175,15 @@ def close_door(hand: Controller, world: World, name: str) -> None:
 def open_door(hand: Controller, world: World, name: str) -> None:
     """Pull a hinged door by its handle until the hand fits behind it, and sweep it open from inside. Raises Failure."""
     door = Part(world, name)
+    yaw = yaw_along(world.rotation(name)[:, 0])  # turning the hand between the two could take the wrist to its limit
     if door.value > DOOR_AJAR + 0.05:
-        _pull_ajar(hand, door)
-    _sweep(hand, world, door, name, DOOR_OPEN)
+        _pull_ajar(hand, door, yaw)
+    _sweep(hand, world, door, name, DOOR_OPEN, yaw)
     if not world.holds(("open", name)):
         raise Failure(f"door open by {-door.value:.2f} rad only")
 
 
-def _sweep(hand: Controller, world: World, door: Part, name: str, until: float) -> None:
+def _sweep(hand: Controller, world: World, door: Part, name: str, until: float, yaw: float) -> None:
     """Move a door with closed fingers that point down beside it."""
     hinge, start, frame = door.anchor, door.value, door.rotation
     sign = -1 if until > start else 1  # pushed from outside to shut it, from inside to open it
@@ -195,27 +196,28 @@ def _sweep(hand: Controller, world: World, door: Part, name: str, until: float) 
         offset = frame @ about_z(value - start) @ np.array([reach, face + sign * gap, 0])
         return np.array([*(hinge + offset)[:2], height])
 
+    down = about_z(yaw) @ DOWN
     before = beside(start, 0.06 if sign < 0 else 0.04)
     hand.gripper = CLOSE
     over = np.array([*hand.position[:2], max(hand.position[2], height + 0.12)])
-    hand.go(over, DOWN, near=0.03, turned=0.6, steps=60)
-    hand.go(hand.vary(np.array([*before[:2], height + 0.10])), DOWN, near=0.03, turned=0.3, steps=120)
-    hand.go(before, DOWN, near=0.015, turned=0.2, steps=60)
+    hand.go(over, down, near=0.03, turned=0.6, steps=60)
+    hand.go(hand.vary(np.array([*before[:2], height + 0.10])), down, near=0.03, turned=0.3, steps=120)
+    hand.go(before, down, near=0.015, turned=0.2, steps=60)
     for _ in range(200):
         if sign * door.value < sign * until:
             break
         ahead = min(max(door.value - sign * 0.35, until - 0.05), 0.05)
-        hand.step(hand.towards(beside(ahead, -0.02 if door.value > -0.2 else 0.0), DOWN, 2.5, 1.0))
-    hand.go(beside(door.value, 0.06), DOWN, near=0.03, steps=20)
-    hand.go(hand.position + 0.10 * UP, DOWN, near=0.03, steps=30)
+        hand.step(hand.towards(beside(ahead, -0.02 if door.value > -0.2 else 0.0), down, 2.5, 1.0))
+    hand.go(beside(door.value, 0.06), down, near=0.03, steps=20)
+    hand.go(hand.position + 0.10 * UP, down, near=0.03, steps=30)
 
 
-def _pull_ajar(hand: Controller, door: Part) -> None:
+def _pull_ajar(hand: Controller, door: Part, yaw: float) -> None:
     """Take a door's handle with a level hand and lead it along the first part of its arc."""
     hinge, start, frame = door.anchor, door.value, door.rotation
     inward = frame[:, 1]
     radius = door.foremost(-inward) - hinge
-    level = leaning(inward, np.deg2rad(80), yaw_along(frame[:, 0]))
+    level = leaning(inward, np.deg2rad(80), yaw)
     handle, fingers = hinge + radius, level[:, 2]
     hand.gripper = OPEN
     before = handle - 0.16 * inward

@@ -82,5 +82,3 @@ def _clearance(points: np.ndarray, start: np.ndarray, end: np.ndarray) -> float:
     way = end - start
     along = np.clip((points - start) @ way / max(way @ way, 1e-9), 0, 1)
     return float(np.linalg.norm(points - (start + along[:, None] * way), axis=1).min())
-
-

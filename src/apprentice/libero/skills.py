@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from apprentice.libero.controller import OPEN, UP, Controller, Failure
 from apprentice.libero.dragging import lead
@@ -82,8 +83,11 @@ def place(hand: Controller, world: World, name: str, spot: Spot, grasp: Grasp) -
     Raises Failure if the object is lost on the way.
     """
     hang = world.position(name)[2] - world.bounds(name)[0][2]
-    target, rotation = np.array([*spot.xy, 0.0]), about_z(spot.turn) @ grasp.rotation
-    height = max(spot.height, _clear_of_hand(hand, world, name, spot, rotation))
+    target = np.array([*spot.xy, 0.0])
+    rotation = Rotation.from_rotvec(spot.tilt).as_matrix() @ about_z(spot.turn) @ grasp.rotation
+    height = spot.height
+    if not spot.tilt.any():
+        height = max(height, _clear_of_hand(hand, world, name, spot, rotation))
     carry = max(world.highest_between(world.position(name), target, (name,), 0.11) + 0.02 + hang, height + 0.02)
 
     def so_that_object_is_at(z: float) -> Callable[[], np.ndarray]:
@@ -96,7 +100,7 @@ def place(hand: Controller, world: World, name: str, spot: Spot, grasp: Grasp) -
         raise Failure(f"dropped {name}")
     hand.go(so_that_object_is_at(carry), rotation, near=0.006, turned=0.08, steps=15)
     hand.go(so_that_object_is_at(height), rotation, near=0.004, steps=60, gain=1.3, until=lambda: world.rests(name))
-    hand.release(0.08 * UP)
+    hand.release(-0.08 * hand.rotation[:, 2])
 
 
 def _clear_of_hand(hand: Controller, world: World, name: str, spot: Spot, rotation: np.ndarray) -> float:

@@ -1,10 +1,11 @@
 """Where an object is put: on a thing, in a drawer, a basket or a compartment, beside another that goes there too."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from apprentice.libero.articulated import Part, drawer_pull
+from apprentice.libero.controller import UP
 from apprentice.libero.grasping import wrapped, yaw_along
 from apprentice.libero.world import World
 
@@ -19,6 +20,7 @@ class Spot:
     xy: np.ndarray  # (2,) m
     height: float  # m
     turn: float = 0.0  # rad, about the vertical
+    tilt: np.ndarray = field(default_factory=lambda: np.zeros(3))  # rad, rotation vector
     yaw: float | None = None  # rad, how the hand must stand when it takes the object
     deep: bool = False  # walls all around: the hand stays above them and lets the object drop
 
@@ -35,10 +37,12 @@ def on_region(world: World, name: str, site: str, slot: float) -> Spot:
 
 
 def on_rack(world: World, name: str, rack: str) -> Spot:
-    """Upright on the rack's slope, beside its post and far enough up: let go, a bottle tips over and stays there."""
-    xy = (world.position(rack) + world.rotation(rack) @ [0.05, -0.020, 0])[:2]
-    height = world.support_height(xy, (name,), 0.020) + _hang(world, name) + 0.002
-    return Spot(xy, height, yaw=yaw_along(world.rotation(rack)[:, 0]))  # it tips between the fingers
+    """On the rack's slope beside its post, leant so that a bottle, let go, lies back with its neck upwards."""
+    frame, origin = world.rotation(rack), world.position(rack)
+    sides = [(origin + frame @ [x, -0.043, 0])[:2] for x in (-0.05, 0.05)]
+    xy = max(sides, key=lambda side: float(np.linalg.norm(side - world.base()[:2])))
+    tilt = np.deg2rad(40) * np.cross(UP, frame[:, 1])
+    return Spot(xy, world.support_height(xy, (name,), 0.010), yaw=yaw_along(frame[:, 0]), tilt=tilt)
 
 
 def in_region(world: World, name: str, site: str, slot: float) -> Spot:
@@ -46,10 +50,7 @@ def in_region(world: World, name: str, site: str, slot: float) -> Spot:
     (centre, half), hang = world.site(site), _hang(world, name)
     axis = int(half[1] > half[0])
     xy = centre[:2] + slot * IN_BASKET * np.eye(2)[axis]
-    long, ratio = _long_axis(world, name)
-    turn = 0.0
-    if "caddy" in site and min(half[:2]) / max(half[:2]) < 0.7 and ratio > 1.5:
-        turn = wrapped(np.arctan2(*np.eye(2)[axis][::-1]) - long)
+    turn = _turn_into(world, name, half) if "caddy" in site else 0.0
     height = world.support_height(xy, (name,), 0.01) + hang + 0.004
     basket = "basket" in site
     if basket:
@@ -71,8 +72,12 @@ def _hang(world: World, name: str) -> float:
     return float(world.position(name)[2] - world.bounds(name)[0][2])
 
 
-def _long_axis(world: World, name: str) -> tuple[float, float]:
-    """Direction (rad) of the object's long side seen from above, and how much longer it is."""
+def _turn_into(world: World, name: str, half: np.ndarray) -> float:
+    """The least turn (rad) that lays the object's long side along that of a compartment, or along any of a square."""
     points = world.points(name, 0.008)[:, :2]
     values, vectors = np.linalg.eigh(np.cov(points.T))
-    return float(np.arctan2(vectors[1, 1], vectors[0, 1])), float(np.sqrt(values[1] / max(values[0], 1e-9)))
+    if values[1] < 1.5**2 * values[0]:
+        return 0.0
+    sides = [axis for axis in (0, 1) if half[axis] > 0.7 * half[1 - axis]]
+    turns = [wrapped(axis * np.pi / 2 - np.arctan2(vectors[1, 1], vectors[0, 1])) for axis in sides]
+    return min(turns, key=abs)
