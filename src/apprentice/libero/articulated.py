@@ -7,6 +7,7 @@ from apprentice.libero.grasping import TIP, about_z, leaning, wrapped, yaw_along
 from apprentice.libero.world import World
 
 DRAWER_OPEN, DRAWER_SHUT = -0.150, 0.003  # m, beyond what the goals ask
+MOST_COVERED, UNCOVERED = 0.036, 0.020  # m of an object under a drawer: that can still be grasped, and to leave
 LOW_HANDLE = 0.09  # m above the table: a level hand would touch it
 KNOB_ON, KNOB_OFF = 0.62, -0.001  # rad
 DOOR_OPEN, DOOR_AJAR, DOOR_SHUT = -1.40, -0.50, -0.001  # rad
@@ -103,6 +104,20 @@ def _hook(hand: Controller, drawer: Part, lean: float, until: float) -> None:
         hand.step(hand.towards(target, leant, 2.5, 1.0))
     hand.go(hand.position + 0.06 * UP - 0.01 * pull, leant, near=0.02, steps=20)
     hand.go(hand.position + 0.08 * UP + 0.05 * pull, leant, near=0.05, steps=20)
+
+
+def way_aside(world: World, site: str, name: str) -> np.ndarray:
+    """How far (3,) m an object must move sideways so that the open drawer will not hide it; zeros if it need not."""
+    drawer = Part(world, site)
+    pull, handle = drawer_pull(drawer)
+    side = np.cross(pull, UP)
+    thing, box = world.points(name, 0.01), world.fill(drawer.geoms, 0.01)
+    if (thing @ pull).min() > handle @ pull - DRAWER_OPEN:
+        return np.zeros(3)
+    inside = float((thing @ side).max() - (box @ side).min())  # what the drawer would cover, seen from one side
+    across = float((box @ side).max() - (thing @ side).min())  # and from the other
+    covered, direction = min((inside, -side), (across, side), key=lambda pair: pair[0])
+    return direction * (covered - UNCOVERED) if covered > MOST_COVERED else np.zeros(3)
 
 
 def close_drawer(hand: Controller, world: World, site: str) -> None:

@@ -105,7 +105,7 @@ def _slide_in(hand: Controller, world: World, name: str, hold: Hold, cavity: Cav
     hand.go(hand.position + up * UP, hold.rotation, near=0.012, turned=0.1, steps=60)
     below = hang()
     ahead = float((world.points(name, 0.01) @ cavity.inward).max() - world.position(name) @ cavity.inward)
-    hand.go(object_at(-ahead - 0.05, below + 0.018), hold.rotation, near=0.012, turned=0.1)
+    hand.go(object_at(-ahead - 0.05, below + 0.018), hold.rotation, near=0.008, turned=0.1)
     if not world.held(name):
         raise Failure(f"dropped {name}")
     deep = min(hold.deep, cavity.depth - ahead - 0.01)

@@ -6,7 +6,6 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from apprentice.libero.controller import OPEN, UP, Controller, Failure
-from apprentice.libero.dragging import lead
 from apprentice.libero.grasping import HAND, HAND_U, HAND_V, Grasp, about_z, differ, plan_grasps, wrapped
 from apprentice.libero.spots import Spot
 from apprentice.libero.world import World
@@ -28,13 +27,10 @@ def pick(
     height at which it may hold the object.
     """
     tried: list[Grasp] = []
-    for attempt in range(3):
+    for _ in range(3):
         grasps = [g for g in plan_grasps(world, name, move, turn) if g.position[2] > low]
         if yaw is not None:
             grasps = [g for g in grasps if abs(wrapped(g.yaw - yaw)) < 0.1]
-        if not grasps and attempt == 0 and (way := _way_out(world, name)).any():
-            lead(hand, world, name, (world.position(name) + way)[:2], 0.02)
-            continue
         if not grasps:
             raise Failure(f"no grasp of {name}")
         grasp = next((g for g in grasps if differ(g, tried)), grasps[0])
