@@ -42,13 +42,13 @@ def test_executed_actions_replay_to_success(fast: LiberoEnv) -> None:
         ("libero_goal", 5),  # drags a plate
         ("libero_goal", 7),  # turns a knob
         ("libero_10", 9),  # inserts a mug and closes the door behind it
-        ("libero_90", 23),  # closes one drawer and opens another
-        ("libero_90", 42),  # slides a pan into a shelf
+        ("libero_90", 6),  # opens a drawer too low to grip
+        ("libero_90", 86),  # leans a book into a shelf
     ],
 )
 def test_each_skill_reaches_its_goal_and_lets_go(suite: str, task: int) -> None:
     env = LiberoEnv(suite, task)
-    episode = demonstrate(env, seed=1)
+    episode = demonstrate(env, seed=0)
     assert episode.failure is None
     assert len(episode.record.actions) <= env.max_steps
     assert episode.record.successes[-1]

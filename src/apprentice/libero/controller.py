@@ -111,7 +111,7 @@ class Controller:
             gap, twist = float(np.linalg.norm(position - self.position)), float(np.linalg.norm(self._turn_to(rotation)))
             if (gap < near and twist < turned) or until():
                 return
-            if count > 15 and count % 10 == 0 and not self._disturbance.active:
+            if count > 15 and count % 10 == 0 and not self._disturbance.astray:
                 if before - (gap + 0.1 * twist) < 0.002:
                     return
                 before = gap + 0.1 * twist
@@ -153,16 +153,20 @@ class _Disturbance:
 
     def __init__(self, sigma: float, rng: np.random.Generator):
         self._sigma, self._rng = sigma, rng
-        self._left, self.active = int(rng.integers(*self.PAUSE)) // 2, False
+        self._left, self._active = int(rng.integers(*self.PAUSE)) // 2, False
         self._value = np.zeros(6)
+
+    @property
+    def astray(self) -> bool:
+        return self._active and self._sigma > 0
 
     def next(self, calm: bool) -> np.ndarray:
         """The noise (6,) of this step; none while fingers move (`calm`)."""
         self._left -= 1
         if self._left < 0:
-            self.active = not self.active
-            self._left = int(self._rng.integers(*(self.STRETCH if self.active else self.PAUSE)))
+            self._active = not self._active
+            self._left = int(self._rng.integers(*(self.STRETCH if self._active else self.PAUSE)))
             self._value = np.zeros(6)
         fresh = self._rng.normal(0, self._sigma, 6)
         self._value = self.MEMORY * self._value + np.sqrt(1 - self.MEMORY**2) * fresh
-        return self._value if self.active and not calm else np.zeros(6)
+        return self._value if self._active and not calm else np.zeros(6)
