@@ -59,12 +59,16 @@ def in_region(world: World, name: str, site: str, slot: float) -> Spot:
 
 
 def in_drawer(world: World, name: str, site: str) -> Spot:
-    """Just behind the drawer's front, where the hand has most room."""
+    """Just behind the drawer's front, where the hand has most room; what is too tall is leant, and falls over."""
     low, high = world.bounds(name)
-    (pull, handle), centre = drawer_pull(Part(world, site)), world.site(site)[0]
+    (pull, handle), (centre, half) = drawer_pull(Part(world, site)), world.site(site)
     front = (handle - centre) @ pull - DRAWER_FRONT
     xy = (centre + pull * (front - (high - low)[:2].max() / 2 - 0.008))[:2]
-    return Spot(xy, world.support_height(xy, (name,), 0.01) + _hang(world, name) + 0.019)
+    floor = world.support_height(xy, (name,), 0.01)
+    upright = floor + _hang(world, name)
+    if upright > centre[2] + half[2] - 0.005:
+        return Spot(xy, floor, tilt=np.deg2rad(40) * pull)
+    return Spot(xy, upright + 0.019)
 
 
 def _hang(world: World, name: str) -> float:
