@@ -123,7 +123,7 @@ def _attempt(hand: Controller, world: World, goal: Goal, goals: list[Goal]) -> N
             if articulated.Part(world, site).value > -0.12:
                 way = articulated.way_aside(world, site, name)
                 if way.any() and "bowl" in name:
-                    dragging.lead(hand, world, name, (world.position(name) + way)[:2], 0.008)
+                    dragging.lead(hand, world, name, (world.position(name) + way)[:2], 0.02)
                 articulated.open_drawer(hand, world, site, until=-0.14)
             pick_and_place(hand, world, name, spots.in_drawer(world, name, site))
         case ("in", name, site):

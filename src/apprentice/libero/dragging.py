@@ -27,7 +27,7 @@ def lead(hand: Controller, world: World, name: str, target: np.ndarray, near: fl
             return
         _plant(hand, world, name, target, height)
         _pull(hand, world, name, target, near, height)
-        hand.go(hand.position + 0.03 * UP, DOWN, near=0.01, steps=12)
+        hand.go(hand.position + 0.03 * UP, DOWN, near=0.02, steps=12)
 
 
 def _plant(hand: Controller, world: World, name: str, target: np.ndarray, height: float) -> None:
