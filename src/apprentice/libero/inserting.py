@@ -62,7 +62,8 @@ def _take_by_handle(hand: Controller, world: World, name: str, cavity: Cavity, s
     end = outside.max() - (0.0045 if short else 0.09)
     grip = points[np.abs(outside - end) < 0.0045].mean(axis=0)
     yaw = yaw_along(np.cross(inward, UP))
-    both = [leaning(inward, np.deg2rad(55), turned) for turned in (yaw, yaw + np.pi)]
+    lean = np.deg2rad(55 if short else 35)
+    both = [leaning(inward, lean, turned) for turned in (yaw, yaw + np.pi)]
     leant = max(both, key=lambda rotation: float(np.trace(rotation @ hand.rotation.T)))
     fingers = leant[:, 2]
     grip = grip + 0.004 * fingers
