@@ -7,7 +7,7 @@ from apprentice.libero.grasping import TIP, about_z, leaning, wrapped, yaw_along
 from apprentice.libero.world import World
 
 DRAWER_OPEN, DRAWER_SHUT = -0.150, 0.003  # m, beyond what the goals ask
-MOST_COVERED, UNCOVERED = 0.036, 0.005  # m of an object under a drawer: that can still be grasped, and to leave
+MOST_COVERED, UNCOVERED = 0.036, 0.030  # m of an object under a drawer: that can still be grasped, and to leave
 LOW_HANDLE = 0.09  # m above the table: a level hand would touch it
 KNOB_ON, KNOB_OFF = 0.62, -0.001  # rad
 DOOR_OPEN, DOOR_AJAR, DOOR_SHUT = -1.40, -0.50, -0.001  # rad
@@ -190,7 +190,7 @@ def close_door(hand: Controller, world: World, name: str) -> None:
 def open_door(hand: Controller, world: World, name: str) -> None:
     """Pull a hinged door by its handle until the hand fits behind it, and sweep it open from inside. Raises Failure."""
     door = Part(world, name)
-    yaw = yaw_along(world.rotation(name)[:, 0])  # turning the hand between the two could take the wrist to its limit
+    yaw = yaw_along(world.rotation(name)[:, 0])
     if door.value > DOOR_AJAR + 0.05:
         _pull_ajar(hand, door, yaw)
     _sweep(hand, world, door, name, DOOR_OPEN, yaw)

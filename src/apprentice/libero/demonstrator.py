@@ -123,7 +123,8 @@ def _attempt(hand: Controller, world: World, goal: Goal, goals: list[Goal]) -> N
             if articulated.Part(world, site).value > -0.12:
                 way = articulated.way_aside(world, site, name)
                 if way.any() and "bowl" in name:
-                    dragging.lead(hand, world, name, (world.position(name) + way)[:2], 0.02)
+                    hand.style.speed = 1.0  # or the step limit may come first
+                    dragging.lead(hand, world, name, (world.position(name) + way)[:2], 0.012, tries=1)
                 articulated.open_drawer(hand, world, site, until=-0.14)
             pick_and_place(hand, world, name, spots.in_drawer(world, name, site))
         case ("in", name, site):

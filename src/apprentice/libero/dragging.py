@@ -17,12 +17,12 @@ def drag(hand: Controller, world: World, name: str, site: str) -> None:
     hand.go(hand.position + 0.05 * UP, DOWN, near=0.02, steps=30)
 
 
-def lead(hand: Controller, world: World, name: str, target: np.ndarray, near: float) -> None:
-    """Plant the closed finger tips in a dish and lead it by its inner rim to `target` (2,), in a few tries."""
+def lead(hand: Controller, world: World, name: str, target: np.ndarray, near: float, tries: int = 4) -> None:
+    """Plant the closed finger tips in a dish and lead it by its inner rim to `target` (2,)."""
     points, start = world.points(name, 0.004), world.position(name)
     middle = points[np.linalg.norm((points - start)[:, :2], axis=1) < 0.02]
     height = middle[:, 2].max() + TIP - 0.010
-    for _ in range(4):
+    for _ in range(tries):
         if np.linalg.norm(target - world.position(name)[:2]) < near:
             return
         _plant(hand, world, name, target, height)

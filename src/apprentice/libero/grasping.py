@@ -39,8 +39,13 @@ def about_z(angle: float) -> np.ndarray:
 
 
 def yaw_along(direction: np.ndarray) -> float:
-    """The yaw in [-90, 90) degrees at which the fingers open along a horizontal direction (2 or 3,)."""
-    return wrapped(-np.arctan2(direction[0], direction[1]))
+    """The yaw at which the fingers open along a horizontal direction (2 or 3,), away from the wrist's limits."""
+    return reachable(-np.arctan2(direction[0], direction[1]))
+
+
+def reachable(yaw: float) -> float:
+    """The same yaw of a gripper with two equal sides in [-60, 120) degrees: the last joint's middle is at 45."""
+    return float((yaw + np.pi / 3) % np.pi - np.pi / 3)
 
 
 def wrapped(angle: float) -> float:

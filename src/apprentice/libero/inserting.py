@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from apprentice.libero.controller import OPEN, UP, Controller, Failure
-from apprentice.libero.grasping import leaning, wrapped, yaw_along
+from apprentice.libero.grasping import leaning, yaw_along
 from apprentice.libero.skills import pick
 from apprentice.libero.world import World
 
@@ -62,9 +62,7 @@ def _take_by_handle(hand: Controller, world: World, name: str, cavity: Cavity, s
     end = outside.max() - (0.0045 if short else 0.09)
     grip = points[np.abs(outside - end) < 0.0045].mean(axis=0)
     yaw = yaw_along(np.cross(inward, UP))
-    lean = np.deg2rad(55 if short else 35)
-    both = [leaning(inward, lean, turned) for turned in (yaw, yaw + np.pi)]
-    leant = max(both, key=lambda rotation: float(np.trace(rotation @ hand.rotation.T)))
+    leant = leaning(inward, np.deg2rad(55 if short else 35), yaw)
     fingers = leant[:, 2]
     grip = grip + 0.004 * fingers
     hand.gripper = OPEN
@@ -83,7 +81,7 @@ def _take_and_lean(hand: Controller, world: World, name: str, cavity: Cavity, lo
     Under a low roof it leans less, or the hand would touch the table.
     """
     grasp = pick(hand, world, name, low=world.bounds(name)[1][2] - 0.03)
-    yaw = grasp.yaw + wrapped(yaw_along(cavity.inward) - grasp.yaw)
+    yaw = yaw_along(cavity.inward)
     before = cavity.front - 0.20 * cavity.inward
     height = max(world.highest_between(hand.position, before, (name,), 0.11), cavity.front[2]) + 0.18
     hand.go(np.array([*hand.position[:2], height]), grasp.rotation, near=0.03, steps=60)

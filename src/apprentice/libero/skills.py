@@ -6,7 +6,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from apprentice.libero.controller import OPEN, UP, Controller, Failure
-from apprentice.libero.grasping import HAND, HAND_U, HAND_V, Grasp, about_z, differ, plan_grasps, wrapped
+from apprentice.libero.grasping import HAND, HAND_U, HAND_V, Grasp, about_z, differ, plan_grasps, reachable, wrapped
 from apprentice.libero.spots import Spot
 from apprentice.libero.world import World
 
@@ -80,10 +80,11 @@ def place(hand: Controller, world: World, name: str, spot: Spot, grasp: Grasp) -
     """
     hang = world.position(name)[2] - world.bounds(name)[0][2]
     target = np.array([*spot.xy, 0.0])
-    rotation = Rotation.from_rotvec(spot.tilt).as_matrix() @ about_z(spot.turn) @ grasp.rotation
+    turn = reachable(grasp.yaw + spot.turn) - grasp.yaw if spot.turn else 0.0
+    rotation = Rotation.from_rotvec(spot.tilt).as_matrix() @ about_z(turn) @ grasp.rotation
     height = spot.height
     if not spot.tilt.any():
-        height = max(height, _clear_of_hand(hand, world, name, spot, rotation))
+        height = max(height, _clear_of_hand(hand, world, name, spot.xy, turn, rotation))
     carry = max(world.highest_between(world.position(name), target, (name,), 0.11) + 0.02 + hang, height + 0.02)
 
     def so_that_object_is_at(z: float) -> Callable[[], np.ndarray]:
@@ -99,11 +100,13 @@ def place(hand: Controller, world: World, name: str, spot: Spot, grasp: Grasp) -
     hand.release(-0.08 * hand.rotation[:, 2])
 
 
-def _clear_of_hand(hand: Controller, world: World, name: str, spot: Spot, rotation: np.ndarray) -> float:
+def _clear_of_hand(
+    hand: Controller, world: World, name: str, xy: np.ndarray, turn: float, rotation: np.ndarray
+) -> float:
     """The least height of the object's origin at which the hand's hull hits nothing around the spot."""
-    offset = about_z(spot.turn) @ (hand.position - world.position(name))
+    offset = about_z(turn) @ (hand.position - world.position(name))
     points = world.obstacles((name,), 0.008)
-    inside = np.abs((points - [*spot.xy, 0.0] - offset) @ rotation)
+    inside = np.abs((points - [*xy, 0.0] - offset) @ rotation)
     under = points[(inside[:, 0] < HAND_U) & (inside[:, 1] < HAND_V), 2]
     return float(under.max(initial=-1.0) + 0.012 - HAND - offset[2])
 
