@@ -20,6 +20,7 @@ class Cavity:
     front: np.ndarray  # (3,) m, middle of its floor's front edge
     inward: np.ndarray  # (3,) unit
     depth: float  # m
+    aside: np.ndarray  # (3,) m, from where to come, past an open door that is then pushed away from inside
 
 
 @dataclass
@@ -36,11 +37,11 @@ def cavity_of(world: World, site: str) -> Cavity:
     fixture = world.parent(site)
     frame, origin = world.rotation(fixture), world.position(fixture)
     if fixture.startswith("microwave"):
-        return Cavity(origin + frame @ [-0.04, -0.088, 0.024], frame[:, 1], 0.168)
+        return Cavity(origin + frame @ [-0.04, -0.088, 0.024], frame[:, 1], 0.168, 0.04 * frame[:, 0])
     front = origin + frame @ [0.005, -0.079, 0.071]
     if "bottom" in site:
         front[2] = world.table_height()
-    return Cavity(front, frame[:, 1], 0.186)
+    return Cavity(front, frame[:, 1], 0.186, np.zeros(3))
 
 
 def insert(hand: Controller, world: World, name: str, site: str) -> None:
@@ -93,8 +94,8 @@ def _take_and_lean(hand: Controller, world: World, name: str, cavity: Cavity, lo
 def _slide_in(hand: Controller, world: World, name: str, hold: Hold, cavity: Cavity) -> None:
     """Bring the held object before the cavity, push it in, let go and leave. Raises Failure."""
 
-    def object_at(depth: float, height: float) -> Callable[[], np.ndarray]:
-        goal = cavity.front + depth * cavity.inward + height * UP
+    def object_at(depth: float, height: float, aside: float = 0.0) -> Callable[[], np.ndarray]:
+        goal = cavity.front + depth * cavity.inward + height * UP + aside * cavity.aside
         return lambda: hand.position + goal - world.position(name)
 
     def hang() -> float:
@@ -104,10 +105,11 @@ def _slide_in(hand: Controller, world: World, name: str, hold: Hold, cavity: Cav
     hand.go(hand.position + up * UP, hold.rotation, near=0.012, turned=0.1, steps=60)
     below = hang()
     ahead = float((world.points(name, 0.01) @ cavity.inward).max() - world.position(name) @ cavity.inward)
-    hand.go(object_at(-ahead - 0.05, below + 0.018), hold.rotation, near=0.008, turned=0.1)
+    hand.go(object_at(-ahead - 0.05, below + 0.018, 1.0), hold.rotation, near=0.008, turned=0.1)
     if not world.held(name):
         raise Failure(f"dropped {name}")
     deep = min(hold.deep, cavity.depth - ahead - 0.01)
+    hand.go(object_at(-ahead - 0.01, below + 0.018, 1.0), hold.rotation, near=0.012, turned=0.3, steps=20)
     hand.go(object_at(deep, below + 0.012), hold.rotation, near=0.008, turned=0.3, steps=70, speed=0.6)
     down = object_at(deep, below - 0.004)
     hand.go(down, hold.rotation, near=0.004, turned=0.3, steps=15, until=lambda: world.rests(name))
