@@ -9,8 +9,9 @@ from apprentice.data.contract import Contract
 from apprentice.errors import UserError
 from apprentice.files import read_json
 from apprentice.libero import collect as collecting
-from apprentice.libero.demonstrator import AFTER_SUCCESS, START_NOISE, demonstrate
+from apprentice.libero.demonstrator import AFTER_SUCCESS, START_NOISE, demonstrate, in_order
 from apprentice.libero.env import LiberoEnv
+from apprentice.libero.world import World
 
 
 def test_executed_actions_replay_to_success(fast: LiberoEnv) -> None:
@@ -32,6 +33,37 @@ def test_executed_actions_replay_to_success(fast: LiberoEnv) -> None:
         assert success and not any(record.successes[: -AFTER_SUCCESS - 1])
         assert fast.success_of(1) and not fast.success_of(8)
     assert noisy > 10
+
+
+@pytest.mark.parametrize(
+    ("suite", "task"),
+    [
+        ("libero_goal", 3),  # opens a drawer and fills it
+        ("libero_goal", 5),  # drags a plate
+        ("libero_goal", 7),  # turns a knob
+        ("libero_10", 9),  # inserts a mug and closes the door behind it
+        ("libero_90", 6),  # opens a drawer too low to grip
+        ("libero_90", 86),  # leans a book into a shelf
+    ],
+)
+def test_each_skill_reaches_its_goal_and_lets_go(suite: str, task: int) -> None:
+    env = LiberoEnv(suite, task)
+    episode = demonstrate(env, seed=0)
+    assert episode.failure is None
+    assert len(episode.record.actions) <= env.max_steps
+    assert episode.record.successes[-1]
+    assert not any(World(env).held(name) for name in env.control.env.objects_dict)
+    env.close()
+
+
+def test_goals_are_put_in_an_order_that_works() -> None:
+    drawer, oven = "cabinet_1_bottom_region", "microwave_1_heating_region"
+    close, fill = ("close", drawer), ("in", "bowl_1", drawer)
+    assert in_order([close, fill]) == [fill, close]
+    assert in_order([("close", "microwave_1"), ("in", "mug_1", oven)])[-1] == ("close", "microwave_1")
+    assert in_order([("on", "bowl_1", "cabinet_1_top_side"), close])[0] == close
+    assert in_order([fill, ("open", drawer)]) == [("open", drawer), fill]
+    assert in_order([("on", "bowl_1", "bowl_2"), ("in", "bowl_2", "tray_1")])[0] == ("in", "bowl_2", "tray_1")
 
 
 def test_collecting_survives_a_kill_and_any_number_of_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,3 +41,16 @@ def test_a_step_equals_robosuites_to_the_bit(env, monkeypatch):
     monkeypatch.setattr(sim, "forward", lambda: mujoco.mj_forward(env.model, env.data))
     monkeypatch.setattr(sim, "step", lambda: mujoco.mj_step(env.model, env.data))
     assert np.array_equal(ours, states(env, 2))
+
+
+def test_what_stands_on_a_fixture_stands_there_after_every_reset():
+    env = LiberoEnv("libero_spatial", 7)  # a bowl on the stove
+    scenes = []
+    for seed in (0, 1, 0):
+        env.reset(seed=seed)
+        scenes.append(env.data.qpos.copy())
+        bodies = env.control.env.obj_body_id
+        bowl, stove = (env.data.xpos[bodies[name]] for name in ("akita_black_bowl_1", "flat_stove_1"))
+        assert bowl[2] > stove[2] and np.abs(bowl - stove)[:2].max() < 0.25
+    assert np.array_equal(scenes[0], scenes[2]) and not np.array_equal(scenes[0], scenes[1])
+    env.close()

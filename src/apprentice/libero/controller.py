@@ -12,6 +12,7 @@ from apprentice.libero.env import LiberoEnv, Snapshot
 FULL_STEP, FULL_TURN = 0.05, 0.5  # m, rad
 SLEW = 0.4  # most that a component of the arm's action may change in a step
 DOWN = np.array([[0, 1, 0], [1, 0, 0], [0, 0, -1.0]])  # home: the fingers open along the world's y, and point down
+UP = np.array([0, 0, 1.0])
 CLOSE, OPEN = 1.0, -1.0
 TRACKING = 1.8  # gain on the error
 
@@ -47,8 +48,12 @@ class Controller:
         self.record = Record()
         self._site = env.model.site("gripper0_grip_site").id
         self._disturbance = _Disturbance(style.noise, rng)
-        self._gripper = OPEN
+        self.gripper = OPEN
         self._last: np.ndarray = np.zeros(6)
+
+    def vary(self, waypoint: np.ndarray) -> np.ndarray:
+        """A way point (3,) in free space, moved aside or up as the style wants it."""
+        return waypoint + self.style.approach * [1, 1, 0] + np.abs(self.style.approach) * [0, 0, 1]
 
     @property
     def position(self) -> np.ndarray:
@@ -69,7 +74,7 @@ class Controller:
         if len(self.record.actions) >= self.max_steps:
             raise Failure("out of steps")
         arm = self._last = self._last + np.clip(arm - self._last, -SLEW, SLEW)
-        action = np.array([*arm, self._gripper], dtype=np.float32)
+        action = np.array([*arm, self.gripper], dtype=np.float32)
         executed = action.copy()
         executed[:6] = np.clip(arm + self._disturbance.next(calm), -1, 1)
         self.record.snapshots.append(self.env.snapshot())
@@ -106,7 +111,7 @@ class Controller:
             gap, twist = float(np.linalg.norm(position - self.position)), float(np.linalg.norm(self._turn_to(rotation)))
             if (gap < near and twist < turned) or until():
                 return
-            if count > 15 and count % 10 == 0:
+            if count > 15 and count % 10 == 0 and not self._disturbance.astray:
                 if before - (gap + 0.1 * twist) < 0.002:
                     return
                 before = gap + 0.1 * twist
@@ -119,7 +124,7 @@ class Controller:
 
     def close(self, position: np.ndarray, rotation: np.ndarray, steps: int = 14) -> None:
         """Close the fingers at a pose until they stop."""
-        self._gripper = CLOSE
+        self.gripper = CLOSE
         before = np.inf
         for count in range(steps):
             self.step(self.towards(position, rotation, TRACKING, 1.0), calm=True)
@@ -129,9 +134,15 @@ class Controller:
 
     def open(self, position: np.ndarray, rotation: np.ndarray, steps: int = 7) -> None:
         """Open the fingers at a pose: full travel takes 8 steps."""
-        self._gripper = OPEN
+        self.gripper = OPEN
         for _ in range(steps):
             self.step(self.towards(position, rotation, TRACKING, 1.0), calm=True)
+
+    def release(self, way: np.ndarray) -> None:
+        """Open the fingers and leave along `way` (3,) m."""
+        position, rotation = self.position, self.rotation
+        self.open(position, rotation)
+        self.go(position + way, rotation, near=0.02, steps=25)
 
 
 class _Disturbance:
@@ -144,6 +155,10 @@ class _Disturbance:
         self._sigma, self._rng = sigma, rng
         self._left, self._active = int(rng.integers(*self.PAUSE)) // 2, False
         self._value = np.zeros(6)
+
+    @property
+    def astray(self) -> bool:
+        return self._active and self._sigma > 0
 
     def next(self, calm: bool) -> np.ndarray:
         """The noise (6,) of this step; none while fingers move (`calm`)."""

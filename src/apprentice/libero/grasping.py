@@ -38,6 +38,27 @@ def about_z(angle: float) -> np.ndarray:
     return Rotation.from_euler("z", angle).as_matrix()
 
 
+def yaw_along(direction: np.ndarray) -> float:
+    """The yaw at which the fingers open along a horizontal direction (2 or 3,), away from the wrist's limits."""
+    return reachable(-np.arctan2(direction[0], direction[1]))
+
+
+def reachable(yaw: float) -> float:
+    """The same yaw of a gripper with two equal sides in [-60, 120) degrees: the last joint's middle is at 45."""
+    return float((yaw + np.pi / 3) % np.pi - np.pi / 3)
+
+
+def wrapped(angle: float) -> float:
+    """An angle to within half a turn, in [-90, 90) degrees: the gripper looks the same from both sides."""
+    return float((angle + np.pi / 2) % np.pi - np.pi / 2)
+
+
+def leaning(inward: np.ndarray, angle: float, yaw: float) -> np.ndarray:
+    """A hand (3, 3) that points down at `yaw`, then leant by `angle` (rad) so that the fingers point `inward` (3,)."""
+    axis = np.cross([0, 0, -1.0], inward / np.linalg.norm(inward))
+    return Rotation.from_rotvec(angle * axis).as_matrix() @ about_z(yaw) @ DOWN
+
+
 def plan_grasps(world: World, name: str, move: np.ndarray | None = None, turn: float = 0.0) -> list[Grasp]:
     """Grasps of an object, the best first, that collide with nothing.
 

@@ -1,21 +1,36 @@
-"""What the demonstrator can do: pick an object and place it."""
+"""What the demonstrator can do with an object in its hand: pick, place, let go."""
 
 from collections.abc import Callable
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
-from apprentice.libero.controller import Controller, Failure
-from apprentice.libero.grasping import Grasp, about_z, differ, plan_grasps
+from apprentice.libero.controller import OPEN, UP, Controller, Failure
+from apprentice.libero.grasping import HAND, HAND_U, HAND_V, Grasp, about_z, differ, plan_grasps, reachable, wrapped
+from apprentice.libero.spots import Spot
 from apprentice.libero.world import World
 
-UP = np.array([0, 0, 1.0])
 
+def pick(
+    hand: Controller,
+    world: World,
+    name: str,
+    move: np.ndarray | None = None,
+    turn: float = 0.0,
+    *,
+    yaw: float | None = None,
+    low: float = 0.0,
+) -> Grasp:
+    """Grasp an object and lift it by 5 cm. Raises Failure after three tries.
 
-def pick(hand: Controller, world: World, name: str, move: np.ndarray | None = None, turn: float = 0.0) -> Grasp:
-    """Grasp an object and lift it by 5 cm; `move` and `turn` say where it will go. Raises Failure after three tries."""
+    `move` and `turn` say where the object will go; `yaw` (rad) is how the hand must stand, and `low` (m) the least
+    height at which it may hold the object.
+    """
     tried: list[Grasp] = []
     for _ in range(3):
-        grasps = plan_grasps(world, name, move, turn)
+        grasps = [g for g in plan_grasps(world, name, move, turn) if g.position[2] > low]
+        if yaw is not None:
+            grasps = [g for g in grasps if abs(wrapped(g.yaw - yaw)) < 0.1]
         if not grasps:
             raise Failure(f"no grasp of {name}")
         grasp = next((g for g in grasps if differ(g, tried)), grasps[0])
@@ -24,39 +39,56 @@ def pick(hand: Controller, world: World, name: str, move: np.ndarray | None = No
         hand.close(grasp.position, grasp.rotation)
         hand.go(grasp.position + 0.05 * UP, grasp.rotation, near=0.012, turned=0.5, steps=25)
         if world.position(name)[2] > height + 0.012 and world.held(name):
+            hand.go(hand.position + _way_out(world, name), grasp.rotation, near=0.02, steps=30)
             return grasp
         tried.append(grasp)
-        release(hand, 0.06)
+        hand.release(0.06 * UP)
     raise Failure(f"cannot grasp {name}")
 
 
 def _approach(hand: Controller, world: World, name: str, grasp: Grasp) -> None:
     """Over everything in between, then down onto the grasp."""
     start, end, rotation = hand.position, grasp.position, grasp.rotation
+    hand.gripper = OPEN
     highest = max(world.highest_between(start, end, (name,), 0.10), world.bounds(name)[1][2])
     safe = max(highest + 0.045, end[2] + 0.06)
     if start[2] < safe - 0.02:
         hand.go(np.array([*start[:2], safe]), rotation, near=0.03)
-    transit = np.array([*end[:2], max(safe, min(start[2], safe + 0.03))]) + np.abs(hand.style.approach) * UP
-    hand.go(transit + hand.style.approach * (1 - UP), rotation, near=0.02, turned=0.25)
+    transit = np.array([*end[:2], max(safe, min(start[2], safe + 0.03))])
+    hand.go(hand.vary(transit), rotation, near=0.02, turned=0.25)
     hand.go(np.array([*end[:2], max(end[2] + 0.05, min(safe, end[2] + 0.08))]), rotation, near=0.008, turned=0.06)
     hand.go(end, rotation, near=0.004, turned=0.05, steps=45, gain=1.6)
 
 
-def place(
-    hand: Controller, world: World, name: str, xy: np.ndarray, height: float, grasp: Grasp, turn: float = 0.0
-) -> None:
-    """Bring the held object's origin to `xy` (2,) and down to `height` or contact, let go and retreat.
+def _way_out(world: World, name: str) -> np.ndarray:
+    """How far (3,) m an object must go sideways before it can be lifted past what hangs over it."""
+    low, high = world.bounds(name)
+    centre, radius = (low + high) / 2, (high - low)[:2].max() / 2
+    points = world.obstacles((name,), 0.012)
+    points = points[points[:, 2] > high[2]] - centre
+    over = points[np.linalg.norm(points[:, :2], axis=1) < radius + 0.01] * [1, 1, 0]
+    if not len(over):
+        return np.zeros(3)
+    away = -over.mean(axis=0) / max(np.linalg.norm(over.mean(axis=0)), 1e-6)
+    return away * (radius + 0.02 + (over @ away).max())
+
+
+def place(hand: Controller, world: World, name: str, spot: Spot, grasp: Grasp) -> None:
+    """Bring the held object to a spot, down to its height or to contact, let go and retreat.
 
     Raises Failure if the object is lost on the way.
     """
     hang = world.position(name)[2] - world.bounds(name)[0][2]
-    target = np.array([*xy, 0.0])
+    target = np.array([*spot.xy, 0.0])
+    turn = reachable(grasp.yaw + spot.turn) - grasp.yaw if spot.turn else 0.0
+    rotation = Rotation.from_rotvec(spot.tilt).as_matrix() @ about_z(turn) @ grasp.rotation
+    height = spot.height
+    if not spot.tilt.any():
+        height = max(height, _clear_of_hand(hand, world, name, spot.xy, turn, rotation))
     carry = max(world.highest_between(world.position(name), target, (name,), 0.11) + 0.02 + hang, height + 0.02)
-    rotation = about_z(turn) @ grasp.rotation
 
     def so_that_object_is_at(z: float) -> Callable[[], np.ndarray]:
-        return lambda: hand.position + np.array([*xy, z]) - world.position(name)
+        return lambda: hand.position + np.array([*spot.xy, z]) - world.position(name)
 
     lift = max(0.0, carry - world.position(name)[2])
     hand.go(hand.position + lift * UP, grasp.rotation, near=0.02, turned=1.0, steps=60)
@@ -65,24 +97,22 @@ def place(
         raise Failure(f"dropped {name}")
     hand.go(so_that_object_is_at(carry), rotation, near=0.006, turned=0.08, steps=15)
     hand.go(so_that_object_is_at(height), rotation, near=0.004, steps=60, gain=1.3, until=lambda: world.rests(name))
-    release(hand, 0.08)
+    hand.release(-0.08 * hand.rotation[:, 2])
 
 
-def release(hand: Controller, retreat: float) -> None:
-    """Open the fingers and go up by `retreat` (m)."""
-    position, rotation = hand.position, hand.rotation
-    hand.open(position, rotation)
-    hand.go(position + retreat * UP, rotation, near=0.02, steps=25)
+def _clear_of_hand(
+    hand: Controller, world: World, name: str, xy: np.ndarray, turn: float, rotation: np.ndarray
+) -> float:
+    """The least height of the object's origin at which the hand's hull hits nothing around the spot."""
+    offset = about_z(turn) @ (hand.position - world.position(name))
+    points = world.obstacles((name,), 0.008)
+    inside = np.abs((points - [*xy, 0.0] - offset) @ rotation)
+    under = points[(inside[:, 0] < HAND_U) & (inside[:, 1] < HAND_V), 2]
+    return float(under.max(initial=-1.0) + 0.012 - HAND - offset[2])
 
 
-def pick_and_place(hand: Controller, world: World, name: str, destination: str) -> None:
-    """Put an object on a region or on another object. Raises Failure."""
-    origin, (low, _) = world.position(name), world.bounds(name)
-    hang = origin[2] - low[2]
-    if world.is_site(destination):
-        xy, radius = world.site(destination)[0][:2], 0.03
-    else:
-        xy, radius = world.position(destination)[:2], 0.012
-    height = world.support_height(xy, (name,), radius) + hang + 0.004
-    grasp = pick(hand, world, name, np.array([*xy, height]) - origin)
-    place(hand, world, name, xy, height, grasp)
+def pick_and_place(hand: Controller, world: World, name: str, spot: Spot) -> None:
+    """Raises Failure."""
+    move = np.array([*spot.xy, spot.height]) - world.position(name)
+    grasp = pick(hand, world, name, None if spot.deep else move, spot.turn, yaw=spot.yaw)
+    place(hand, world, name, spot, grasp)

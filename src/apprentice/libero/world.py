@@ -17,11 +17,12 @@ class World:
         self.env, self.model, self.data = env, env.model, env.data
         self.domain = env.control.env
         self.root: dict[str, int] = dict(self.domain.obj_body_id)
-        self._owner = self._owners()
+        self.owner = self._owners()
         collides = (self.model.geom_contype + self.model.geom_conaffinity) > 0
+        self.solid: list[int] = np.flatnonzero(collides).tolist()  # geoms that can be hit
         self._geoms: dict[str | None, list[int]] = {}
-        for geom in np.flatnonzero(collides):
-            self._geoms.setdefault(self._owner[self.model.geom_bodyid[geom]], []).append(int(geom))
+        for geom in self.solid:
+            self._geoms.setdefault(self.owner[self.model.geom_bodyid[geom]], []).append(geom)
 
     def _owners(self) -> list[str | None]:
         """For each body the object or fixture that it is part of."""
@@ -36,6 +37,10 @@ class World:
         """Origin (3,) of an object."""
         return self.data.xpos[self.root[name]].copy()
 
+    def rotation(self, name: str) -> np.ndarray:
+        """Axes (3, 3) of an object, in columns."""
+        return self.data.xmat[self.root[name]].reshape(3, 3).copy()
+
     def centre_of_mass(self, name: str) -> np.ndarray:
         return self.data.subtree_com[self.root[name]].copy()
 
@@ -48,15 +53,29 @@ class World:
     def is_site(self, name: str) -> bool:
         return name in self.domain.object_sites_dict
 
+    def parent(self, site: str) -> str:
+        """The object or fixture that a region belongs to; the table's own regions have none in `root`."""
+        return str(self.domain.object_sites_dict[site].parent_name)
+
+    def base(self) -> np.ndarray:
+        """Where (3,) the robot stands."""
+        return self.data.xpos[self.model.body("robot0_base").id].copy()
+
+    def still(self) -> bool:
+        """Has everything that fell come to rest (2 cm/s)?"""
+        falls = self.model.jnt_dofadr[self.model.jnt_type == 0]
+        return bool((np.abs(self.data.qvel[falls[:, None] + np.arange(3)]) < 0.02).all())
+
     def holds(self, predicate: tuple[str, ...]) -> bool:
         """Is a goal predicate such as ("on", "bowl_1", "plate_1") true now?"""
         return bool(self.domain._eval_predicate(list(predicate)))
 
     def points(self, name: str, spacing: float) -> np.ndarray:
         """The object's shape as points (N, 3)."""
-        return self._fill(self._geoms.get(name, []), spacing)
+        return self.fill(self._geoms.get(name, []), spacing)
 
-    def _fill(self, geoms: list[int], spacing: float) -> np.ndarray:
+    def fill(self, geoms: list[int], spacing: float) -> np.ndarray:
+        """The boxes around geoms as points (N, 3)."""
         clouds = [np.zeros((0, 3))]
         for geom in geoms:
             centre, half = np.split(self.model.geom_aabb[geom], 2)
@@ -95,15 +114,15 @@ class World:
 
     def held(self, name: str) -> bool:
         """Does the robot touch the object?"""
-        return any("gripper" in body or "robot" in body for _, body in self._contacts(name))
+        return any("gripper" in body or "robot" in body for body in self._contacts(name))
 
     def rests(self, name: str) -> bool:
         """Does anything but the robot touch the object?"""
-        return any("gripper" not in body and "robot" not in body for _, body in self._contacts(name))
+        return any("gripper" not in body and "robot" not in body for body in self._contacts(name))
 
-    def _contacts(self, name: str) -> list[tuple[str | None, str]]:
-        """Owner and body of all that touches the object."""
+    def _contacts(self, name: str) -> list[str]:
+        """The bodies that touch the object."""
         bodies = self.model.geom_bodyid[self.data.contact.geom].reshape(-1, 2)
         both_ways = np.concatenate([bodies, bodies[:, ::-1]])
-        others = [b for a, b in both_ways if self._owner[a] == name != self._owner[b]]
-        return [(self._owner[b], self.model.body(b).name) for b in others]
+        others = [b for a, b in both_ways if self.owner[a] == name != self.owner[b]]
+        return [self.model.body(b).name for b in others]
