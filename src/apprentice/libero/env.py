@@ -54,7 +54,8 @@ class LiberoEnv:
         self._states: np.ndarray | None = None
         fixtures = self.control.env.fixtures_dict.values()
         self._fixtures = [self.model.body(fixture.root_body).id for fixture in fixtures]
-        self._at_first = np.array([np.array(f.get_obj().get("pos", "0 0 0").split(), dtype=float) for f in fixtures])
+        places = [f.get_obj().get("pos", "0 0 0").split() for f in fixtures]
+        self._at_first = np.array(places, dtype=float).reshape(-1, 3)
         self._substep = 0
         # Robosuite refreshes some 40 sensors in every physics step; we read the three that we need ourselves.
         self.control.env._observables = {}
