@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.table import Table
@@ -22,6 +22,9 @@ from apprentice.files import read_json, replacing, write_json
 from apprentice.libero.suites import tasks as tasks_of
 from apprentice.pool import spread
 from apprentice.progress import Meter, console, track
+
+if TYPE_CHECKING:  # MuJoCo is for the workers
+    from apprentice.libero.controller import Record
 
 FPS = 20  # Hz
 ATTEMPTS = 10  # seeds an episode may use up
@@ -192,12 +195,19 @@ def _collect_one(job: Job) -> Outcome:
     for snapshot in episode.record.snapshots:
         _env.restore(snapshot)
         frames.append(_env.observe())
+    return packed(job, seed, rejected, episode.record, frames)
+
+
+def packed(
+    job: Job, seed: int, rejected: list[Rejected], record: "Record", frames: list[dict[str, np.ndarray]]
+) -> Outcome:
+    """The outcome of a success: its record, and what was seen before each action."""
     columns: dict[str, Any] = {key: np.stack([frame[key] for frame in frames]) for key in frames[0]}
     stream = io.BytesIO()
     np.savez_compressed(
         stream,
-        action=np.stack(episode.record.actions),
-        executed=np.stack(episode.record.executed),
+        action=np.stack(record.actions),
+        executed=np.stack(record.executed),
         seed=np.array(seed),
         rejected_seeds=np.array([r.seed for r in rejected], dtype=np.int64),
         rejected_reasons=np.array([r.reason for r in rejected], dtype=np.str_),
