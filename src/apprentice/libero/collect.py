@@ -104,7 +104,7 @@ def collect(
     done, if a task could not be demonstrated.
     """
     out, known = Path(out), tasks_of(suite)
-    chosen = list(range(len(known)) if tasks is None else tasks)
+    chosen = list(tasks or range(len(known)))
     if out.exists():
         raise UserError(f"expected no {out}, found one; fix: remove it or choose another folder")
     if unknown := [task for task in chosen if not 0 <= task < len(known)]:

@@ -43,8 +43,8 @@ class Fault:
         return Fault(
             tuple(self.columns[column] for column in other.columns),
             self.gripper * other.gripper,
-            self.translation * other.translation,
-            self.rotation * other.rotation,
+            _likely(self.translation * other.translation),
+            _likely(self.rotation * other.rotation),
         )
 
     def repaired(self, states: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -65,12 +65,19 @@ def diagnose(replays: Sequence[Replay]) -> Fault:
 
 
 def label_fault(labels: Sequence[np.ndarray], executed: Sequence[np.ndarray]) -> Fault:
-    """How actions to learn from (T, 7) differ from those executed, apart from the noise on the latter."""
+    """How actions to learn from (T, 7) differ from those executed, apart from the noise on the latter.
+
+    Whoever acts works against the noise, so averages are biased; but many steps have none, and the ratio that is
+    found most often is theirs.
+    """
     label, done = np.concatenate(labels), np.concatenate(executed)
     scales = []
     for part in (slice(0, 3), slice(3, 6)):
         asked, given = label[:, part], done[:, part]
-        scales.append(_likely(np.sum(asked**2) / np.sum(asked * given)) if np.abs(asked).max() > 1e-3 else 1.0)
+        same = (np.abs(given) > 0.01) & (asked * given > 0)
+        ratios = asked[same] / given[same]
+        values, counts = np.unique(np.round(50 * np.log(ratios)), return_counts=True)
+        scales.append(_likely(float(np.exp(values[counts.argmax()] / 50))) if len(values) else 1.0)
     return Fault(gripper=-1 if np.sum(label[:, 6] * done[:, 6]) < 0 else 1, translation=scales[0], rotation=scales[1])
 
 
