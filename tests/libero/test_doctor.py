@@ -78,16 +78,21 @@ def spoilt(healthy: Path, root: Path, plant: Plant, published: bool) -> Path:
         cells = [{"bytes": png(v), "path": None} for v in values] if key in CAMERAS else list(values)
         place = table.schema.get_field_index(key)
         table = table.set_column(place, table.schema.field(key), pa.array(cells, type=table.schema.field(key).type))
-    if published:
-        table = table.drop_columns(["executed"])
-        metadata = json.loads(table.schema.metadata[b"huggingface"])
-        metadata["info"]["features"].pop("executed")
-        table = table.replace_schema_metadata({b"huggingface": json.dumps(metadata).encode()})
-        info = read_json(root / "meta" / "info.json")
-        info["features"].pop("executed")
-        write_json(root / "meta" / "info.json", info)
     pq.write_table(table, path)
+    if published:
+        drop(root, "executed")
     return root
+
+
+def drop(root: Path, feature: str) -> None:
+    (path,) = root.rglob("data/**/*.parquet")
+    table = pq.read_table(path).drop_columns([feature])
+    metadata = json.loads(table.schema.metadata[b"huggingface"])
+    metadata["info"]["features"].pop(feature)
+    pq.write_table(table.replace_schema_metadata({b"huggingface": json.dumps(metadata).encode()}), path)
+    info = read_json(root / "meta" / "info.json")
+    info["features"].pop(feature)
+    write_json(root / "meta" / "info.json", info)
 
 
 def picture(cell: dict[str, Any]) -> np.ndarray:
@@ -188,8 +193,6 @@ def test_what_cannot_be_replayed_is_said(healthy: Path, tmp_path: Path) -> None:
     content.to_parquet(table)
     with pytest.raises(UserError, match="put the bowl on the moon"):
         examine(other, 1, 1)
-    info = read_json(other / "meta" / "info.json")
-    info["features"].pop(CAMERAS[1])
-    write_json(other / "meta" / "info.json", info)
+    drop(other, CAMERAS[1])
     with pytest.raises(UserError, match=CAMERAS[1]):
         examine(other, 1, 1)
