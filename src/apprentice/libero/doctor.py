@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.table import Table
@@ -154,12 +153,12 @@ def _trials(root: Path, episodes: int) -> tuple[list[Trial], list[np.ndarray]]:
         span = slice(begin, begin + int(lengths[episode]))
         looks = np.linspace(0, lengths[episode] // 3, LOOKS).astype(int)
         pictures = [[image(dataset, camera, begin + int(step)) for camera in CAMERAS] for step in looks]
-        suite, task, seed, start_noise = seeds[episode] if seeds else (None, None, None, 0.0)
+        known = seeds[episode] if seeds else None
         trials.append(
             Trial(
-                tasks=((suite, task),) if suite is not None else _tasks_named(texts[begin]),
-                seed=seed,
-                start_noise=start_noise,
+                tasks=(known[:2],) if known else _tasks_named(texts[begin]),
+                seed=known[2] if known else None,
+                start_noise=known[3] if known else 0.0,
                 states=states[span],
                 actions=executed[span],
                 looks=looks,
@@ -171,7 +170,7 @@ def _trials(root: Path, episodes: int) -> tuple[list[Trial], list[np.ndarray]]:
     return trials, labels
 
 
-def _scenes(root: Path, episodes: int) -> list[Any] | None:
+def _scenes(root: Path, episodes: int) -> list[tuple[str, int, int, float]] | None:
     """Suite, task, seed and start noise of each episode, or None if nobody kept them."""
     path = root / "meta" / "collection.json"
     if not path.exists():
