@@ -1,6 +1,9 @@
 """Jobs in processes: what comes back, with how many threads, and what happens when a process is killed."""
 
+import multiprocessing.pool
 import os
+import sys
+from types import ModuleType
 
 import pytest
 
@@ -23,3 +26,25 @@ def test_workers_have_one_thread_each_and_we_keep_ours(monkeypatch: pytest.Monke
 def test_a_dead_worker_is_an_error_instead_of_a_wait_for_ever() -> None:
     with pytest.raises(UserError, match="found one that was killed"):
         list(spread(os._exit, [1], 1))
+
+
+def test_a_ray_cluster_does_the_jobs_or_its_absence_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "ray", None)
+        with pytest.raises(UserError, match=r"pip install 'lerobot_policy_apprentice\[ray\]'"):
+            list(spread(abs, [1], 1, ray="auto"))
+    asked = []
+
+    def pool(processes: int, **arguments: object) -> multiprocessing.pool.Pool:
+        """Threads in place of a cluster, behind the same interface."""
+        asked.append((processes, arguments))
+        return multiprocessing.pool.ThreadPool(processes)
+
+    packages = {name: ModuleType(name) for name in ("ray", "ray.util", "ray.util.multiprocessing")}
+    packages["ray.util.multiprocessing"].Pool = pool  # type: ignore[attr-defined]
+    for name, module in packages.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    assert sorted(spread(abs, [-3, 2, 1], 2, ray="here:1")) == [1, 2, 3]
+    ((processes, arguments),) = asked
+    assert processes == 2 and arguments["ray_address"] == "here:1"
+    assert arguments["ray_remote_args"]["runtime_env"]["env_vars"]["OMP_NUM_THREADS"] == "1"  # type: ignore[index]

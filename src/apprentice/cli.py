@@ -22,6 +22,11 @@ COMMANDS = {
         "apprentice.libero.collect:collect",
         "apprentice.libero.collect:collect",
     ),
+    "doctor": (
+        "replay a dataset's actions in LIBERO and name what is wrong with it",
+        "apprentice.libero.doctor:doctor",
+        "apprentice.libero.doctor:doctor",
+    ),
     "scenes": (
         "draw the scenes, with their truth, that the nano VLM learns from",
         "apprentice.vlm.nano.scenes:generate",
@@ -63,15 +68,18 @@ COMMANDS = {
         "apprentice.recipe:run_recipe",
     ),
 }
+POSITIONAL = {"doctor": "dataset"}  # the parameter that a command takes without a flag
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return 0, 2 after a mistake that the user can mend, 130 after an interruption."""
+    """Run one command; return 0, 1 if it found something wrong (it returned False), 2 after a mistake that the user
+    can mend, 130 after an interruption.
+    """
     signal.signal(signal.SIGTERM, _interrupt)
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         parsed = vars(_parser(words[0] if words else "").parse_args(words))
-        _call(parsed.pop("command"), parsed)
+        return int(_call(parsed.pop("command"), parsed) is False)
     except UserError as error:
         return _complain(str(error), 2)
     except KeyboardInterrupt as interruption:
@@ -87,7 +95,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "what was finished before is kept; fix: free some space and run the same command again",
             2,
         )
-    return 0
 
 
 def _parser(chosen: str) -> argparse.ArgumentParser:
@@ -105,17 +112,16 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
                 "--force", metavar="STEP", action="append", help="do this step again from its beginning"
             )
         elif name == chosen:
-            add_flags(command, parameters)
+            add_flags(command, parameters, POSITIONAL.get(name, ""))
     return parser
 
 
-def _call(command: str, keywords: dict[str, Any]) -> None:
+def _call(command: str, keywords: dict[str, Any]) -> Any:
     _, parameters, function = COMMANDS[command]
     declared = _load(parameters)
     if is_dataclass(declared):
-        _load(function)(declared(**keywords))  # type: ignore[operator]
-    else:
-        _load(function)(**keywords)
+        return _load(function)(declared(**keywords))  # type: ignore[operator]
+    return _load(function)(**keywords)
 
 
 def _load(place: str) -> Any:

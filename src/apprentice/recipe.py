@@ -40,6 +40,7 @@ ROOMS = ["data", "libero", "experts", "vlm", "policy", "distill", "evaluate", "s
 # others.
 ROOM_OF = {
     "apprentice collect": "libero",
+    "apprentice doctor": "libero",
     "apprentice scenes": "vlm",
     "apprentice pretrain-vlm": "vlm",
     "apprentice score-vlm": "vlm",

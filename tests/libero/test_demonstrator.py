@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from apprentice.data.contract import Contract
+from apprentice.data.dataset import image, open_dataset
 from apprentice.errors import UserError
 from apprentice.files import read_json
 from apprentice.libero import collect as collecting
+from apprentice.libero.controller import Record
 from apprentice.libero.demonstrator import AFTER_SUCCESS, START_NOISE, demonstrate, in_order
 from apprentice.libero.env import LiberoEnv
 from apprentice.libero.world import World
@@ -75,28 +77,63 @@ def test_collecting_survives_a_kill_and_any_number_of_workers(tmp_path: Path, mo
     with monkeypatch.context() as patch:
         patch.setattr(collecting, "_assemble", killed)
         with pytest.raises(KeyboardInterrupt):
-            collecting.collect("libero_goal", [8], 2, out, workers=2)
+            collecting.collect("libero_goal", 2, out, [8], workers=2)
     assert not out.exists()
     with pytest.raises(UserError, match="seed"):
-        collecting.collect("libero_goal", [8], 2, out, seed=1)
+        collecting.collect("libero_goal", 2, out, [8], seed=1)
     first, second = scratch / "08_0000.npz", scratch / "08_0001.npz"
     before, kept = dict(np.load(second)), first.stat().st_mtime_ns
     second.unlink()
     checked = []
 
-    def assemble(jobs: list[collecting.Job], root: Path) -> None:
+    def assemble(jobs: list[collecting.Job], episodes: Path, root: Path, images: bool) -> None:
         after = np.load(second)
         assert first.stat().st_mtime_ns == kept
         for key, values in before.items():
             np.testing.assert_array_equal(values, after[key])
         checked.append(True)
-        original(jobs, root)
+        original(jobs, episodes, tmp_path / "as images", True)
+        original(jobs, episodes, root, images)
 
     original = collecting._assemble
     monkeypatch.setattr(collecting, "_assemble", assemble)
-    summary = collecting.collect("libero_goal", [8], 2, out, workers=1)
+    summary = collecting.collect("libero_goal", 2, out, [8], workers=1)
     assert checked and not scratch.exists() and summary["per_task"]["8"]["success_rate"] > 0
+    assert collecting.scenes(out) == [
+        (8, collecting.Job("libero_goal", 8, n, 0, "fast", 128).first_seed) for n in (0, 1)
+    ]
     check_dataset(out, before)
+    exact = open_dataset(tmp_path / "as images")
+    for key in ("observation.images.image", "observation.images.image2"):
+        np.testing.assert_array_equal(image(exact, key, len(exact) - 1), before[key][-1])
+
+
+def test_a_task_that_fails_ends_nothing_but_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Task 4 of this suite finds no success in episode 1; what the others gave is there when it is left out."""
+    out, asked = tmp_path / "demonstrations", []
+
+    def attempt(job: collecting.Job) -> collecting.Outcome:
+        asked.append((job.task, job.episode))
+        rejected = [collecting.Rejected(job.task, job.episode, job.first_seed, "out of steps")]
+        if (job.task, job.episode) == (4, 1):
+            return collecting.Outcome(job, None, rejected * collecting.ATTEMPTS)
+        one = np.zeros((3, 7), dtype=np.float32)
+        frame = {"observation.images.image": np.zeros((128, 128, 3), np.uint8), "observation.state": np.zeros(8)}
+        record = Record(actions=list(one), executed=list(one))
+        return collecting.packed(job, job.first_seed + 1, rejected, record, [frame] * 3)
+
+    monkeypatch.setattr(collecting, "_collect_one", attempt)
+    monkeypatch.setattr(collecting, "spread", lambda run, jobs, workers, ray: map(run, jobs))
+    monkeypatch.setattr(collecting, "_assemble", lambda jobs, scratch, root, images: root.mkdir())
+    with pytest.raises(UserError, match="task 4, 'put the bowl on top of the cabinet': 10 x out of steps"):
+        collecting.collect("libero_goal", 2, out)
+    assert len(asked) == 20 and not out.exists()
+    collecting.collect("libero_goal", 2, out, [1, 8])
+    assert len(asked) == 20 and collecting.scenes(out)[0] == (1, 10001)
+    assert read_json(out / "meta" / "collection.json")["per_task"]["8"]["success_rate"] == 0.5
+    assert "50%" in capsys.readouterr().out
 
 
 def check_dataset(root: Path, last_episode: dict[str, np.ndarray]) -> None:

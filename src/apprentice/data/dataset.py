@@ -91,3 +91,11 @@ def frames(dataset: LeRobotDataset, camera: str, start: int = 0) -> Iterator[NDA
                     f"expected {expected} frames in {path}, found {found}; fix: copy or record the dataset again"
                 )
         passed += expected
+
+
+def image(dataset: LeRobotDataset, camera: str, index: int) -> NDArray[np.uint8]:
+    """One camera's image (h, w, 3) of one frame."""
+    if dataset.meta.features[camera]["dtype"] == "video":
+        return np.asarray(dataset[index][camera].permute(1, 2, 0), dtype=np.uint8)
+    row = dataset.hf_dataset.with_format(None).select_columns([camera])[index]
+    return np.asarray(row[camera].convert("RGB"))

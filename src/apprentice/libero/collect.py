@@ -2,23 +2,29 @@
 
 An episode is planned and acted without cameras; only if it succeeded are its recorded states drawn. Every episode has
 its own seeds, so a dataset is the same whatever the number of workers and however often collecting was interrupted.
+`meta/collection.json` keeps the seed of each episode: `apprentice doctor` replays them.
 """
 
+import io
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from rich.table import Table
 
 from apprentice.data.contract import Contract
 from apprentice.errors import UserError
 from apprentice.files import read_json, replacing, write_json
 from apprentice.libero.suites import tasks as tasks_of
 from apprentice.pool import spread
-from apprentice.progress import Meter, track
+from apprentice.progress import Meter, console, track
+
+if TYPE_CHECKING:  # MuJoCo is for the workers
+    from apprentice.libero.controller import Record
 
 FPS = 20  # Hz
 ATTEMPTS = 10  # seeds an episode may use up
@@ -36,11 +42,14 @@ class Job:
     seed: int
     render: str
     size: int
-    target: str
 
     @property
     def first_seed(self) -> int:
         return ((self.seed * 100 + self.task) * 1000 + self.episode) * ATTEMPTS
+
+    @property
+    def file(self) -> str:
+        return f"{self.task:02d}_{self.episode:04d}.npz"
 
 
 @dataclass(frozen=True)
@@ -53,15 +62,26 @@ class Rejected:
     reason: str
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What a job gave: the episode as the bytes of an .npz file, or None if every attempt was rejected."""
+
+    job: Job
+    episode: bytes | None
+    rejected: list[Rejected]
+
+
 def collect(
     suite: str,
-    tasks: Sequence[int],
     episodes: int,
     out: Path | str,
+    tasks: Sequence[int] | None = None,
     workers: int = 2,
+    ray: str | None = None,
     seed: int = 0,
     render: str = "fast",
     size: int = 128,
+    images: bool = False,
 ) -> dict[str, Any]:
     """Write `episodes` successful demonstrations of each task into the dataset folder `out`; returns a summary.
 
@@ -70,46 +90,55 @@ def collect(
 
     Args:
         suite: such as libero_goal.
-        tasks: their indices in the suite.
         episodes: successful ones of each task, at most 1000.
         out: folder to write, which must not exist.
+        tasks: their indices in the suite; all of them if not given.
         workers: processes.
+        ray: address of a Ray cluster whose processes do the work, such as auto.
         seed: decides everything that varies.
         render: "fast" (simplified meshes) or "exact".
         size: of the images (px).
+        images: keep each image as PNG in place of videos: exact and quick to read, many times larger.
 
-    Raises UserError if `out` exists, or if what waits beside it was collected with other settings.
+    Raises UserError if `out` exists, if what waits beside it was collected with other settings, or, when all else is
+    done, if a task could not be demonstrated.
     """
-    out = Path(out)
-    known = tasks_of(suite)
+    out, known = Path(out), tasks_of(suite)
+    chosen = list(tasks or range(len(known)))
     if out.exists():
         raise UserError(f"expected no {out}, found one; fix: remove it or choose another folder")
-    if unknown := [task for task in tasks if not 0 <= task < len(known)]:
+    if unknown := [task for task in chosen if not 0 <= task < len(known)]:
         raise UserError(f"expected tasks 0 to {len(known) - 1} of {suite}, found {unknown}; fix: name existing tasks")
     if not 0 < episodes <= 1000 or seed < 0:
         raise UserError(
             f"expected 1 to 1000 episodes and a seed from 0 on, found {episodes} and {seed}; fix: change them"
         )
-    settings: dict[str, Any] = {"suite": suite, "tasks": list(tasks), "episodes": episodes}
-    settings |= {"seed": seed, "render": render, "size": size}
+    settings: dict[str, Any] = {"suite": suite, "seed": seed, "render": render, "size": size}
     scratch = _scratch(out, settings)
-    jobs = [
-        Job(suite, task, episode, seed, render, size, str(scratch / f"{task:02d}_{episode:04d}.npz"))
-        for task in tasks
-        for episode in range(episodes)
-    ]
-    _run(jobs, workers)
-    summary = {**settings, **_summary(jobs)}
+    jobs = [Job(suite, task, episode, seed, render, size) for task in chosen for episode in range(episodes)]
+    if failures := _run(jobs, scratch, workers, ray):
+        raise UserError(_explained(failures, scratch))
+    summary = {**settings, "tasks": chosen, "episodes": episodes, **_summary(jobs, scratch)}
     with replacing(out) as fresh:
-        _assemble(jobs, fresh)
+        _assemble(jobs, scratch, fresh, images)
         Contract.for_libero(size=size, render=render).save(fresh / "meta")
         write_json(fresh / "meta" / "collection.json", summary)
     shutil.rmtree(scratch)
+    _show(summary)
     return summary
 
 
+def scenes(root: Path) -> list[tuple[int, int]]:
+    """Task and seed of each episode of a collected dataset, in its order."""
+    collection = read_json(root / "meta" / "collection.json")
+    return [(task, seed) for task in collection["tasks"] for seed in collection["per_task"][str(task)]["seeds"]]
+
+
 def _scratch(out: Path, settings: dict[str, Any]) -> Path:
-    """The folder of finished episodes. Raises UserError if it holds episodes of other settings."""
+    """The folder of finished episodes. Raises UserError if it holds episodes of other settings.
+
+    Tasks and number of episodes may differ: an episode does not depend on which others are wanted.
+    """
     scratch = out.with_name(f".{out.name}.episodes")
     if (scratch / "settings.json").exists():
         found = read_json(scratch / "settings.json")
@@ -119,22 +148,30 @@ def _scratch(out: Path, settings: dict[str, Any]) -> Path:
     return scratch
 
 
-def _run(jobs: list[Job], workers: int) -> None:
-    """Collect the episodes that are not there yet."""
-    missing = [job for job in jobs if not Path(job.target).exists()]
-    kept, tried = Counter[int](), Counter[int]()
+def _run(jobs: list[Job], scratch: Path, workers: int, ray: str | None) -> list[Outcome]:
+    """Collect the episodes that are not there yet; returns those of which every attempt was rejected."""
+    missing = [job for job in jobs if not (scratch / job.file).exists()]
+    kept, tried, failures = Counter[int](), Counter[int](), []
     with Meter("demonstrations", len(jobs), done=len(jobs) - len(missing)) as meter:
-        for task, rejected in spread(_collect_one, missing, workers):
-            kept[task] += 1
-            tried[task] += 1 + rejected
-            meter.advance(note=", ".join(f"task {t}: {kept[t] / tried[t]:.0%}" for t in sorted(kept)))
+        for outcome in spread(_collect_one, missing, workers, ray=ray):
+            task = outcome.job.task
+            tried[task] += len(outcome.rejected)
+            if outcome.episode is None:
+                failures.append(outcome)
+            else:
+                kept[task] += 1
+                tried[task] += 1
+                with replacing(scratch / outcome.job.file) as fresh:
+                    fresh.write_bytes(outcome.episode)
+            meter.advance(note=", ".join(f"task {t}: {kept[t] / tried[t]:.0%}" for t in sorted(tried)))
+    return failures
 
 
 _env: Any = None  # a worker's environment: making one takes seconds
 
 
-def _collect_one(job: Job) -> tuple[int, int]:
-    """Collect one episode in a worker; returns its task and the number of rejected attempts."""
+def _collect_one(job: Job) -> Outcome:
+    """Collect one episode in a worker."""
     from apprentice.libero.demonstrator import demonstrate
     from apprentice.libero.env import LiberoEnv
 
@@ -145,49 +182,93 @@ def _collect_one(job: Job) -> tuple[int, int]:
         _env = LiberoEnv(job.suite, job.task, render=job.render, size=job.size)
     rejected: list[Rejected] = []
     for seed in range(job.first_seed, job.first_seed + ATTEMPTS):
-        episode = demonstrate(_env, seed)
+        try:
+            episode = demonstrate(_env, seed)
+        except NotImplementedError as missing:  # no seed will help
+            return Outcome(job, None, [Rejected(job.task, job.episode, seed, str(missing))])
         if episode.failure is None:
             break
         rejected.append(Rejected(job.task, job.episode, seed, episode.failure))
     else:
-        raise RuntimeError(f"{ATTEMPTS} attempts at {job} failed: {[r.reason for r in rejected]}")
+        return Outcome(job, None, rejected)
     frames = []
     for snapshot in episode.record.snapshots:
         _env.restore(snapshot)
         frames.append(_env.observe())
+    return packed(job, seed, rejected, episode.record, frames)
+
+
+def packed(
+    job: Job, seed: int, rejected: list[Rejected], record: "Record", frames: list[dict[str, np.ndarray]]
+) -> Outcome:
+    """The outcome of a success: its record, and what was seen before each action."""
     columns: dict[str, Any] = {key: np.stack([frame[key] for frame in frames]) for key in frames[0]}
-    with replacing(job.target) as fresh, fresh.open("wb") as stream:
-        np.savez_compressed(
-            stream,
-            action=np.stack(episode.record.actions),
-            executed=np.stack(episode.record.executed),
-            rejected_seeds=np.array([r.seed for r in rejected], dtype=np.int64),
-            rejected_reasons=np.array([r.reason for r in rejected], dtype=np.str_),
-            **columns,
-        )
-    return job.task, len(rejected)
+    stream = io.BytesIO()
+    np.savez_compressed(
+        stream,
+        action=np.stack(record.actions),
+        executed=np.stack(record.executed),
+        seed=np.array(seed),
+        rejected_seeds=np.array([r.seed for r in rejected], dtype=np.int64),
+        rejected_reasons=np.array([r.reason for r in rejected], dtype=np.str_),
+        **columns,
+    )
+    return Outcome(job, stream.getvalue(), rejected)
 
 
-def _summary(jobs: list[Job]) -> dict[str, Any]:
-    """Success rate and length for each task, and every rejected attempt."""
-    rejected, steps = [], {}
+def _explained(failures: list[Outcome], scratch: Path) -> str:
+    """Which tasks could not be demonstrated, and why."""
+    lines = []
+    for task in sorted({failure.job.task for failure in failures}):
+        episodes = [failure for failure in failures if failure.job.task == task]
+        reasons = _counted(attempt.reason for failure in episodes for attempt in failure.rejected)
+        lines.append(f"task {task}, {tasks_of(episodes[0].job.suite)[task].instruction!r}: {reasons}")
+    return (
+        f"expected a success in {ATTEMPTS} attempts at every episode, found none at {len(failures)} of them:\n  "
+        + "\n  ".join(lines)
+        + f"\nall other episodes are kept in {scratch}; fix: collect again without these tasks, or with another seed"
+    )
+
+
+def _counted(reasons: Iterable[str]) -> str:
+    return ", ".join(f"{count} x {reason}" for reason, count in Counter(reasons).most_common())
+
+
+def _summary(jobs: list[Job], scratch: Path) -> dict[str, Any]:
+    """Seeds, success rate and length for each task, every rejected attempt, and how far starts are spread."""
+    from apprentice.libero.demonstrator import START_NOISE
+
+    rejected: list[Rejected] = []
+    per_task: dict[int, dict[str, Any]] = {}
     for job in jobs:
-        with np.load(job.target, allow_pickle=False) as episode:
-            steps[job.task, job.episode] = len(episode["action"])
+        with np.load(scratch / job.file, allow_pickle=False) as episode:
+            task = per_task.setdefault(job.task, {"seeds": [], "steps": []})
+            task["seeds"].append(int(episode["seed"]))
+            task["steps"].append(len(episode["action"]))
             pairs = zip(episode["rejected_seeds"], episode["rejected_reasons"], strict=True)
             rejected += [Rejected(job.task, job.episode, int(seed), str(reason)) for seed, reason in pairs]
-    per_task = {}
-    for task in sorted({job.task for job in jobs}):
-        lengths = [n for (t, _), n in steps.items() if t == task]
-        failures = sum(r.task == task for r in rejected)
-        per_task[str(task)] = {
-            "success_rate": round(len(lengths) / (len(lengths) + failures), 4),
-            "mean_steps": round(float(np.mean(lengths)), 1),
+    failures = Counter(attempt.task for attempt in rejected)
+    rates = {
+        str(index): {
+            "success_rate": round(len(task["seeds"]) / (len(task["seeds"]) + failures[index]), 4),
+            "mean_steps": round(float(np.mean(task["steps"])), 1),
+            "seeds": task["seeds"],
         }
-    return {"per_task": per_task, "rejected": [asdict(r) for r in rejected]}
+        for index, task in per_task.items()
+    }
+    return {"start_noise": START_NOISE, "per_task": rates, "rejected": [asdict(attempt) for attempt in rejected]}
 
 
-def _assemble(jobs: list[Job], root: Path) -> None:
+def _show(summary: dict[str, Any]) -> None:
+    table = Table("task", "instruction", "success", "steps", "rejected", title=f"{summary['suite']}: attempts")
+    for task, found in summary["per_task"].items():
+        reasons = _counted(attempt["reason"] for attempt in summary["rejected"] if attempt["task"] == int(task))
+        instruction = tasks_of(summary["suite"])[int(task)].instruction
+        table.add_row(task, instruction, f"{found['success_rate']:.0%}", f"{found['mean_steps']:.0f}", reasons)
+    console.print(table)
+
+
+def _assemble(jobs: list[Job], scratch: Path, root: Path, images: bool) -> None:
     """Write the finished episodes, in order, as a LeRobotDataset."""
     import av.logging
     from lerobot.configs.video import RGBEncoderConfig
@@ -195,13 +276,18 @@ def _assemble(jobs: list[Job], root: Path) -> None:
 
     av.logging.set_libav_level(av.logging.ERROR)
     size = jobs[0].size
-    image = {"dtype": "video", "shape": (size, size, 3), "names": ["height", "width", "channels"]}
+    image = {
+        "dtype": "image" if images else "video",
+        "shape": (size, size, 3),
+        "names": ["height", "width", "channels"],
+    }
     action = {"dtype": "float32", "shape": (7,), "names": {"motors": ACTION_NAMES}}
     dataset = LeRobotDataset.create(
         repo_id=f"local/{root.name}",
         fps=FPS,
         root=root,
         robot_type="panda",
+        use_videos=not images,
         features={
             "observation.images.image": image,
             "observation.images.image2": image,
@@ -214,7 +300,7 @@ def _assemble(jobs: list[Job], root: Path) -> None:
     )
     for job in track(jobs, "writing the dataset"):
         instruction = tasks_of(job.suite)[job.task].instruction
-        with np.load(job.target, allow_pickle=False) as episode:
+        with np.load(scratch / job.file, allow_pickle=False) as episode:
             columns = {key: episode[key] for key in dataset.features if key in episode}
         for index in range(len(columns["action"])):
             dataset.add_frame({"task": instruction, **{key: values[index] for key, values in columns.items()}})

@@ -82,7 +82,7 @@ class LiberoEnv:
         if start_noise:
             rng = np.random.default_rng([seed, 1])
             shift, turn = rng.uniform(-start_noise, start_noise, (2, 3)) * [[1.0], [TURN_PER_METRE]]
-            self._move_hand(shift, turn)
+            self.move_hand(shift, turn)
         for _ in range(SETTLE_STEPS):
             self.step(SETTLE)
 
@@ -182,7 +182,7 @@ class LiberoEnv:
         fingers = self.data.qpos[self._robot._ref_gripper_joint_pos_indexes]
         return np.concatenate([self.data.site_xpos[self._robot.eef_site_id], turn, fingers]).astype(np.float32)
 
-    def _move_hand(self, shift: np.ndarray, turn: np.ndarray) -> None:
+    def move_hand(self, shift: np.ndarray, turn: np.ndarray) -> None:
         """Move the arm so that the hand is displaced by `shift` (3,) m and `turn` (3,) rad: damped least squares."""
         site, joints = self._robot.eef_site_id, self._robot._ref_joint_pos_indexes
         columns = self._robot._ref_joint_vel_indexes
