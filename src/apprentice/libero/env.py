@@ -52,6 +52,9 @@ class LiberoEnv:
         self._view = mujoco.MjData(self.model)  # what the cameras see; the physics keeps its own data
         self._renderer: Renderer | None = None
         self._states: np.ndarray | None = None
+        fixtures = self.control.env.fixtures_dict.values()
+        self._fixtures = [self.model.body(fixture.root_body).id for fixture in fixtures]
+        self._at_first = np.array([np.array(f.get_obj().get("pos", "0 0 0").split(), dtype=float) for f in fixtures])
         self._substep = 0
         # Robosuite refreshes some 40 sensors in every physics step; we read the three that we need ourselves.
         self.control.env._observables = {}
@@ -66,6 +69,8 @@ class LiberoEnv:
         `TURN_PER_METRE * start_noise` rad about each axis.
         """
         self.control.seed(seed)
+        # LIBERO places what lies on or in a fixture as if the fixture were where a newly loaded model has it.
+        self.model.body_pos[self._fixtures], self.model.body_quat[self._fixtures] = self._at_first, [1.0, 0, 0, 0]
         self.control.reset()
         # Robosuite forgets it: the gripper would go on from where the last episode left it.
         self._robot.gripper.current_action = np.zeros(self._robot.gripper.dof)
