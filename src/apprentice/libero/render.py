@@ -31,9 +31,10 @@ class Renderer:
         self._option.geomgroup[0] = self._option.geomgroup[HIDDEN] = 0  # collision shapes
         self._model, self._fast = model, fast
         self._group = model.geom_group.copy()
-        flat = (model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE) | (model.geom_type == mujoco.mjtGeom.mjGEOM_BOX)
+        box, plane = (model.geom_type == kind for kind in (mujoco.mjtGeom.mjGEOM_BOX, mujoco.mjtGeom.mjGEOM_PLANE))
         shiny = (model.geom_matid >= 0) & (model.mat_reflectance[model.geom_matid] > 0)
-        self._mirror = flat & shiny & (self._option.geomgroup[self._group] == 1)
+        self._mirror = (box | plane) & shiny & (self._option.geomgroup[self._group] == 1)
+        self._lift = np.where(box, model.geom_size[:, 2], 0)  # m, from the centre to the face that mirrors
 
     def draw(self, data: mujoco.MjData, camera: str) -> np.ndarray:
         """The camera's view (H, W, 3) uint8, rotated by 180 degrees as in the published LIBERO datasets.
@@ -48,22 +49,25 @@ class Renderer:
         return np.ascontiguousarray(self._renderer.render()[:, ::-1])
 
     def _leave_out(self, data: mujoco.MjData, camera: str) -> None:
-        """Hide the geoms outside the field of view; no reflections without a mirror in it, no sky below the horizon.
-
-        A mirror draws the whole scene twice. While one is in view all geoms stay, since it may show them.
-        """
-        index, flags = self._model.camera(camera).id, self._renderer.scene.flags
+        """Hide the geoms out of view; draw no reflections without a mirror in view, and no sky below the horizon."""
+        model, index, flags = self._model, self._model.camera(camera).id, self._renderer.scene.flags
         axes, half = data.cam_xmat[index].reshape(3, 3), np.deg2rad(self._model.cam_fovy[index] / 2)
-        right, up, back = ((data.geom_xpos - data.cam_xpos[index]) @ axes).T
-        beyond = np.maximum(np.abs(right), np.abs(up)) * np.cos(half) + back * np.sin(half)  # outside a side of it
-        seen = (beyond < self._model.geom_rbound) | (self._model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE)
-        mirrored = bool((seen & self._mirror).any())
-        if not mirrored:
-            self._model.geom_group[~seen] = HIDDEN
-        flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = mirrored
-        tangent = np.tan(half)
-        highest = tangent * (abs(axes[2, 0]) + abs(axes[2, 1])) - axes[2, 2]  # the steepest ray's rise per metre
-        flags[mujoco.mjtRndFlag.mjRND_SKYBOX] = highest > 0
+
+        def in_view(centres: np.ndarray) -> np.ndarray:
+            right, up, back = ((centres - data.cam_xpos[index]) @ axes).T
+            outside = np.maximum(np.abs(right), np.abs(up)) * np.cos(half) + back * np.sin(half)  # m, of one side
+            return (outside < model.geom_rbound) | (model.geom_rbound == 0)  # planes have no end
+
+        seen = in_view(data.geom_xpos)
+        mirrors = np.flatnonzero(seen & self._mirror)
+        for mirror in mirrors:  # MuJoCo draws the scene once more for each: what would be in view if it were behind?
+            normal = data.geom_xmat[mirror].reshape(3, 3)[:, 2]
+            height = (data.geom_xpos - data.geom_xpos[mirror]) @ normal - self._lift[mirror]
+            seen |= in_view(data.geom_xpos - 2 * height[:, None] * normal)
+        model.geom_group[~seen] = HIDDEN
+        steepest = np.tan(half) * (abs(axes[2, 0]) + abs(axes[2, 1])) - axes[2, 2]  # of all rays, in metres per metre
+        flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = len(mirrors) > 0
+        flags[mujoco.mjtRndFlag.mjRND_SKYBOX] = steepest > 0
 
     def close(self) -> None:
         self._renderer.close()
