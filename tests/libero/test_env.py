@@ -81,7 +81,7 @@ def test_fast_rendering_leaves_the_physics_alone_and_looks_the_same(fast: Libero
             quality.append(10 * np.log10(255**2 / np.array(error)))
     np.testing.assert_array_equal(fast.data.qpos, exact.data.qpos)
     np.testing.assert_array_equal(fast.data.qvel, exact.data.qvel)
-    assert (np.mean(quality, axis=0) > [30, 28]).all(), f"PSNR of the two cameras {np.mean(quality, axis=0)} dB"
+    assert (np.mean(quality, axis=0) > 30).all(), f"PSNR of the two cameras {np.mean(quality, axis=0)} dB"
 
 
 def test_a_snapshot_is_drawn_as_it_was_seen(fast: LiberoEnv) -> None:

@@ -6,7 +6,6 @@ Observations are those of `lerobot.envs.libero` after its `LiberoProcessorStep`:
 
 import contextlib
 import io
-import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,9 +98,10 @@ class LiberoEnv:
     def observe(self) -> dict[str, np.ndarray]:
         """The observation of now: two images (H, W, 3) uint8 and the state (8,) float32."""
         if self._renderer is None:
-            if self.render == "fast":
+            fast = self.render == "fast"
+            if fast:
                 simplify(self.model)
-            self._renderer = Renderer(self.model, self.size)
+            self._renderer = Renderer(self.model, self.size, fast=fast)
         self._view.qpos[:] = self._seen_qpos
         mujoco.mj_kinematics(self.model, self._view)
         mujoco.mj_camlight(self.model, self._view)
@@ -207,7 +207,6 @@ class LiberoEnv:
 
 def _make_control(bddl: str) -> Any:
     """LIBERO's own environment without cameras, and without its chatter."""
-    logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
     with contextlib.redirect_stdout(io.StringIO()):
         from libero.libero.envs.env_wrapper import ControlEnv
 
