@@ -112,12 +112,11 @@ def test_checkpoint_stands_alone(
     assert loaded.contract == policy.contract and loaded.contract.horizon == 4
 
 
-def test_select_action_walks_through_the_chunk(policy: ApprenticePolicy, batch: dict[str, Any]) -> None:
+def test_select_action_walks_through_half_of_the_chunk(policy: ApprenticePolicy, batch: dict[str, Any]) -> None:
     chunk = policy.predict_action_chunk(batch)
     policy.reset()
-    actions = torch.stack([policy.select_action(batch) for _ in range(5)], 1)
-    torch.testing.assert_close(actions[:, :4], chunk)
-    torch.testing.assert_close(actions[:, 4], chunk[:, 0])
+    actions = torch.stack([policy.select_action(batch) for _ in range(3)], 1)
+    torch.testing.assert_close(actions, chunk[:, [0, 1, 0]])  # half of the chunk, then it plans again
 
 
 def test_processors_pass_raw_batches_through(policy: ApprenticePolicy, batch: dict[str, Any]) -> None:

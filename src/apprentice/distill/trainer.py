@@ -108,6 +108,7 @@ def train(policy: ApprenticePolicy, samples: Samples, schedule: Schedule, run: P
     with (run / "log.jsonl").open("a") as log, Meter(policy.config.stage, schedule.steps, first) as meter:
         for step in range(first, schedule.steps):
             index = order(step, schedule.batch_size, len(samples), schedule.seed)[rank::world]
+            torch.manual_seed((schedule.seed << 32) + step * world + rank)
             with accelerator.autocast():
                 loss, parts = model(samples[index])
             accelerator.backward(loss)

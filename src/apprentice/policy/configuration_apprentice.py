@@ -28,8 +28,10 @@ class ApprenticeConfig(PreTrainedConfig):
             the language model and the decoder too, towards the demonstrated actions.
         align_loss: "mse" (PAPER, figure) or "l2", the mean norm of the difference (reference code).
         scratch: give the VLM random weights (a control).
-        n_action_steps: actions executed before the policy plans again; None for the whole chunk.
+        n_action_steps: actions executed before the policy plans again; None for half of the chunk.
         gripper_state_dims: how many of the last columns of the state belong to the gripper.
+        state_noise: standard deviation of noise on the normalised state in training, so that the student looks instead
+            of trusting where the arm happened to be in the demonstrations.
         learning_rate: peak learning rate; the language model's is `language_rate_factor` times as high.
         decoder_kind, decoder_settings, chunk_size, latent_dim: the expert's decoder; filled in from the expert.
     """
@@ -41,6 +43,7 @@ class ApprenticeConfig(PreTrainedConfig):
     scratch: bool = False
     n_action_steps: int | None = None
     gripper_state_dims: int = 2
+    state_noise: float = 0.03
     learning_rate: float = 1e-3
     language_rate_factor: float = 0.3
     weight_decay: float = 1e-4
@@ -99,7 +102,7 @@ class ApprenticeConfig(PreTrainedConfig):
     def adopt(self, expert: ActionExpert) -> None:
         """Take over the shape of the expert's latents and the recipe of its decoder."""
         self.chunk_size, self.latent_dim = expert.horizon, expert.latent_dim
-        self.n_action_steps = self.n_action_steps or expert.horizon
+        self.n_action_steps = self.n_action_steps or (expert.horizon + 1) // 2
         self.decoder_kind, self.decoder_settings = expert.kind, dict(expert.decoder.settings)
 
     @property

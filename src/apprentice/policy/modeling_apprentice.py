@@ -156,6 +156,8 @@ class ApprenticePolicy(PreTrainedPolicy):
     def latents(self, batch: Batch) -> Tensor:
         """Map a raw batch to latents (B, T, D) in the expert's space."""
         state = (batch[OBS_STATE].float() - self.state_offset) / self.state_scale
+        if self.training:
+            state = state + self.config.state_noise * torch.randn_like(state)
         action_tokens = self.action_tokens.expand(len(state), -1, -1)
         tokens = torch.cat([self.state_encoder(state), action_tokens], 1)
         if self.config.stage == "align":
