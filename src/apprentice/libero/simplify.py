@@ -13,6 +13,8 @@ from scipy.sparse import csr_matrix
 TEXTURE = 0.5  # what a slip of the texture along the surface weighs beside a displacement of the surface
 OUTLINE = 0.1  # what a displacement of borders and seams weighs
 STAGES = (0.15, 0.4, 1.0)  # of the tolerance: cheap collapses come first
+COARSER = (1.4, 2.0, 2.8, 4.0)  # for what still has more than MOST faces: a weave, leaves
+MOST = 2500
 FLIP = 0.2  # least cosine between the normals of a face before and after a collapse
 CREASE = 0.5  # least cosine between a face and the original normals that are averaged at its corners
 TRIES = 3  # neighbours tried for each vertex in each round
@@ -60,15 +62,18 @@ class Edges:
 def decimate(mesh: Mesh, tolerance: float, textured: bool) -> Mesh:
     """The mesh with as few faces as stay within about `tolerance` (m, root mean square) of the original.
 
+    Where those are still many the tolerance is up to four times larger: more than a pixel cannot show.
     Unless `textured`, texture coordinates are given up.
     """
     surface, texcoords = _surface(mesh, textured)
     corners = surface.faces
     _drop_degenerate(surface)
-    for stage in STAGES:
+    for stage in (*STAGES, *COARSER):
+        if stage in COARSER and len(surface.faces) <= MOST:
+            break
         while _collapse(surface, stage * tolerance) > 0.01 * len(surface.faces) / 2:
             pass
-    return _dress(mesh, surface, corners, _settle(surface, tolerance), texcoords)
+    return _dress(mesh, surface, corners, _settle(surface, 2 * tolerance), texcoords)
 
 
 def _surface(mesh: Mesh, textured: bool) -> tuple[Surface, np.ndarray]:
@@ -249,8 +254,8 @@ def _ranges(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return which, np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
-def _settle(surface: Surface, tolerance: float) -> np.ndarray:
-    """Move each vertex, texture fixed, to where it is nearest to the planes it stands for: outlines do not shrink."""
+def _settle(surface: Surface, most: float) -> np.ndarray:
+    """Move each vertex, texture fixed, to where it is nearest to its planes, `most` metres at most."""
     wedges, vertices = np.unique(surface.wedges), np.unique(surface.faces)
     quadrics, places, owner = surface.quadrics[wedges], surface.places[wedges], surface.owner[wedges]
     matrix, pull = np.zeros((len(surface.points), 3, 3)), np.zeros((len(surface.points), 3))
@@ -260,7 +265,7 @@ def _settle(surface: Surface, tolerance: float) -> np.ndarray:
     step = np.linalg.solve(matrix[vertices] + stiff * np.eye(3), pull[vertices][..., None])[..., 0]
     length = np.linalg.norm(step, axis=1, keepdims=True)
     points = surface.points.copy()
-    points[vertices] += step * np.minimum(1, 2 * tolerance / np.maximum(length, 1e-15))
+    points[vertices] += step * np.minimum(1, most / np.maximum(length, 1e-15))
     return points
 
 
@@ -276,7 +281,9 @@ def _dress(mesh: Mesh, surface: Surface, corners: np.ndarray, points: np.ndarray
     vertex, face = surface.faces.reshape(-1), np.repeat(_unit(_normals(points[surface.faces])), 3, axis=0)
     which, within = _ranges(size[vertex])
     source = order[(np.cumsum(size) - size)[vertex][which] + within]
-    weight = weight[source] * ((original[source] * face[which]).sum(axis=1) > CREASE)
+    agrees = (original[source] * face[which]).sum(axis=1) > CREASE
+    alone = np.bincount(which, weights=agrees, minlength=len(vertex)) == 0  # a sliver that lies askew
+    weight = weight[source] * (agrees | alone[which])
     mean = [np.bincount(which, weights=weight * original[source, k], minlength=len(vertex)) for k in range(3)]
     normals = _unit(np.stack(mean, axis=1))
     normals = np.where(normals.any(axis=1, keepdims=True), normals, face)
