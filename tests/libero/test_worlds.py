@@ -1,0 +1,46 @@
+"""Own worlds, as LIBERO's own parser reads them."""
+
+from pathlib import Path
+
+import pytest
+from libero.libero.envs.bddl_utils import robosuite_parse_problem
+
+from apprentice.errors import UserError
+from apprentice.libero.suites import Task, tasks
+from apprentice.libero.worlds import GROCERIES, REACH_Y, own_world
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("APPRENTICE_CACHE", str(tmp_path))
+
+
+def parsed(task: Task) -> dict:
+    return robosuite_parse_problem(str(task.bddl))
+
+
+@pytest.mark.parametrize(("suite", "index"), [("libero_object", 0), ("libero_goal", 8), ("libero_10", 1)])
+def test_a_world_is_complete_and_speaks_of_what_is_there(suite: str, index: int) -> None:
+    task = tasks(suite)[index]
+    for seed in range(5):
+        world = own_world(task, seed)
+        assert (own_world(task, seed) == world and own_world(task, seed + 1) != world) or suite == "libero_goal"
+        problem, before = parsed(world), parsed(task)
+        things = {name for names in problem["objects"].values() for name in names}
+        fixtures = {name for names in problem["fixtures"].values() for name in names}
+        assert len(things) == sum(map(len, before["objects"].values())) and problem["fixtures"] == before["fixtures"]
+        for predicate in problem["goal_state"]:
+            for name in predicate[1:]:
+                assert name in things or any(name.startswith(f"{owner}_") for owner in things | fixtures)
+        wanted = {name for predicate in problem["goal_state"] for name in predicate[1:]} & things
+        for name in wanted:
+            if (noun := GROCERIES.get(name.rsplit("_", 1)[0])) is not None:
+                assert noun in world.instruction
+        placed = {region for _, *rest in problem["initial_state"] for region in rest if region in problem["regions"]}
+        spread = [problem["regions"][region]["ranges"][0] for region in placed if problem["regions"][region]["ranges"]]
+        assert any(low == -REACH_Y and high == REACH_Y for _, low, _, high in spread)
+
+
+def test_things_that_only_their_place_tells_apart_are_refused() -> None:
+    with pytest.raises(UserError, match="several akita_black_bowl; fix: a task that does not tell them apart"):
+        own_world(tasks("libero_spatial")[0], 0)
