@@ -90,10 +90,13 @@ def place(hand: Controller, world: World, name: str, spot: Spot, grasp: Grasp) -
     def so_that_object_is_at(z: float) -> Callable[[], np.ndarray]:
         return lambda: hand.position + np.array([*spot.xy, z]) - world.position(name)
 
+    def lost() -> bool:
+        return not world.held(name)
+
     lift = max(0.0, carry - world.position(name)[2])
     hand.go(hand.position + lift * UP, grasp.rotation, near=0.02, turned=1.0, steps=60)
-    hand.go(so_that_object_is_at(carry), rotation, near=0.012, turned=0.12, steps=120, speed=0.85)
-    if not world.held(name):
+    hand.go(so_that_object_is_at(carry), rotation, near=0.012, turned=0.12, steps=120, speed=0.85, until=lost)
+    if lost():
         raise Failure(f"dropped {name}")
     hand.go(so_that_object_is_at(carry), rotation, near=0.006, turned=0.08, steps=15)
     hand.go(so_that_object_is_at(height), rotation, near=0.004, steps=60, gain=1.3, until=lambda: world.rests(name))
