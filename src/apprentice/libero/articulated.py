@@ -6,7 +6,7 @@ from apprentice.libero.controller import CLOSE, DOWN, OPEN, UP, Controller, Fail
 from apprentice.libero.grasping import TIP, about_z, leaning, wrapped, yaw_along
 from apprentice.libero.world import World
 
-DRAWER_OPEN, DRAWER_SHUT = -0.150, 0.003  # m, beyond what the goals ask
+DRAWER_OPEN, DRAWER_SHUT = -0.150, 0.001  # m, beyond what the goals ask
 MOST_COVERED, UNCOVERED = 0.036, 0.030  # m of an object under a drawer: that can still be grasped, and to leave
 LOW_HANDLE = 0.09  # m above the table: a level hand would touch it
 KNOB_ON, KNOB_OFF = 0.62, -0.001  # rad
@@ -133,7 +133,8 @@ def close_drawer(hand: Controller, world: World, site: str) -> None:
     hand.go(handle + 0.05 * pull, leant, near=0.012, turned=0.2, steps=70)
     inside = handle - (abs(drawer.value) + 0.06) * pull
     hand.go(inside, leant, near=0.004, steps=120, gain=2.0, until=lambda: drawer.value > DRAWER_SHUT)
-    hand.go(hand.position + 0.06 * pull, leant, near=0.02, steps=30)
+    hand.go(hand.position + 0.02 * pull, leant, near=0.005, steps=12, speed=0.3)  # or the drawer springs back
+    hand.go(hand.position + 0.04 * pull, leant, near=0.02, steps=30)
     hand.go(hand.position + 0.12 * UP, leant, near=0.03, steps=30)
     if drawer.value < 0:
         raise Failure(f"drawer still open by {-drawer.value:.3f} m")

@@ -20,7 +20,7 @@ FINGER_U = 0.018  # thickness of a finger
 WIDEST = 0.074
 PAD_BELOW, PAD_ABOVE = 0.008, 0.011  # the pads' contact zone
 YAW_COST = 0.6  # a rad: of two equal sides always take the same, or a policy cannot learn which
-YAWS = np.deg2rad(np.arange(-90, 90, 10))
+YAWS = np.deg2rad(np.arange(-60, 120, 10))  # the last joint's middle is at 45 degrees
 
 
 @dataclass
@@ -44,7 +44,7 @@ def yaw_along(direction: np.ndarray) -> float:
 
 
 def reachable(yaw: float) -> float:
-    """The same yaw of a gripper with two equal sides in [-60, 120) degrees: the last joint's middle is at 45."""
+    """The same yaw of a gripper with two equal sides in [-60, 120) degrees, as YAWS."""
     return float((yaw + np.pi / 3) % np.pi - np.pi / 3)
 
 
@@ -80,7 +80,7 @@ def plan_grasps(world: World, name: str, move: np.ndarray | None = None, turn: f
         slices = _Slices(*(_in_frame(points, centre, axes) for points in (target, around, there, com[None])))
         for (u, v, z), score in slices.candidates(heights):
             position = np.array([*centre[:2], 0]) + axes @ [u, v, z]
-            grasps.append(Grasp(position, float(yaw), score + YAW_COST * abs(yaw)))
+            grasps.append(Grasp(position, float(yaw), score + YAW_COST * abs(wrapped(yaw))))
     return sorted(grasps, key=lambda grasp: grasp.score)
 
 
