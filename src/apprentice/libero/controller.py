@@ -104,10 +104,11 @@ class Controller:
         gain: float = TRACKING,
         speed: float = 1.0,
         until: Callable[[], bool] = lambda: False,
+        calm: bool = False,
     ) -> None:
         """Go to a pose, which may move, within `near` (m) and `turned` (rad); give up when nothing changes any more.
 
-        The last stretch of an exact move is not disturbed: it ends at an object.
+        A `calm` move is not disturbed, nor is the last stretch of an exact one: it ends at an object.
         """
         before = float("inf")
         for count in range(steps):
@@ -115,12 +116,12 @@ class Controller:
             gap, twist = float(np.linalg.norm(position - self.position)), float(np.linalg.norm(self._turn_to(rotation)))
             if (gap < near and twist < turned) or until():
                 return
-            calm = near <= EXACT and gap < CALM_WITHIN
-            if count > 15 and count % 10 == 0 and (calm or not self._disturbance.astray):
+            quiet = calm or (near <= EXACT and gap < CALM_WITHIN)
+            if count > 15 and count % 10 == 0 and (quiet or not self._disturbance.astray):
                 if before - (gap + 0.1 * twist) < 0.002:
                     return
                 before = gap + 0.1 * twist
-            self.step(self.towards(position, rotation, gain, speed), calm)
+            self.step(self.towards(position, rotation, gain, speed), quiet)
 
     def guide(self, position: np.ndarray, rotation: np.ndarray, gain: float = 2.5, speed: float = 1.0) -> None:
         """One undisturbed step towards a pose, with something in contact that is pulled or pushed along."""
@@ -151,7 +152,7 @@ class Controller:
         """Open the fingers and leave along `way` (3,) m."""
         position, rotation = self.position, self.rotation
         self.open(position, rotation)
-        self.go(position + way, rotation, near=0.02, steps=25)
+        self.go(position + way, rotation, near=0.02, steps=25, calm=True)
 
 
 class _Disturbance:

@@ -98,8 +98,9 @@ def place(hand: Controller, world: World, name: str, spot: Spot, grasp: Grasp) -
     hand.go(so_that_object_is_at(carry), rotation, near=0.012, turned=0.12, steps=120, speed=0.85, until=lost)
     if lost():
         raise Failure(f"dropped {name}")
-    hand.go(so_that_object_is_at(carry), rotation, near=0.006, turned=0.08, steps=15)
-    hand.go(so_that_object_is_at(height), rotation, near=0.004, steps=60, gain=1.3, until=lambda: world.rests(name))
+    hand.go(so_that_object_is_at(carry), rotation, near=0.006, turned=0.08, steps=15, calm=True)
+    down = so_that_object_is_at(height)
+    hand.go(down, rotation, near=0.004, steps=60, gain=1.3, until=lambda: world.rests(name), calm=True)
     hand.release(-0.08 * hand.rotation[:, 2])
 
 
