@@ -85,7 +85,8 @@ def place(hand: Controller, world: World, name: str, spot: Spot, grasp: Grasp) -
     height = spot.height
     if not spot.tilt.any():
         height = max(height, _clear_of_hand(hand, world, name, spot.xy, turn, rotation))
-    carry = max(world.highest_between(world.position(name), target, (name,), 0.11) + 0.02 + hang, height + 0.02)
+    room = 0.02 + 0.06 * np.sin(np.linalg.norm(spot.tilt))  # what is leant hangs lower
+    carry = max(world.highest_between(world.position(name), target, (name,), 0.11) + room + hang, height + 0.02)
 
     def so_that_object_is_at(z: float) -> Callable[[], np.ndarray]:
         return lambda: hand.position + np.array([*spot.xy, z]) - world.position(name)

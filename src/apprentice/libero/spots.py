@@ -54,7 +54,7 @@ def in_region(world: World, name: str, site: str, slot: float) -> Spot:
     turn = _turn_into(world, name, half) if "caddy" in site else 0.0
     height = world.support_height(xy, (name,), 0.01) + hang
     if "caddy" in site and height < centre[2] - half[2] - SLACK:
-        xy = _over_walls(world, name, xy, half)
+        return _wedged(Spot(xy, height, turn), half)
     height += 0.004
     basket = "basket" in site
     if basket:
@@ -80,14 +80,10 @@ def _hang(world: World, name: str) -> float:
     return float(world.position(name)[2] - world.bounds(name)[0][2])
 
 
-def _over_walls(world: World, name: str, xy: np.ndarray, half: np.ndarray) -> np.ndarray:
-    """Where (2,) an object catches on the wall at one end of a compartment, and leans beside its higher long wall."""
-    points = world.points(name, 0.008)[:, :2]
-    length = np.linalg.norm(points - (points.min(axis=0) + points.max(axis=0)) / 2, axis=1).max()
-    along, across = np.eye(2)[[0, 1] if half[0] > half[1] else [1, 0]]
-    beside = across * (half[:2].min() + 0.008)
-    walls = [world.support_height(xy + side, (name,), 0.015) for side in (beside, -beside)]
-    return xy - (half[:2].max() - length + 0.013) * along + 0.008 * np.sign(walls[0] - walls[1]) * across
+def _wedged(spot: Spot, half: np.ndarray) -> Spot:
+    """Leant along a compartment, so that the walls at its ends hold the object up."""
+    along = np.eye(3)[int(half[1] > half[0])]
+    return Spot(spot.xy - 0.012 * along[:2], spot.height, spot.turn, tilt=np.deg2rad(25) * np.cross(UP, along))
 
 
 def _turn_into(world: World, name: str, half: np.ndarray) -> float:
