@@ -15,6 +15,7 @@ DOWN = np.array([[0, 1, 0], [1, 0, 0], [0, 0, -1.0]])  # home: the fingers open 
 UP = np.array([0, 0, 1.0])
 CLOSE, OPEN = 1.0, -1.0
 TRACKING = 1.8  # gain on the error
+OFF, WIDE = 0.010, 0.075  # m between the fingers: more than around an object, and as good as open
 EXACT, CALM_WITHIN = 0.010, 0.05  # m: a move this exact is not disturbed on its last stretch
 
 
@@ -143,10 +144,13 @@ class Controller:
             before = self.opening
 
     def open(self, position: np.ndarray, rotation: np.ndarray, steps: int = 7) -> None:
-        """Open the fingers at a pose: full travel takes 8 steps."""
+        """Open the fingers at a pose until they are off what they held: full travel takes 8 steps."""
         self.gripper = OPEN
-        for _ in range(steps):
+        before = self.opening
+        for count in range(2 * steps):
             self.guide(position, rotation, TRACKING)
+            if count + 1 >= steps and self.opening > min(before + OFF, WIDE):
+                return
 
     def release(self, way: np.ndarray) -> None:
         """Open the fingers and leave along `way` (3,) m."""
