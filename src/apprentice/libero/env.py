@@ -21,6 +21,7 @@ SETTLE = np.array([0, 0, 0, 0, 0, 0, -1.0])
 SETTLE_STEPS = 10  # initial states hang some centimetres in the air
 SUBSTEPS = 25  # physics steps of 2 ms in a control step of 50 ms
 SEEN_SUBSTEP = 23  # after an initial state is set, robosuite samples its observations here, 4 ms before the step ends
+DRAWS, NEXT_DRAW, THROWN = 5, 1_000_003, 0.2  # m: an object that moved so far while it settled was thrown
 TURN_PER_METRE = 4.0  # rad: a start moved by 3 cm may also be turned by 0.12 rad (7 degrees)
 
 
@@ -66,8 +67,27 @@ class LiberoEnv:
         """Start an episode: fixtures and objects from `seed`, or objects and robot from a test state.
 
         `start_noise` (m): the hand starts up to that far from home on each axis, and turned by up to
-        `TURN_PER_METRE * start_noise` rad about each axis.
+        `TURN_PER_METRE * start_noise` rad about each axis. LIBERO sometimes places two objects into one another, and
+        physics throws them off the table: such a layout is drawn again, from a seed that follows from `seed`.
         """
+        for draw in range(DRAWS):
+            placed = self._place((seed + draw * NEXT_DRAW) % 2**32, init_state)
+            if start_noise:
+                rng = np.random.default_rng([seed, 1])
+                shift, turn = rng.uniform(-start_noise, start_noise, (2, 3)) * [[1.0], [TURN_PER_METRE]]
+                self.move_hand(shift, turn)
+            for _ in range(SETTLE_STEPS):
+                self.step(SETTLE)
+            if init_state is not None or np.abs(self._objects() - placed).max(initial=0.0) < THROWN:
+                return
+
+    def _objects(self) -> np.ndarray:
+        """Where (N, 2) m the objects are, seen from above."""
+        bodies = self.control.env.obj_body_id
+        return self.data.xpos[[bodies[name] for name in self.control.env.objects_dict], :2].copy()
+
+    def _place(self, seed: int, init_state: int | None) -> np.ndarray:
+        """Put everything in its place; returns where (N, 2) m the objects are before they settle."""
         self.control.seed(seed)
         # LIBERO places what lies on or in a fixture as if the fixture were where a newly loaded model has it.
         self.model.body_pos[self._fixtures], self.model.body_quat[self._fixtures] = self._at_first, [1.0, 0, 0, 0]
@@ -78,12 +98,7 @@ class LiberoEnv:
             if self._states is None:
                 self._states = initial_states(self.suite, self.task)
             self.control.set_init_state(self._states[init_state])
-        if start_noise:
-            rng = np.random.default_rng([seed, 1])
-            shift, turn = rng.uniform(-start_noise, start_noise, (2, 3)) * [[1.0], [TURN_PER_METRE]]
-            self.move_hand(shift, turn)
-        for _ in range(SETTLE_STEPS):
-            self.step(SETTLE)
+        return self._objects()
 
     def step(self, action: np.ndarray) -> bool:
         """Run one action (7,) for 50 ms; says whether the goal holds now. Nothing is drawn."""
