@@ -12,7 +12,7 @@ import numpy as np
 
 from apprentice.errors import UserError
 from apprentice.files import cache_folder, fingerprint, write_text
-from apprentice.libero.suites import Task
+from apprentice.libero.suites import Task, tasks
 
 # Things that can stand for one another, with what instructions call them.
 GROCERIES = {
@@ -45,6 +45,12 @@ class Scene:
         for names, category in re.findall(r"^\s*([\w ]+?) - (\w+)\s*$", _block(text, "objects"), re.MULTILINE):
             categories |= dict.fromkeys(names.split(), category)
         return cls(text, categories, frozenset(re.findall(r"\w+", _block(text, "goal"))))
+
+
+def find_task(suite: str, index: int, world: int | None = None) -> Task:
+    """A suite's task, or its own world of that number. Raises UserError."""
+    task = tasks(suite)[index]
+    return task if world is None else own_world(task, world)
 
 
 def own_world(task: Task, seed: int) -> Task:
