@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import pytest
+from libero.libero import get_libero_path
 from libero.libero.envs.bddl_utils import robosuite_parse_problem
 
 from apprentice.errors import UserError
-from apprentice.libero.suites import Task, tasks
+from apprentice.libero.suites import SUITES, Task, tasks
 from apprentice.libero.worlds import GROCERIES, REACH_Y, own_world
 
 
@@ -44,3 +45,13 @@ def test_a_world_is_complete_and_speaks_of_what_is_there(suite: str, index: int)
 def test_things_that_only_their_place_tells_apart_are_refused() -> None:
     with pytest.raises(UserError, match="several akita_black_bowl; fix: a task that does not tell them apart"):
         own_world(tasks("libero_spatial")[0], 0)
+
+
+def test_no_world_is_one_of_libero_pro() -> None:
+    """Its suites lie beside LIBERO's own."""
+    files = Path(get_libero_path("bddl_files")).rglob("*.bddl")
+    pro = {" ".join(path.read_text().split()) for path in files if path.parent.name not in SUITES}
+    assert len(pro) > 500
+    for suite, index in (("libero_object", 0), ("libero_object", 3), ("libero_goal", 8), ("libero_10", 1)):
+        for seed in range(3):
+            assert " ".join(own_world(tasks(suite)[index], seed).bddl.read_text().split()) not in pro
