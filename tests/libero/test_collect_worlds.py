@@ -1,5 +1,6 @@
 """Own worlds and other words: collected, interrupted, the same again, and replayed."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ from apprentice.libero import collect as collecting
 from apprentice.libero.collect import Job, collect
 from apprentice.libero.doctor import examine
 from apprentice.libero.env import LiberoEnv
+from apprentice.libero.layout import HIGH, LOW
 from apprentice.libero.suites import tasks
 from apprentice.libero.wording import paraphrases
+from apprentice.libero.world import World
 from apprentice.libero.worlds import find_task
 
 TASK = tasks("libero_object")[0]
@@ -66,8 +69,19 @@ def test_what_has_no_own_world_is_said_before_anything_is_done(tmp_path: Path) -
     assert not list(tmp_path.iterdir())
 
 
-def test_an_own_world_has_no_test_states() -> None:
+def test_things_stand_apart_anywhere_within_reach_and_the_seed_decides_where() -> None:
     env = LiberoEnv("libero_object", 0, world=0)
     with pytest.raises(UserError, match="own world"):
         env.reset(seed=0, init_state=0)
+    world, places = World(env), []
+    for seed in (0, 1, 2, 3, 0):
+        env.reset(seed=seed)
+        bounds = [np.array(world.bounds(name))[:, :2] for name in world.root]
+        places.append(np.array([box.mean(axis=0) for box in bounds]))
+        for (low, high), (other_low, other_high) in itertools.combinations(bounds, 2):
+            assert (low > other_high).any() or (high < other_low).any()
+    assert (np.std(places, axis=0) > 0.03).all()
+    offset = np.array(places) - world.base()[:2]
+    assert (offset > LOW - 0.02).all() and (offset < HIGH + 0.02).all()
+    np.testing.assert_array_equal(places[0], places[-1])
     env.close()

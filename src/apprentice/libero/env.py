@@ -14,8 +14,10 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from apprentice.errors import UserError
+from apprentice.libero.layout import spread
 from apprentice.libero.render import CAMERAS, Renderer, simplify
 from apprentice.libero.suites import SUITES, initial_states, tasks
+from apprentice.libero.world import World
 from apprentice.libero.worlds import find_task
 
 SETTLE = np.array([0, 0, 0, 0, 0, 0, -1.0])
@@ -82,6 +84,8 @@ class LiberoEnv:
             if self._states is None:
                 self._states = initial_states(self.suite, self.task)
             self.control.set_init_state(self._states[init_state])
+        if self.world is not None:
+            spread(World(self), np.random.default_rng([seed, 4]))
         if start_noise:
             rng = np.random.default_rng([seed, 1])
             shift, turn = rng.uniform(-start_noise, start_noise, (2, 3)) * [[1.0], [TURN_PER_METRE]]
