@@ -8,8 +8,11 @@ import numpy as np
 
 from apprentice.libero.world import World
 
-LOW, HIGH = np.array([0.38, -0.30]), np.array([0.72, 0.30])  # m from the robot's base, of a thing's middle
-FARTHEST = 0.70  # m from the base, for what the goal speaks of
+LOW, HIGH = (
+    np.array([0.34, -0.33]),
+    np.array([0.71, 0.33]),
+)  # m from the robot's base; the living room's table ends there
+FARTHEST = 0.70  # m from the base, for the middle of what the goal speaks of
 APART = np.linspace(0.08, 0.0, 17)  # m between things: as much as there is room for
 ROOM = 0.15  # m around fixtures of the goal, to open or fill them
 TRIES = 100
@@ -84,8 +87,9 @@ def _arranged(
     """Middles (2,) of things of these sizes (2,) around fixed boxes (N, 2, 2); empty if none were found."""
     taken, middles = fixed, {}
     for name in sorted(sizes, key=lambda name: (-sizes[name].prod(), name)):  # large things first
-        for middle in base + rng.uniform(LOW, HIGH, (TRIES, 2)):
-            box = np.array([middle - sizes[name] / 2, middle + sizes[name] / 2])
+        half = sizes[name] / 2
+        for middle in base + rng.uniform(LOW + half, HIGH - half, (TRIES, 2)):
+            box = np.array([middle - half, middle + half])
             free = (box[0] > taken[:, 1] + apart) | (box[1] < taken[:, 0] - apart)
             near = name not in wanted or np.linalg.norm(middle - base) < FARTHEST
             if near and free.any(axis=1).all():
