@@ -19,6 +19,7 @@ from rich.table import Table
 from apprentice.data.contract import Contract
 from apprentice.errors import UserError
 from apprentice.files import read_json, replacing, write_json
+from apprentice.libero.suites import SUITES
 from apprentice.libero.suites import tasks as tasks_of
 from apprentice.libero.wording import paraphrases
 from apprentice.libero.worlds import find_task
@@ -338,6 +339,9 @@ def _assemble(jobs: list[Job], scratch: Path, root: Path, images: bool) -> None:
         },
         # About 0.7 KB a frame at 128 px, at 36 to 39 dB; one key frame a second.
         rgb_encoder=RGBEncoderConfig(vcodec="h264", crf=20, g=FPS, preset="slow"),
+        streaming_encoding=not images,
+        encoder_queue_maxsize=max(SUITES.values()),  # a full queue would drop frames
+        encoder_threads=1,  # with more, the bytes would depend on the number of cores
     )
     for job in track(jobs, "writing the dataset"):
         instruction = job.instruction
