@@ -124,14 +124,9 @@ def read(path: Path) -> Weights:
 def fresh_policy(theirs: Weights, mae: str, clip: str, recording: Recording) -> SeerFullPolicy:
     """A policy of the sizes of `theirs`, its encoders filled from `mae` and `clip` where `theirs` lacks them."""
     config = configuration(theirs, recording)
-    if has_vision := "vision_encoder.cls_token" in theirs:
-        config.mae = None
-    else:
-        config.mae = mae
-    config.clip = clip
+    config.mae, config.clip = (None if "vision_encoder.cls_token" in theirs else mae), clip
     policy = SeerFullPolicy(config)
-    if has_vision:
-        config.mae = mae  # from now on: frozen
+    config.mae = mae  # from now on the encoder is frozen, wherever it came from
     policy.contract = recording.contract.having(cameras=tuple(recording.cameras))
     return policy
 

@@ -1,8 +1,8 @@
 """Seer as published (Tian et al. 2024, arXiv 2412.15109), built like its public code so that its weights fit.
 
-    images --> MAE (frozen) --> resampler --+                  +--> at the action tokens: latents --> decoder --> actions
+    images --> MAE (frozen) --> resampler --+                  +--> at action tokens: latents --> decoder --> actions
     states, instruction --> CLIP (frozen) --+--> GPT-2 blocks -+
-    foresight and action tokens ------------+                  +--> at the foresight tokens --> painter --> pictures
+    foresight and action tokens ------------+                  +--> at foresight tokens --> painter --> pictures
 
 A type of its own, beside the small `seer`: they share the action decoder, the processors, the contract and the adapter
 to `ActionExpert`; nothing before the latents is alike. Left out of the public code: the attention masks of its
@@ -99,7 +99,7 @@ class SeerFullPolicy(Contracted, PreTrainedPolicy):
         """Encode a normalised batch: what the decoder consumes at the present step (B, T, D).
 
         With several frames, the last is the present one; of older ones as many as the window holds are used. Frames
-        before an episode's beginning (`observation.state_is_pad`) leave no trace: the window is shorter, as at run time.
+        before an episode's beginning (`observation.state_is_pad`) leave no trace: the window is shorter then.
         """
         images, state = self.images(batch), with_time(batch[OBS_STATE], 2)
         steps = min(self.config.n_obs_steps, state.shape[1])
