@@ -101,13 +101,13 @@ def test_actions_follow_from_the_expected_future(policy: SeerFullPolicy) -> None
     """A step's action tokens see its foresight tokens, which see no other and no action."""
     foresight, latents = per_step(policy, batch())
     kept = policy.backbone.foresight_tokens.data.clone()
-    policy.backbone.foresight_tokens.data[0] += 1.0
+    policy.backbone.foresight_tokens.data[0] += torch.linspace(-1, 1, 32)
     other_foresight, other_latents = per_step(policy, batch())
     policy.backbone.foresight_tokens.data.copy_(kept)
     assert (other_latents - latents).abs().amax((0, 2, 3)).min() > 1e-5
     assert torch.equal(other_foresight[:, :, 1:], foresight[:, :, 1:])
     kept = policy.backbone.action_tokens.data.clone()
-    policy.backbone.action_tokens.data[0] += 1.0
+    policy.backbone.action_tokens.data[0] += torch.linspace(-1, 1, 32)
     other_foresight, other_latents = per_step(policy, batch())
     policy.backbone.action_tokens.data.copy_(kept)
     assert torch.equal(other_foresight, foresight) and torch.equal(other_latents[:, :, 1:], latents[:, :, 1:])

@@ -98,7 +98,7 @@ def import_seer(
         for part in (policy, *processors):
             part.save_pretrained(folder)
         write_json(folder / REPORT, report)
-    print(f"{len(mapped)} tensors of {checkpoint} mapped, {len(unused)} unused:")
+    print(f"{len(mapped)} tensors mapped, {len(unused)} unused:")
     print(*(f"  {name}: {reason}" for name, reason in unused.items()), sep="\n")
     print(*(f"{part}* comes from {source}" for part, source in elsewhere.items()), f"written: {out}", sep="\n")
     return report
