@@ -16,7 +16,7 @@ FORESIGHT_HEADS = 16  # of the decoder that paints, at every width, as published
 @PreTrainedConfig.register_subclass("seer_full")
 @dataclass
 class SeerFullConfig(PreTrainedConfig):
-    """The defaults are those of the public code on LIBERO: 68 M trained parameters between two frozen encoders.
+    """The defaults are those of the public code on LIBERO: 67 M trained parameters between two frozen encoders.
 
     A window is `n_obs_steps` steps of an episode; every step in it predicts its own actions and its own future.
 
