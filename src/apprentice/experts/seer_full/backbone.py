@@ -7,6 +7,8 @@ Every token sees what was observed up to its own step. What asks is seen by nobo
 see its foresight tokens: actions follow from the future that the policy expects (inverse dynamics, arXiv 2412.15109).
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import GPT2Config
@@ -66,14 +68,9 @@ class Backbone(nn.Module):
         self.action_tokens = nn.Parameter(0.02 * torch.randn(config.chunk_size, width))
         self.positions = nn.Parameter(0.02 * torch.randn(config.n_obs_steps, width))
         self.norm = nn.LayerNorm(width)
-        blocks = GPT2Config(
-            n_embd=width,
-            n_head=config.heads,
-            n_layer=config.layers,
-            attn_pdrop=config.dropout,
-            resid_pdrop=config.dropout,
-            attn_implementation="sdpa",
-        )
+        sizes: dict[str, Any] = {"n_embd": width, "n_head": config.heads, "n_layer": config.layers}
+        sizes |= {"attn_pdrop": config.dropout, "resid_pdrop": config.dropout, "attn_implementation": "sdpa"}
+        blocks = GPT2Config(**sizes)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(GPT2Block(blocks, layer_idx=i) for i in range(config.layers))
         self.final_norm = nn.LayerNorm(width, eps=blocks.layer_norm_epsilon)

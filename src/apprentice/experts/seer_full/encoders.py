@@ -4,6 +4,8 @@ Both are Transformers' classes. With `config.mae` and `config.clip` they are pre
 from nothing and train along.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -32,18 +34,17 @@ class VisionEncoder(nn.Module):
 
     def __init__(self, config: SeerFullConfig):
         super().__init__()
-        self.model = ViTMAEModel(
-            ViTMAEConfig(
-                hidden_size=config.vision_width,
-                num_hidden_layers=config.vision_layers,
-                num_attention_heads=config.vision_heads,
-                intermediate_size=4 * config.vision_width,
-                image_size=config.image_size,
-                patch_size=config.patch_size,
-                layer_norm_eps=MAE_NORM_EPS,
-                mask_ratio=0.0,
-            )
-        )
+        sizes: dict[str, Any] = {
+            "hidden_size": config.vision_width,
+            "num_hidden_layers": config.vision_layers,
+            "num_attention_heads": config.vision_heads,
+            "intermediate_size": 4 * config.vision_width,
+            "image_size": config.image_size,
+            "patch_size": config.patch_size,
+            "layer_norm_eps": MAE_NORM_EPS,
+            "mask_ratio": 0.0,
+        }
+        self.model = ViTMAEModel(ViTMAEConfig(**sizes))
         self.requires_grad_(config.mae is None)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -58,20 +59,19 @@ class TextEncoder(nn.Module):
     def __init__(self, config: SeerFullConfig, tokenizer: CLIPTokenizer):
         super().__init__()
         self.tokenizer = tokenizer
-        self.model = CLIPTextModelWithProjection(
-            CLIPTextConfig(
-                vocab_size=config.vocabulary,
-                hidden_size=config.text_width,
-                intermediate_size=4 * config.text_width,
-                num_hidden_layers=config.text_layers,
-                num_attention_heads=config.text_heads,
-                projection_dim=config.text_features,
-                max_position_embeddings=LONGEST,
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        )
+        sizes: dict[str, Any] = {
+            "vocab_size": config.vocabulary,
+            "hidden_size": config.text_width,
+            "intermediate_size": 4 * config.text_width,
+            "num_hidden_layers": config.text_layers,
+            "num_attention_heads": config.text_heads,
+            "projection_dim": config.text_features,
+            "max_position_embeddings": LONGEST,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        }
+        self.model = CLIPTextModelWithProjection(CLIPTextConfig(**sizes))
         self.requires_grad_(config.clip is None)
 
     def forward(self, instructions: list[str]) -> Tensor:
@@ -117,9 +117,9 @@ def pretrained_clip(config: SeerFullConfig) -> tuple[CLIPTokenizer, dict[str, Te
     return tokenizer, model.state_dict()
 
 
-def _from_pretrained(kind: type, name: str | None, what: str) -> object:
+def _from_pretrained(kind: Any, name: str | None, what: str) -> Any:
     try:
-        return kind.from_pretrained(name)  # type: ignore[attr-defined]
+        return kind.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise UserError(
             f"expected {what} at '{name}' (a folder or a name on the hub), found: {str(error).splitlines()[0]}; "
