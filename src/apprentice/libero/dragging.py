@@ -3,10 +3,9 @@
 import numpy as np
 
 from apprentice.libero.controller import CLOSE, DOWN, UP, Controller
-from apprentice.libero.grasping import TIP
+from apprentice.libero.grasping import REACH, TIP
 from apprentice.libero.world import World
 
-REACH = 0.74  # m from the robot's base
 DEEP = 0.03  # m from a bowl's floor to its rim
 
 
