@@ -110,7 +110,7 @@ def cached(
     """Make sure that what the policy's stage needs of every n-th frame of `dataset` is on disk.
 
     To fine-tune, that is image tokens. To align, the expert's latents and the prefix's keys and values, or image tokens
-    again if those would take more than `prefix_gb` (GB) or are not all that a suffix needs.
+    again if those would take more than `prefix_gb` (GB), are not all that a suffix needs, or the VLM does not split.
     """
     source = Frames(dataset, list(policy.config.image_features), every)
     content = fingerprint(Path(dataset.root), *source.cameras, str(every))
@@ -122,6 +122,9 @@ def cached(
         return {IMAGE_TOKENS: tokens}
     expert = (content, Path(policy.config.expert))
     latents = _filled("expert latents", expert, source, partial(_latents, policy, source), torch.float32)
+    if not policy.vlm.splits:
+        console.print("each step runs the whole prompt: this VLM's prompt reads what comes after it")
+        return {IMAGE_TOKENS: tokens, EXPERT_LATENTS: latents}
     fill = partial(_prefixes, policy, source, tokens)
     sample = next(fill(0, 1), None)
     size = 0.0 if sample is None else sample.numel() * 2 * len(source) / 1e9
