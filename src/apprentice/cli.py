@@ -52,6 +52,11 @@ COMMANDS = {
         "apprentice.distill.stages:StageConfig",
         "apprentice.distill.stages:finetune",
     ),
+    "ask": (
+        "ask a student, or a plain VLM, a question about images, and tell how far it has drifted",
+        "apprentice.evaluate.ask:ask",
+        "apprentice.evaluate.ask:ask",
+    ),
     "eval": (
         "run policies in closed loop on a benchmark's initial states",
         "apprentice.evaluate.rollout:evaluate",
@@ -68,7 +73,8 @@ COMMANDS = {
         "apprentice.recipe:run_recipe",
     ),
 }
-POSITIONAL = {"doctor": "dataset"}  # the parameter that a command takes without a flag
+# the parameters that a command takes without a flag
+POSITIONAL = {"doctor": ["dataset"], "ask": ["model", "images", "question"]}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -112,7 +118,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
                 "--force", metavar="STEP", action="append", help="do this step again from its beginning"
             )
         elif name == chosen:
-            add_flags(command, parameters, POSITIONAL.get(name, ""))
+            add_flags(command, parameters, POSITIONAL.get(name, ()))
     return parser
 
 

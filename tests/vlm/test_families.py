@@ -108,12 +108,12 @@ def test_untouched(folder: Path) -> None:
     seen = vlm.image_tokens(pictures(2))
     vlm.whole(prompt, seen, tokens)
     vlm.suffix(vlm.prefix(prompt, seen), tokens)
-    with pytest.raises(RuntimeError):
+    with pytest.raises((RuntimeError, ValueError)):
         vlm.whole(prompt, seen[:, 1:], tokens)  # a pass that breaks leaves nothing behind either
     for count, questions in ((1, ASKED[1:2]), (2, ASKED)):
         inputs = vlm.inputs(pictures(count, batch=len(questions)).unbind(), questions)
         assert torch.equal(vlm.model(**inputs).logits, plain(**inputs).logits)
-        settings = {"max_new_tokens": 5, "do_sample": False, "max_length": None}
+        settings = {"max_new_tokens": 5, "do_sample": False}
         assert torch.equal(vlm.model.generate(**inputs, **settings), plain.generate(**inputs, **settings))
     words = {"input_ids": inputs["input_ids"][:1, -4:], "attention_mask": inputs["attention_mask"][:1, -4:]}
     words |= {name: inputs[name][:1, -4:] for name in prompt.types}
@@ -164,7 +164,8 @@ def test_split(vlm: VLM, side: str, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, split = vlm.whole(prompt, seen, tokens), vlm.suffix(prefix, tokens)
     near(split, whole)
     near(*(torch.autograd.grad(out.square().mean(), tokens)[0] for out in (split, whole)))
-    near(vlm.whole(vlm.prompt(ASKED[:1], (2, 64, 64)), seen[:1], tokens[:1]), vlm.whole(prompt, seen, tokens)[:1])
+    if side == "left":  # as `prompt` does it; on the right, padding takes room in a sliding window
+        near(vlm.whole(vlm.prompt(ASKED[:1], (2, 64, 64)), seen[:1], tokens[:1]), whole[:1])
     if packed is not None:
         near(vlm.suffix(vlm.unpack(packed, prompt), tokens), whole)
 

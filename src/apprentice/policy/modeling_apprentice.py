@@ -94,8 +94,8 @@ class ApprenticePolicy(PreTrainedPolicy):
             self.vlm = VLM.from_config(checkpoint / "vlm")
         hidden, latent = self.vlm.hidden_size, config.latent_dim
         self.state_encoder = StateEncoder(state_dim, config.gripper_state_dims, hidden)
-        self.action_tokens = nn.Embedding(config.chunk_size, hidden)
-        nn.init.normal_(self.action_tokens.weight, std=self.vlm.embedding_scale().item())
+        start = torch.randn(config.chunk_size, hidden) * self.vlm.embedding_scale()
+        self.action_tokens = nn.Embedding.from_pretrained(start, freeze=False)
         self.mapper = nn.Sequential(
             nn.Linear(hidden, latent),
             nn.GELU(),

@@ -79,11 +79,14 @@ class VLM(nn.Module):
         self._prompts: dict[tuple[str, tuple[int, int, int]], Prompt] = {}
 
     @classmethod
-    def from_pretrained(cls, name: str) -> "VLM":
-        """Load weights and processor from a folder or, if it is not one, from the hub. Raises UserError."""
+    def from_pretrained(cls, name: str, local: bool = False) -> "VLM":
+        """Load weights and processor from a folder or, if it is not one, from the hub, or if `local` from what was
+        fetched of it before. Raises UserError.
+        """
+        place: dict[str, Any] = {"pretrained_model_name_or_path": name, "local_files_only": local}
         try:
-            model = AutoModelForImageTextToText.from_pretrained(name, dtype=torch.float32)
-            return cls(model, AutoProcessor.from_pretrained(name))
+            model = AutoModelForImageTextToText.from_pretrained(**place, dtype=torch.float32)
+            return cls(model, AutoProcessor.from_pretrained(**place))
         except (OSError, ValueError, KeyError, HFValidationError) as error:
             raise UserError(
                 f"expected a Hugging Face image-text-to-text model at '{name}' (a folder or a name on the hub), found: "
