@@ -11,7 +11,6 @@ from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from tests import support
 from tests.support import make_batch, make_student
 
-from apprentice.data.dataset import open_dataset
 from apprentice.errors import UserError
 from apprentice.policy.modeling_apprentice import ApprenticePolicy
 from apprentice.vlm.base import VLM

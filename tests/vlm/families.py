@@ -8,12 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 import transformers as hf
+from tests.vlm.tokenizers import FOR_EACH_PART, tiny_tokenizer
 from transformers.models.internvl.video_processing_internvl import InternVLVideoProcessor
 from transformers.models.llava_onevision.video_processing_llava_onevision import LlavaOnevisionVideoProcessor
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 from transformers.models.smolvlm.video_processing_smolvlm import SmolVLMVideoProcessor
-from tests.vlm.tokenizers import FOR_EACH_PART, tiny_tokenizer
 
 from apprentice.vlm.nano.tokenizer import CHAT_TEMPLATE as SMOLVLM_TEMPLATE
 

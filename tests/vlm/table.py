@@ -29,10 +29,10 @@ classes of model and processor. How to add one: [adding-a-vlm.md](adding-a-vlm.m
 
 - **untouched**: same class, same weights' names; logits and greedy answers bit-identical to the model's alone.
 - **image tokens once**: those computed beforehand enter as the model itself merges them, for one and two images.
-- **split equal**: prefix, key-value cache and suffix give the whole pass to 1e-4, gradients included, for unequal prompts
-  padded on either side.
-- **prefix on disk**: keys and values of the prompt are kept while aligning; where layers have a sliding window, only if the
-  prompt fits into it, else they are computed again in each step.
+- **split equal**: prefix, key-value cache and suffix give the whole pass to 1e-4, gradients included, for unequal
+  prompts padded on either side.
+- **prefix on disk**: keys and values of the prompt are kept while aligning; where layers have a sliding window, only if
+  the prompt fits into it, else they are computed again in each step.
 - **LoRA**: LeRobot's `--peft.*` with PEFT.
 """
 

@@ -151,7 +151,7 @@ def shifted(prompt: Prompt, side: str) -> Prompt:
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_split(vlm: VLM, side: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prefix and suffix give what the whole pass gives, gradients included, for unequal prompts padded on either side."""
+    """Prefix and suffix give what the whole pass gives, gradients included, for unequal prompts, padded either side."""
     monkeypatch.setattr(vlm.processor.tokenizer, "padding_side", side)
     assert vlm.splits
     prompt = shifted(vlm.prompt(ASKED, (2, 64, 64)), side)

@@ -2,10 +2,9 @@
 
 from typing import Any
 
+from tests.support import TASKS
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
-
-from tests.support import TASKS
 
 # The part of a chat template that writes a message's content; IMAGE stands for what the family puts there.
 FOR_EACH_PART = (

@@ -153,7 +153,7 @@ class ApprenticePolicy(PreTrainedPolicy):
         return groups
 
     def _get_default_peft_targets(self) -> dict[str, Any]:
-        """For `lerobot-train --peft.*`: adapters in the language model's linear layers; all that is ours trains whole."""
+        """For `lerobot-train --peft.*`: adapters in the language model's linear layers; what is ours trains whole."""
         decoder = self.vlm.model.get_decoder()
         place = next(name for name, module in self.named_modules() if module is decoder)
         leaves = {n.rpartition(".")[2] for n, module in decoder.named_modules() if isinstance(module, nn.Linear)}
