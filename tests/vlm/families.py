@@ -1,7 +1,7 @@
 """The families that the conformance suite runs over: real classes of model and processor at a tiny size.
 
-A family is one function that returns a model with random weights and its processor. Chat templates are the families'
-own, for one turn of images and text (SmolVLM's and PaliGemma's lack of one are real as well).
+A family is one function that returns a model with random weights and its processor. Chat templates write one turn of
+images and text as the families' own do; PaliGemma has none.
 """
 
 from collections.abc import Callable
