@@ -12,6 +12,7 @@ from tests.support import make_batch, make_student
 from tests.vlm import table
 from tests.vlm.families import FAMILIES
 from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from apprentice.policy.modeling_apprentice import TRAINED, ApprenticePolicy
@@ -119,6 +120,25 @@ def test_untouched(folder: Path) -> None:
     words |= {name: inputs[name][:1, -4:] for name in prompt.types}
     assert torch.equal(vlm.model(**words).logits, plain(**words).logits)
     assert not moved(dict(plain.named_parameters()), dict(vlm.model.named_parameters()))
+
+
+def test_prompt(vlm: VLM) -> None:
+    """What goes in is what Hugging Face's own `apply_chat_template` makes of the same turn."""
+    if vlm.processor.chat_template is None:
+        pytest.skip("this family has no turns")
+    images = pictures(2)[1]
+    turn = [{"type": "image", "image": to_pil_image(image)} for image in images]
+    turn += [{"type": "text", "text": ASKED[1]}]
+    own = vlm.processor.apply_chat_template(
+        [{"role": "user", "content": turn}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    inputs = vlm.inputs([images], [ASKED[1]])
+    assert torch.equal(inputs["input_ids"], own["input_ids"])
+    assert torch.equal(inputs["pixel_values"], own["pixel_values"])
 
 
 @pytest.mark.parametrize(("count", "height", "width"), [(1, 64, 64), (2, 64, 64), (2, 48, 96)])
