@@ -124,7 +124,7 @@ class VLM(nn.Module):
 
     # ---- what goes in
 
-    def inputs(self, images: Sequence[Sequence[Any]], questions: Sequence[str]) -> Any:
+    def inputs(self, images: Sequence[Tensor | Sequence[Any]], questions: Sequence[str]) -> Any:
         """What the processor makes of a user turn for each question, with as many images before it, the assistant's
         turn opened. Without a chat template (PaliGemma) a turn is images and text, nothing else.
         """
