@@ -41,7 +41,8 @@ def ask(model: str, images: list[str], question: str, tokens: int = 64) -> None:
         question: what to ask about them.
         tokens: length of the answer at most.
     """
-    logging.set_verbosity_error()  # of what a generation configuration says about sampling
+    logging.set_verbosity_error()  # a generation configuration may speak of sampling
+    logging.disable_progress_bar()
     pictures = [_picture(path) for path in images]
     folder = Path(model) / "checkpoint" if (Path(model) / "checkpoint").is_dir() else Path(model)
     config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
