@@ -1,6 +1,8 @@
 """Small real things that tests are made of: a LeRobotDataset, an expert's checkpoint, a VLM folder."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,9 +11,12 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.utils.feature_utils import dataset_to_policy_features
 
 from apprentice.data.contract import Contract
+from apprentice.data.dataset import open_dataset
 from apprentice.experts.seer.configuration_seer import SeerConfig
 from apprentice.experts.seer.modeling_seer import SeerPolicy
 from apprentice.experts.seer.processor_seer import make_seer_pre_post_processors
+from apprentice.policy.configuration_apprentice import ApprenticeConfig
+from apprentice.policy.modeling_apprentice import ApprenticePolicy
 from apprentice.vlm.nano.model import NanoConfig, build_model, build_processor
 from apprentice.vlm.nano.tokenizer import train_tokenizer
 
@@ -77,3 +82,26 @@ def make_vlm(folder: Path) -> Path:
     build_model(config, tokenizer).save_pretrained(folder)
     build_processor(config, tokenizer).save_pretrained(folder)
     return folder
+
+
+def make_student(dataset: Path, expert: Path, vlm: Path) -> ApprenticePolicy:
+    """A fresh student of the expert, in eval mode."""
+    torch.manual_seed(0)
+    meta = open_dataset(dataset).meta
+    features = dataset_to_policy_features(meta.features)
+    config = ApprenticeConfig(
+        vlm=str(vlm),
+        expert=str(expert),
+        input_features={k: f for k, f in features.items() if f.type is not FeatureType.ACTION},
+        output_features={k: f for k, f in features.items() if f.type is FeatureType.ACTION},
+        device="cpu",
+    )
+    return ApprenticePolicy(config, dataset_stats=meta.stats, dataset_meta=meta).eval()
+
+
+def make_batch(root: Path, frames: Sequence[int]) -> dict[str, Any]:
+    """Frames of a dataset as a raw batch of LeRobot's data loader."""
+    dataset = open_dataset(root)
+    items = [dataset[i] for i in frames]
+    keys = [*CAMERAS, "observation.state"]
+    return {key: torch.stack([item[key] for item in items]) for key in keys} | {"task": [i["task"] for i in items]}

@@ -57,6 +57,11 @@ COMMANDS = {
         "apprentice.distill.stages:StageConfig",
         "apprentice.distill.stages:finetune",
     ),
+    "ask": (
+        "ask a student, or a plain VLM, a question about images, and tell how far it has drifted",
+        "apprentice.evaluate.ask:ask",
+        "apprentice.evaluate.ask:ask",
+    ),
     "eval": (
         "run policies in closed loop on a benchmark's initial states",
         "apprentice.evaluate.rollout:evaluate",
@@ -73,7 +78,8 @@ COMMANDS = {
         "apprentice.recipe:run_recipe",
     ),
 }
-POSITIONAL = {"doctor": "dataset", "import-seer": "checkpoint"}  # the parameter that a command takes without a flag
+# the parameters that a command takes without a flag
+POSITIONAL = {"doctor": ["dataset"], "import-seer": ["checkpoint"], "ask": ["model", "images", "question"]}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -117,7 +123,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
                 "--force", metavar="STEP", action="append", help="do this step again from its beginning"
             )
         elif name == chosen:
-            add_flags(command, parameters, POSITIONAL.get(name, ""))
+            add_flags(command, parameters, POSITIONAL.get(name, ()))
     return parser
 
 

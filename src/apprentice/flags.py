@@ -27,17 +27,18 @@ class Parameter:
     description: str
 
 
-def add_flags(parser: argparse.ArgumentParser, place: str, positional: str = "") -> None:
+def add_flags(parser: argparse.ArgumentParser, place: str, positional: Sequence[str] = ()) -> None:
     """Add a flag for each parameter of what is at `place`; `parse_args` then yields its keyword arguments.
 
     A parameter without default is required; a bool makes --x and --no-x; a list takes several words; a dict
-    takes words KEY=VALUE. The parameter named `positional` is given without a flag.
+    takes words KEY=VALUE. The parameters named in `positional` are given without a flag, a list as one or more words.
     """
     for parameter in parameters(place):
         options = _options(parameter.kind)
         text = parameter.description.replace("%", "%%")
-        if parameter.name == positional:
-            parser.add_argument(parameter.name, help=text, **{**options, "metavar": parameter.name.upper()})
+        if parameter.name in positional:
+            words = {"nargs": "+"} if "nargs" in options else {}
+            parser.add_argument(parameter.name, help=text, **{**options, **words, "metavar": parameter.name.upper()})
             continue
         if parameter.default is REQUIRED:
             options["required"] = True

@@ -62,6 +62,16 @@ def test_lerobot_train_aligns_and_then_finetunes(aligned: Path, small_dataset: P
     assert not any("vision_model" in key or "connector" in key for key in moved)
 
 
+def test_lerobot_train_finetunes_adapters(aligned: Path, small_dataset: Path, tmp_path: Path) -> None:
+    out = tmp_path / "lora"
+    train(small_dataset, out, f"--policy.path={aligned}", "--policy.stage=finetune", "--peft.method_type=LORA")
+    adapter = load_file(out / "checkpoints" / "last" / "pretrained_model" / "adapter_model.safetensors")
+    language = {key for key in adapter if ".vlm." in key}
+    assert language and all(".text_model.layers" in key and ".lora_" in key for key in language)
+    ours = {key.split(".")[2] for key in adapter.keys() - language}
+    assert ours == {"state_encoder", "action_tokens", "mapper", "decoder"}
+
+
 def test_lerobot_eval_rolls_it_out(aligned: Path, tmp_path: Path) -> None:
     states = tmp_path / "states" / "libero_goal"
     states.mkdir(parents=True)

@@ -6,44 +6,24 @@ from typing import Any
 
 import pytest
 import torch
-from lerobot.configs import FeatureType, PreTrainedConfig
+from lerobot.configs import PreTrainedConfig
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
-from lerobot.utils.feature_utils import dataset_to_policy_features
 from tests import support
-from transformers import AutoModelForImageTextToText
+from tests.support import make_batch, make_student
 
-from apprentice.data.dataset import open_dataset
 from apprentice.errors import UserError
-from apprentice.policy.configuration_apprentice import ApprenticeConfig
 from apprentice.policy.modeling_apprentice import ApprenticePolicy
 from apprentice.vlm.base import VLM
 
 
-def student(dataset: Path, expert: Path, vlm: Path) -> ApprenticePolicy:
-    torch.manual_seed(0)
-    meta = open_dataset(dataset).meta
-    features = dataset_to_policy_features(meta.features)
-    config = ApprenticeConfig(
-        vlm=str(vlm),
-        expert=str(expert),
-        input_features={k: f for k, f in features.items() if f.type is not FeatureType.ACTION},
-        output_features={k: f for k, f in features.items() if f.type is FeatureType.ACTION},
-        device="cpu",
-    )
-    return ApprenticePolicy(config, dataset_stats=meta.stats, dataset_meta=meta).eval()
-
-
 @pytest.fixture
 def policy(small_dataset: Path, small_expert: Path, small_vlm: Path) -> ApprenticePolicy:
-    return student(small_dataset, small_expert, small_vlm)
+    return make_student(small_dataset, small_expert, small_vlm)
 
 
 @pytest.fixture
 def batch(small_dataset: Path) -> dict[str, Any]:
-    dataset = open_dataset(small_dataset)
-    items = [dataset[i] for i in (0, 15, 30)]
-    keys = [*support.CAMERAS, "observation.state"]
-    return {key: torch.stack([item[key] for item in items]) for key in keys} | {"task": [i["task"] for i in items]}
+    return make_batch(small_dataset, (0, 15, 30))
 
 
 @torch.no_grad()
@@ -83,35 +63,12 @@ def test_latent_weight_adds_the_distance_from_the_expert(policy: ApprenticePolic
     torch.testing.assert_close(policy(batch)[0], acts + 0.5 * distance)
 
 
-def test_the_vlm_answers_as_before(policy: ApprenticePolicy, small_vlm: Path, batch: dict[str, Any]) -> None:
-    plain = AutoModelForImageTextToText.from_pretrained(small_vlm).eval()
-    ids = policy.vlm.prompt(batch["task"][:1], (2, 64, 64)).ids
-    pixels = policy.vlm.pixels(policy.images(batch)[:1])
-    with torch.no_grad():
-        policy.latents(batch)
-        answer = policy.vlm.model(input_ids=ids, **pixels).logits
-        assert torch.equal(answer, plain(input_ids=ids, **pixels).logits)
-    assert policy.vlm.model.state_dict().keys() == plain.state_dict().keys()
-
-
-@torch.no_grad()
-def test_image_tokens_enter_as_the_model_itself_would_merge_them(
-    policy: ApprenticePolicy, batch: dict[str, Any]
-) -> None:
-    vlm, images = policy.vlm, policy.images(batch)[:1]
-    prompt = vlm.prompt(batch["task"][:1], (2, 64, 64))
-    own = vlm.model.base_model(input_ids=prompt.ids, **vlm.pixels(images)).last_hidden_state
-    with vlm._filled(vlm.image_tokens(images), None):
-        ours = vlm.model.base_model(input_ids=prompt.ids).last_hidden_state
-    torch.testing.assert_close(ours, own, atol=1e-5, rtol=0)
-
-
 @torch.no_grad()
 def test_checkpoint_stands_alone(
     small_dataset: Path, small_expert: Path, small_vlm: Path, batch: dict[str, Any], tmp_path: Path
 ) -> None:
     expert, vlm = (Path(shutil.copytree(p, tmp_path / p.name)) for p in (small_expert, small_vlm))
-    policy = student(small_dataset, expert, vlm)
+    policy = make_student(small_dataset, expert, vlm)
     policy.save_pretrained(tmp_path / "student")
     wanted = policy.predict_action_chunk(batch)
     shutil.rmtree(expert)
@@ -137,7 +94,7 @@ def test_processors_pass_raw_batches_through(policy: ApprenticePolicy, batch: di
 
 def test_unknown_vlm_is_named(small_dataset: Path, small_expert: Path) -> None:
     with pytest.raises(UserError, match="'nobody/nothing'"):
-        student(small_dataset, small_expert, Path("nobody/nothing"))
+        make_student(small_dataset, small_expert, Path("nobody/nothing"))
 
 
 def test_an_expert_of_another_contract_is_refused(
@@ -148,7 +105,7 @@ def test_an_expert_of_another_contract_is_refused(
     expert = Path(shutil.copytree(small_expert, tmp_path / "expert"))
     Contract.for_libero(size=64, render="fast").having(gripper="opens", rotation=0).save(expert)
     with pytest.raises(UserError, match=r"(?s)rotation: .* has 0, .* has 180; fix:.*gripper: .* has opens"):
-        student(small_dataset, expert, small_vlm)
+        make_student(small_dataset, expert, small_vlm)
 
 
 def test_vlm_random_weights_differ_from_pretrained(small_vlm: Path) -> None:

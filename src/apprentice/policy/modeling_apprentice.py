@@ -9,6 +9,7 @@ Method: VITA-VLA, arXiv 2510.09607. Two things differ from its public code: stat
 can be neither missing nor stale nor applied twice; and one query sees the present alone, without history.
 """
 
+import re
 from collections import deque
 from pathlib import Path
 from typing import Any, cast
@@ -27,7 +28,7 @@ from apprentice.experts.base import ActionDecoder, ActionExpert, Batch
 from apprentice.policy.configuration_apprentice import ApprenticeConfig
 from apprentice.vlm.base import VLM, Prefix, Prompt
 
-IMAGE_TOKENS = "image_tokens"  # optional in a batch: (B, N, H), computed before
+IMAGE_TOKENS = "image_tokens"  # optional in a batch: what `VLM.image_tokens` yields, computed before
 PREFIX = "prefix"  # optional in a batch: (B, layers, 2, heads, L, d), keys and values, computed before
 EXPERT_LATENTS = "expert_latents"  # optional in a batch: (B, T, D), computed before
 
@@ -93,8 +94,8 @@ class ApprenticePolicy(PreTrainedPolicy):
             self.vlm = VLM.from_config(checkpoint / "vlm")
         hidden, latent = self.vlm.hidden_size, config.latent_dim
         self.state_encoder = StateEncoder(state_dim, config.gripper_state_dims, hidden)
-        scale = self.vlm.model.get_input_embeddings().weight.detach().std()
-        self.action_tokens = nn.Parameter(torch.randn(config.chunk_size, hidden) * scale)
+        start = torch.randn(config.chunk_size, hidden) * self.vlm.embedding_scale()
+        self.action_tokens = nn.Embedding.from_pretrained(start, freeze=False)
         self.mapper = nn.Sequential(
             nn.Linear(hidden, latent),
             nn.GELU(),
@@ -128,7 +129,7 @@ class ApprenticePolicy(PreTrainedPolicy):
             "vision tower, projector, embeddings, head": [p for p in self.vlm.parameters() if id(p) not in inside],
             "language model": language,
             "state encoder": list(self.state_encoder.parameters()),
-            "action tokens": [self.action_tokens],
+            "action tokens": list(self.action_tokens.parameters()),
             "mapper": list(self.mapper.parameters()),
             "action decoder": list(self.decoder.parameters()),
         }
@@ -151,6 +152,16 @@ class ApprenticePolicy(PreTrainedPolicy):
             groups.append({"params": language, "lr": rate * self.config.language_rate_factor})
         return groups
 
+    def _get_default_peft_targets(self) -> dict[str, Any]:
+        """For `lerobot-train --peft.*`: adapters in the language model's linear layers; what is ours trains whole."""
+        decoder = self.vlm.model.get_decoder()
+        place = next(name for name, module in self.named_modules() if module is decoder)
+        leaves = {n.rpartition(".")[2] for n, module in decoder.named_modules() if isinstance(module, nn.Linear)}
+        return {
+            "target_modules": rf"{re.escape(place)}\..*\.({'|'.join(sorted(leaves))})",
+            "modules_to_save": ["state_encoder", "action_tokens", "mapper", "decoder"],
+        }
+
     # ---- passes
 
     def latents(self, batch: Batch) -> Tensor:
@@ -158,9 +169,9 @@ class ApprenticePolicy(PreTrainedPolicy):
         state = (batch[OBS_STATE].float() - self.state_offset) / self.state_scale
         if self.training:
             state = state + self.config.state_noise * torch.randn_like(state)
-        action_tokens = self.action_tokens.expand(len(state), -1, -1)
-        tokens = torch.cat([self.state_encoder(state), action_tokens], 1)
-        if self.config.stage == "align":
+        order = torch.arange(self.config.chunk_size, device=state.device).expand(len(state), -1)
+        tokens = torch.cat([self.state_encoder(state), self.action_tokens(order)], 1)
+        if self.config.stage == "align" and self.vlm.splits:
             hidden = self.vlm.suffix(self.prefix(batch), tokens)
         else:
             hidden = self.vlm.whole(self.prompt(batch), self._image_tokens(batch), tokens)

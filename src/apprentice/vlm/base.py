@@ -1,28 +1,32 @@
 """Any Hugging Face image-text-to-text model, with room for a few tokens of our own at the end of its prompt.
 
 The model stays what its authors wrote. Placeholders close the prompt; while one of our passes runs, a hook on the
-input embeddings puts image tokens, the state token and the action tokens in their places. Outside our passes the model
-answers bit for bit as it always did.
+input embeddings puts the state token and the action tokens in their places, and the model's own forward pass is handed
+image tokens that were computed before. Outside our passes the model answers bit for bit as it always did.
 
 A pass is either whole, or split in two: the prefix (images, instruction), whose keys and values are kept, and the
-suffix (our tokens). Attention is causal, so both give the same, and whoever trains the suffix alone need not go back
-through the prefix.
+suffix (our tokens). Our tokens see the prompt and the prompt does not see them, so both give the same, and whoever
+trains the suffix alone need not go back through the prefix. `VLM.splits` tells whether that is so.
 """
 
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from huggingface_hub.errors import HFValidationError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from torch.nn.functional import pad
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from apprentice.errors import UserError
+from apprentice.vlm.families import CAUSAL_TOKEN_TYPE
 
 # SmolVLM's processor complains about arguments that it adds itself, once for every prompt.
 logging.getLogger("transformers.processing_utils").setLevel(logging.ERROR)
@@ -30,27 +34,32 @@ logging.getLogger("transformers.processing_utils").setLevel(logging.ERROR)
 
 @dataclass
 class Prompt:
-    """Tokenised prompts, left-padded to one length.
+    """Tokenised prompts, padded to one length.
 
     Attributes:
         ids: (B, L) token ids.
         mask: (B, L), 0 on padding.
+        positions: (A, B, L), 0 on padding; A is 3 for a language model that counts time, rows and columns, else 1.
+        types: (B, L) each; what else the model reads of every token (`token_type_ids`), by name.
     """
 
     ids: Tensor
     mask: Tensor
+    positions: Tensor
+    types: dict[str, Tensor]
 
     def to(self, device: torch.device | str) -> "Prompt":
         """The same on another device."""
-        return Prompt(self.ids.to(device), self.mask.to(device))
+        types = {name: value.to(device) for name, value in self.types.items()}
+        return Prompt(self.ids.to(device), self.mask.to(device), self.positions.to(device), types)
 
 
 @dataclass
 class Prefix:
-    """What the suffix needs of a prefix: its keys and values, and its mask (B, L)."""
+    """What the suffix needs of a prefix: its keys and values, and its prompt."""
 
     cache: Cache
-    mask: Tensor
+    prompt: Prompt
 
 
 class VLM(nn.Module):
@@ -67,14 +76,17 @@ class VLM(nn.Module):
         self.model = model
         self.processor = processor
         self.hidden_size: int = model.get_input_embeddings().embedding_dim
-        self._prompts: dict[tuple[str, tuple[int, int, int]], Tensor] = {}
+        self._prompts: dict[tuple[str, tuple[int, int, int]], Prompt] = {}
 
     @classmethod
-    def from_pretrained(cls, name: str) -> "VLM":
-        """Load weights and processor from a folder or, if it is not one, from the hub. Raises UserError."""
+    def from_pretrained(cls, name: str, local: bool = False) -> "VLM":
+        """Load weights and processor from a folder or, if it is not one, from the hub, or if `local` from what was
+        fetched of it before. Raises UserError.
+        """
+        place: dict[str, Any] = {"pretrained_model_name_or_path": name, "local_files_only": local}
         try:
-            model = AutoModelForImageTextToText.from_pretrained(name, dtype=torch.float32)
-            return cls(model, AutoProcessor.from_pretrained(name))
+            model = AutoModelForImageTextToText.from_pretrained(**place, dtype=torch.float32)
+            return cls(model, AutoProcessor.from_pretrained(**place))
         except (OSError, ValueError, KeyError, HFValidationError) as error:
             raise UserError(
                 f"expected a Hugging Face image-text-to-text model at '{name}' (a folder or a name on the hub), found: "
@@ -85,11 +97,16 @@ class VLM(nn.Module):
     def from_config(cls, folder: Path | str) -> "VLM":
         """Rebuild model (random weights) and processor from what `save_config` wrote."""
         model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(folder))
+        if (Path(folder) / "generation_config.json").exists():
+            model.generation_config = GenerationConfig.from_pretrained(folder)
         return cls(model.float(), AutoProcessor.from_pretrained(folder))
 
     def save_config(self, folder: Path | str) -> None:
-        """Write everything but the weights: configuration, tokenizer, image processor, chat template."""
+        """Write everything but the weights: configuration, how it ends an answer, tokenizer, image processor, chat
+        template.
+        """
         self.model.config.save_pretrained(folder)
+        self.model.generation_config.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
     def language_parameters(self) -> list[nn.Parameter]:
@@ -98,107 +115,210 @@ class VLM(nn.Module):
         kept = set() if head is None else {id(p) for p in head.parameters()}
         return [p for p in self.model.get_decoder().parameters() if id(p) not in kept]
 
+    @torch.no_grad()
+    def embedding_scale(self) -> Tensor:
+        """Standard deviation of text tokens as they enter the language model (some families scale them)."""
+        embed = self.model.get_input_embeddings()
+        rows = torch.linspace(0, embed.num_embeddings - 1, min(embed.num_embeddings, 4096), device=self.device)
+        return embed(rows.long()).std()
+
+    # ---- what goes in
+
+    def inputs(self, images: Sequence[Tensor | Sequence[Any]], questions: Sequence[str]) -> Any:
+        """What the processor makes of a user turn for each question, with as many images before it, the assistant's
+        turn opened. Without a chat template (PaliGemma) a turn is images and text, nothing else.
+        """
+        texts = [self._turn(question, len(row)) for question, row in zip(questions, images, strict=True)]
+        start = self.processor.tokenizer.bos_token
+        doubled = start is not None and texts[0].startswith(start)  # a template that begins a text, as most do
+        settings = {"add_special_tokens": False} if doubled else {}
+        rows = [list(row) for row in images]
+        inputs = self.processor(images=rows, text=texts, return_tensors="pt", padding=True, **settings)
+        inputs.pop("labels", None)  # PaliGemma's processor thinks of training
+        return inputs.to(self.device)
+
     def prompt(self, instructions: Sequence[str], images: tuple[int, int, int], length: int = 0) -> Prompt:
         """Tokenise one user turn for each instruction, after N images of h x w px, with the assistant's turn opened.
 
         How many tokens an image takes depends on its size alone, so a prompt is made once for an instruction and kept.
+        Padding is on the left.
 
         Args:
             instructions: one for each sample.
             images: N, h, w.
             length: L, if it is to be more than the longest prompt's.
         """
-        count, height, width = images
         for instruction in set(instructions):
             if (instruction, images) not in self._prompts:
-                blank = list(torch.zeros(count, 3, height, width, dtype=torch.uint8))
-                ids = self._process([blank], [self._chat(instruction, count)])["input_ids"][0]
-                self._prompts[instruction, images] = ids
+                self._prompts[instruction, images] = self._single(instruction, images)
         rows = [self._prompts[instruction, images] for instruction in instructions]
-        length = max(length, *(len(row) for row in rows))
-        pad = self.processor.tokenizer.pad_token_id
-        ids = torch.stack([nn.functional.pad(row, (length - len(row), 0), value=pad or 0) for row in rows])
-        kept = torch.arange(length) >= length - torch.tensor([len(row) for row in rows])[:, None]
-        return Prompt(ids, kept.long()).to(self.device)
+        length = max(length, *(row.ids.shape[1] for row in rows))
+
+        def stacked(tensors: list[Tensor], value: int = 0) -> Tensor:
+            return torch.cat([pad(each, (length - each.shape[-1], 0), value=value) for each in tensors], -2)
+
+        return Prompt(
+            stacked([row.ids for row in rows], self.processor.tokenizer.pad_token_id or 0),
+            stacked([row.mask for row in rows]),
+            stacked([row.positions for row in rows]),
+            {name: stacked([row.types[name] for row in rows]) for name in rows[0].types},
+        ).to(self.device)
 
     def pixels(self, images: Tensor) -> dict[str, Tensor]:
         """Preprocess images (B, N, 3, h, w), uint8, into what the vision tower reads."""
-        inputs = self.processor.image_processor(images=[list(row) for row in images.cpu()], return_tensors="pt")
-        return {key: value.to(self.device) for key, value in inputs.items()}
+        inputs = self.inputs(images.cpu().unbind(), [""] * len(images))
+        of_text = inputs["input_ids"].shape
+        return {key: value for key, value in inputs.items() if value.shape != of_text}
 
     def image_tokens(self, images: Tensor) -> Tensor:
-        """Encode images (B, N, 3, h, w), uint8, into the language model's tokens (B, N * tokens an image, H)."""
-        features = self.model.get_image_features(**self.pixels(images))
-        tokens = features if isinstance(features, Tensor | tuple | list) else features.pooler_output
-        tokens = torch.cat(list(tokens)) if isinstance(tokens, tuple | list) else tokens
-        return tokens.reshape(len(images), -1, self.hidden_size)
+        """Encode images (B, N, 3, h, w), uint8, into the language model's tokens (B, N * tokens an image, K * H).
+
+        K is 1, or more for a model whose vision also enters deeper layers (Qwen3-VL).
+        """
+        features = self._features(images)
+        first = features.pooler_output
+        levels = [first if isinstance(first, Tensor) else torch.cat(list(first))]
+        levels += getattr(features, "deepstack_features", None) or []
+        rows = [level.reshape(len(images), -1, self.hidden_size) for level in levels]
+        return torch.cat(rows, -1)
+
+    # ---- passes
 
     def whole(self, prompt: Prompt, image_tokens: Tensor, tokens: Tensor) -> Tensor:
         """Run prompt and our tokens (B, S, H) in one pass; return the last hidden states of our tokens (B, S, H)."""
-        ids = torch.cat([prompt.ids, self._placeholders(tokens)], 1)
-        mask = torch.cat([prompt.mask, torch.ones_like(ids[:, : tokens.shape[1]])], 1)
-        with self._filled(image_tokens, tokens):
-            output = self.model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+        output = self._pass(self._extended(prompt, tokens), image_tokens, tokens, use_cache=False)
         return output.last_hidden_state[:, -tokens.shape[1] :]
 
     def prefix(self, prompt: Prompt, image_tokens: Tensor) -> Prefix:
         """Run the prompt alone and keep its keys and values."""
-        with self._filled(image_tokens, None):
-            output = self.model.base_model(input_ids=prompt.ids, attention_mask=prompt.mask, use_cache=True)
-        return Prefix(output.past_key_values, prompt.mask)
+        output = self._pass(prompt, image_tokens, None, use_cache=True)
+        return Prefix(output.past_key_values, prompt)
+
+    def suffix(self, prefix: Prefix, tokens: Tensor) -> Tensor:
+        """Run our tokens (B, S, H) after a prefix (which grows by them); return their last hidden states (B, S, H)."""
+        extended = self._extended(prefix.prompt, tokens)
+        new = slice(-tokens.shape[1], None)
+        types = {name: value[:, new] for name, value in extended.types.items()}
+        ours = Prompt(extended.ids[:, new], extended.mask, extended.positions[..., new], types)
+        return self._pass(ours, None, tokens, use_cache=True, past_key_values=prefix.cache).last_hidden_state
 
     def pack(self, prefix: Prefix) -> Tensor | None:
-        """A prefix as one tensor (B, layers, 2, heads, L, d), or None if it is more than keys and values."""
+        """A prefix as one tensor (B, layers, 2, heads, L, d), or None if it is more, or less, than keys and values."""
         layers: list[Any] = prefix.cache.layers
-        if hasattr(self.model.base_model, "rope_deltas") or any(type(layer) is not DynamicLayer for layer in layers):
+        if any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
+            return None
+        shapes = {layer.keys.shape for layer in layers} | {layer.values.shape for layer in layers}
+        if len(shapes) > 1 or shapes.pop()[-2] != prefix.prompt.ids.shape[1]:  # a window forgets what is before it
             return None
         return torch.stack([torch.stack([layer.keys, layer.values], 1) for layer in layers], 1)
 
     def unpack(self, packed: Tensor, prompt: Prompt) -> Prefix:
         """The prefix that `pack` was given, of a prompt that is as long."""
-        layers = packed.to(self.model.dtype).unbind(1)
-        return Prefix(DynamicCache([(layer[:, 0], layer[:, 1]) for layer in layers]), prompt.mask)
+        cache = DynamicCache(config=self.model.get_decoder().config)
+        for number, layer in enumerate(packed.to(self.model.dtype).unbind(1)):
+            cache.update(layer[:, 0], layer[:, 1], number)
+        return Prefix(cache, prompt)
 
-    def suffix(self, prefix: Prefix, tokens: Tensor) -> Tensor:
-        """Run our tokens (B, S, H) after a prefix (which grows by them); return their last hidden states (B, S, H)."""
-        ids = self._placeholders(tokens)
-        mask = torch.cat([prefix.mask, torch.ones_like(ids)], 1)
-        with self._filled(None, tokens):
-            output = self.model.base_model(
-                input_ids=ids, attention_mask=mask, past_key_values=prefix.cache, use_cache=True
-            )
-        return output.last_hidden_state
+    @cached_property
+    def splits(self) -> bool:
+        """Whether prefix and suffix give what the whole pass gives; found by trying, once, with two short prompts."""
+        was_training = self.training
+        self.eval()
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randint(0, 256, (2, 1, 3, 64, 64), generator=generator, dtype=torch.uint8)
+        tokens = torch.randn(2, 3, self.hidden_size, generator=generator).to(self.device) * self.embedding_scale()
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            prompt, seen = self.prompt(["go", "put it on the plate"], (1, 64, 64)), self.image_tokens(images)
+            whole = self.whole(prompt, seen, tokens)
+            error = (self.suffix(self.prefix(prompt, seen), tokens) - whole).abs().max() / whole.abs().max()
+        self.train(was_training)
+        return bool(error < 1e-3)
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.model.device
 
-    def _chat(self, instruction: str, images: int) -> str:
-        content = [{"type": "image"}] * images + [{"type": "text", "text": instruction}]
+    # ---- inside
+
+    def _turn(self, question: str, images: int) -> str:
+        if self.processor.chat_template is None:
+            return self.processor.image_token * images + question
+        content = [{"type": "image"}] * images + [{"type": "text", "text": question}]
         return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
-    def _process(self, images: list[list[Tensor]], texts: list[str]) -> Any:
-        return self.processor(images=images, text=texts, return_tensors="pt", padding=True)
+    def _single(self, instruction: str, images: tuple[int, int, int]) -> Prompt:
+        """The prompt of one instruction, without padding. Where each token stands, the model is asked."""
+        count, height, width = images
+        inputs = self.inputs([list(torch.zeros(count, 3, height, width, dtype=torch.uint8))], [instruction])
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        positions = torch.arange(ids.shape[1])[None, None]
+        if hasattr(self.model.base_model, "get_rope_index"):
+            positions, _ = self.model.base_model.get_rope_index(**inputs)
+        types = {name: value for name, value in inputs.items() if name.endswith("token_type_ids")}
+        return Prompt(ids, mask, positions, types)
 
-    def _placeholders(self, tokens: Tensor) -> Tensor:
+    def _extended(self, prompt: Prompt, tokens: Tensor) -> Prompt:
+        """The prompt with placeholders for our tokens (B, S, H) at its end."""
+        count = tokens.shape[1]
         end = self.processor.tokenizer.eos_token_id
-        return torch.full(tokens.shape[:2], end, dtype=torch.long, device=tokens.device)
+        first = prompt.positions.amax((0, 2)) + 1
+        positions = (first[:, None] + torch.arange(count, device=first.device)).expand(len(prompt.positions), -1, -1)
+        kind = CAUSAL_TOKEN_TYPE.get(self.model.config.model_type, 0)
+        return Prompt(
+            pad(prompt.ids, (0, count), value=end),
+            pad(prompt.mask, (0, count), value=1),
+            torch.cat([prompt.positions, positions], -1),
+            {name: pad(value, (0, count), value=kind) for name, value in prompt.types.items()},
+        )
+
+    def _pass(self, prompt: Prompt, image_tokens: Tensor | None, tokens: Tensor | None, **settings: Any) -> Any:
+        """The model's own forward pass, without the output head."""
+        inputs = {"input_ids": prompt.ids, "attention_mask": prompt.mask, **prompt.types, **settings}
+        inputs["position_ids"] = prompt.positions if len(prompt.positions) > 1 else prompt.positions[0]
+        if image_tokens is not None:
+            inputs["pixel_values"] = image_tokens  # not read: see `_filled`
+        with self._filled(image_tokens, tokens):
+            return self.model.base_model(**inputs)
+
+    def _features(self, images: Tensor) -> Any:
+        """What the model's vision path yields of images (B, N, 3, h, w). Raises UserError if there is none."""
+        if not hasattr(self.model.base_model, "get_image_features"):
+            raise UserError(
+                f"expected a VLM whose images become tokens of its language model, found {type(self.model).__name__} "
+                "without get_image_features; fix: choose another one (docs/families.md)"
+            )
+        return self.model.get_image_features(**self.pixels(images), return_dict=True)
+
+    @cached_property
+    def _listed(self) -> bool:
+        """Whether the vision path yields a list with each image's tokens, instead of one tensor."""
+        with torch.no_grad():
+            blank = torch.zeros(1, 1, 3, 64, 64, dtype=torch.uint8)
+            return not isinstance(self._features(blank).pooler_output, Tensor)
 
     @contextmanager
     def _filled(self, image_tokens: Tensor | None, tokens: Tensor | None) -> Iterator[None]:
-        """For one pass, replace the rows of image placeholders and the last rows of the input embeddings."""
+        """For one pass, let the model's vision path yield `image_tokens` (B, n, K * H), and let `tokens` replace the
+        last rows of the input embeddings.
+        """
+
+        def seen(*_: Any, **__: Any) -> SimpleNamespace:
+            assert image_tokens is not None
+            first, *deeper = image_tokens.to(self.model.dtype).split(self.hidden_size, -1)
+            features = list(first) if self._listed else first
+            return SimpleNamespace(pooler_output=features, deepstack_features=[level.flatten(0, 1) for level in deeper])
 
         def fill(module: nn.Module, inputs: tuple[Tensor], rows: Tensor) -> Tensor:
-            if image_tokens is not None:
-                where = (inputs[0] == self.model.config.image_token_id).unsqueeze(-1)
-                rows = rows.masked_scatter(where, image_tokens.to(rows.dtype))
-            if tokens is not None:
-                rows = torch.cat([rows[:, : -tokens.shape[1]], tokens.to(rows.dtype)], 1)
-            return rows
+            return rows if tokens is None else torch.cat([rows[:, : -tokens.shape[1]], tokens.to(rows.dtype)], 1)
 
+        base = self.model.base_model
+        if image_tokens is not None:
+            _ = self._listed  # before the model's own vision path is out of the way
+            base.get_image_features = seen
         handle = self.model.get_input_embeddings().register_forward_hook(fill)
         try:
             yield
         finally:
             handle.remove()
+            vars(base).pop("get_image_features", None)
