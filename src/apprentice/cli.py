@@ -42,6 +42,11 @@ COMMANDS = {
         "apprentice.vlm.nano.score:score",
         "apprentice.vlm.nano.score:score",
     ),
+    "expert-check": (
+        "tell whether a policy can teach on a dataset",
+        "apprentice.experts.check:expert_check",
+        "apprentice.experts.check:expert_check",
+    ),
     "align": (
         "teach a VLM to produce an expert's latents",
         "apprentice.distill.stages:StageConfig",
@@ -68,7 +73,7 @@ COMMANDS = {
         "apprentice.recipe:run_recipe",
     ),
 }
-POSITIONAL = {"doctor": "dataset"}  # the parameter that a command takes without a flag
+POSITIONAL = {"doctor": "dataset", "expert-check": "checkpoint"}  # the parameter that a command takes without a flag
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

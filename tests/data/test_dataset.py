@@ -33,7 +33,7 @@ def test_frames_and_columns_are_those_of_lerobot(tmp_path: Path, video: bool) ->
 
 
 def test_action_chunks_are_those_of_lerobot(small_dataset: Path) -> None:
-    chunks, pad = action_chunks(open_dataset(small_dataset), 4)
+    chunks, pad = action_chunks(open_dataset(small_dataset), (0, 4))
     deltas = {"action": [k / 20 for k in range(4)]}
     peer = LeRobotDataset("local/small", root=small_dataset, delta_timestamps=deltas, video_backend="pyav")
     for index in (0, 8, 9, 10, 11, 35):
