@@ -33,7 +33,7 @@ class Frames:
         before it, oldest first; at the start of an episode its first frame is repeated.
         """
         state, task = torch.from_numpy(column(self.dataset, OBS_STATE)), instructions(self.dataset)
-        steps_of = self._steps(steps)
+        steps_of = seen_with(self.dataset, steps)
         streams = [self._images(camera, start, steps_of) for camera in self.cameras]
         for first in range(start, len(self), size):
             index = np.arange(first, min(first + size, len(self))) * self.every
@@ -44,11 +44,6 @@ class Frames:
             }
             yield batch if steps > 1 else {k: v[:, 0] if isinstance(v, Tensor) else v for k, v in batch.items()}
 
-    def _steps(self, steps: int) -> np.ndarray:
-        """For every frame (F, steps), the indices of the frames that are seen with it."""
-        wanted = np.arange(self.dataset.num_frames)[:, None] + np.arange(1 - steps, 1)
-        return np.maximum(wanted, episode_bounds(self.dataset)[0][:, None])
-
     def _images(self, camera: str, start: int, steps_of: np.ndarray) -> Iterator[Tensor]:
         """One camera's images (steps, 3, h, w) of every n-th frame from the `start`-th on."""
         now = start * self.every
@@ -58,3 +53,17 @@ class Frames:
             recent.append(torch.from_numpy(image).permute(2, 0, 1))
             if index >= now and index % self.every == 0:
                 yield torch.stack([recent[i - index - 1] for i in steps_of[index]])
+
+
+def seen_with(dataset: LeRobotDataset, steps: int) -> np.ndarray:
+    """For every frame (F, steps), the indices of the frames that are seen with it, oldest first."""
+    wanted = np.arange(dataset.num_frames)[:, None] + np.arange(1 - steps, 1)
+    return np.maximum(wanted, episode_bounds(dataset)[0][:, None])
+
+
+def seen_at(dataset: LeRobotDataset, index: np.ndarray, steps: int = 1) -> dict[str, Any]:
+    """A batch as `Frames` makes it, of frames anywhere (b,): videos are searched, which is slow for many frames."""
+    items = [[dataset[int(i)] for i in seen] for seen in seen_with(dataset, steps)[index]]
+    keys = [key for key in items[0][0] if key.startswith("observation.")]
+    batch = {key: torch.stack([torch.stack([item[key] for item in row]) for row in items]) for key in keys}
+    return {k: v if steps > 1 else v[:, 0] for k, v in batch.items()} | {"task": [row[-1]["task"] for row in items]}

@@ -13,7 +13,7 @@ from torch import Tensor
 from apprentice.data.contract import FILE as CONTRACT
 from apprentice.data.contract import Contract, check_features
 from apprentice.data.dataset import action_chunks, open_dataset
-from apprentice.data.frames import Frames
+from apprentice.data.frames import seen_at
 from apprentice.device import best_device
 from apprentice.errors import UserError
 from apprentice.experts import checkpoints, load_expert
@@ -46,7 +46,7 @@ class Findings:
         return float((self.error[moving] / self.spread[moving]).square().mean().sqrt())
 
 
-def expert_check(checkpoint: str, dataset: str, frames: int = 128) -> bool:
+def expert_check(checkpoint: str, dataset: str, frames: int = 64) -> bool:
     """Tell whether a policy can teach on a dataset; False, and what to do about it, if it cannot.
 
     Args:
@@ -147,12 +147,12 @@ def foreign_units(expert: ActionExpert, dataset: LeRobotDataset) -> list[str]:
 @torch.no_grad()
 def look(expert: ActionExpert, dataset: LeRobotDataset, count: int) -> Findings:
     """Compare the expert's decoded latents with its own and with the recorded actions, on `count` frames at most."""
-    every = -(-dataset.num_frames // count)
-    source = Frames(dataset, [key for key in expert.inputs if "image" in key], every)
-    truth, pad = (torch.from_numpy(values[::every]) for values in action_chunks(dataset, (0, expert.horizon)))
+    index = np.unique(np.linspace(0, dataset.num_frames - 1, count).round().astype(int))
+    truth, pad = (torch.from_numpy(values[index]) for values in action_chunks(dataset, (0, expert.horizon)))
     decoded, difference = [], 0.0
     scale = expert.action_affine()[1].cpu()
-    for batch in source.batches(0, BATCH, expert.n_obs_steps):
+    for first in range(0, len(index), BATCH):
+        batch = seen_at(dataset, index[first : first + BATCH], expert.n_obs_steps)
         actions = expert.decoded(expert.encode(batch)).cpu()
         own = expert.own_actions(batch).cpu()
         difference = max(difference, float(((actions - own) / scale).abs().max()))
