@@ -17,8 +17,8 @@ import numpy as np
 
 from apprentice.data.dataset import open_dataset
 from apprentice.data.frames import seen_at
+from apprentice.distill.check import expert_check
 from apprentice.distill.stages import StageConfig, align, finetune
-from apprentice.experts.check import expert_check
 from apprentice.policy.modeling_apprentice import ApprenticePolicy
 
 VLM = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"

@@ -44,8 +44,8 @@ COMMANDS = {
     ),
     "expert-check": (
         "tell whether a policy can teach on a dataset",
-        "apprentice.experts.check:expert_check",
-        "apprentice.experts.check:expert_check",
+        "apprentice.distill.check:expert_check",
+        "apprentice.distill.check:expert_check",
     ),
     "align": (
         "teach a VLM to produce an expert's latents",

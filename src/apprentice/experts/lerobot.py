@@ -65,7 +65,8 @@ class LeRobotExpert(ActionExpert):
 
     def prepared(self, batch: Batch) -> Batch:
         """Normalise a raw batch and stack its cameras."""
-        batch = self.preprocessor(scaled_images(batch))
+        processed = self.preprocessor(scaled_images(batch))
+        batch = {key: value for key, value in processed.items() if key.startswith("observation.")}
         images = [batch[key] for key in self.config.image_features]
         return batch | ({OBS_IMAGES: torch.stack(images, -4)} if images else {})
 

@@ -4,7 +4,6 @@ The latents are what its GPT gives at the queries: those of `n_obs_steps` past a
 ones. Every query stands for a chunk of its own; only the present step's chunk is carried out, all of them are trained.
 """
 
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -78,8 +77,7 @@ class VQBeTExpert(QueuedExpert):
                 f"its {self.config.n_vqvae_training_steps} n_vqvae_training_steps"
             )
         self.horizon, self.latent_dim = self.config.action_chunk_size, self.config.gpt_output_dim
-        known = asdict(self.config)
-        self.decoder = VQBeTDecoder(self.action_dim, {name: known[name] for name in OPTIONS})
+        self.decoder = VQBeTDecoder(self.action_dim, {name: getattr(self.config, name) for name in OPTIONS})
         self.decoder.to(self.config.device).eval()
         self.decoder.head.load_state_dict(head.state_dict())
 

@@ -7,6 +7,7 @@ import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.utils.constants import ACTION
 from lerobot.utils.feature_utils import dataset_to_policy_features
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
@@ -22,7 +23,7 @@ from apprentice.progress import console
 
 BATCH = 16
 SAME = 1e-3  # of the normalisation's scale: decoded latents and the policy's own actions may differ by so much
-FAR = 4.0  # actions whose mean is so many scales off, or whose spread is so many times larger, have other units
+FAR, FLAT = 4.0, 0.01  # normalised actions have a mean and a spread below the one, and a spread above the other
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def expert_check(checkpoint: str, dataset: str, frames: int = 64) -> bool:
     except UserError as error:
         problems = [str(error)]
     for problem in problems:
-        console.print(f"[red]cannot teach:[/red] {problem}", highlight=False)
+        console.print(f"[red]cannot teach:[/red] {escape(problem)}", highlight=False)
     if not problems:
         console.print("[green]can teach[/green]")
     return not problems
@@ -134,7 +135,7 @@ def foreign_units(expert: ActionExpert, dataset: LeRobotDataset) -> list[str]:
     recorded = _recorded(dataset)
     moving = recorded.std(0) > 1e-6
     normalised = (recorded - offset) / scale
-    far = (normalised.mean(0).abs() > FAR) | (normalised.std(0) > FAR) | (normalised.std(0) < 0.1 / FAR)
+    far = (normalised.mean(0).abs() > FAR) | (normalised.std(0) > FAR) | (normalised.std(0) < FLAT)
     wrong = (far & moving).nonzero()[:, 0].tolist()
     if not wrong:
         return []
