@@ -37,7 +37,7 @@ class Frames:
         streams = [self._images(camera, start, steps_of) for camera in self.cameras]
         for first in range(start, len(self), size):
             index = np.arange(first, min(first + size, len(self))) * self.every
-            batch = {OBS_STATE: state[steps_of[index]], "task": [task[i] for i in index]}
+            batch: dict[str, Any] = {OBS_STATE: state[steps_of[index]], "task": [task[i] for i in index]}
             batch |= {
                 camera: torch.stack([next(stream) for _ in index])
                 for camera, stream in zip(self.cameras, streams, strict=True)

@@ -119,13 +119,12 @@ def meeting(expert: ActionExpert, checkpoint: str, dataset: LeRobotDataset) -> l
 def action_table(expert: ActionExpert, dataset: LeRobotDataset) -> Table:
     """The dataset's actions beside the expert's normalisation of them."""
     table = Table(title="actions", title_justify="left")
-    for name in ("", "recorded mean", "recorded spread", "expert's offset", "expert's scale"):
+    for name in ("column", "recorded mean", "recorded spread", "expert's offset", "expert's scale"):
         table.add_column(name, justify="right")
     recorded = _recorded(dataset)
-    names = dataset.meta.features[ACTION].get("names") or range(expert.action_dim)
-    columns = zip(names, recorded.mean(0), recorded.std(0), *expert.action_affine(), strict=True)
-    for name, *values in columns:
-        table.add_row(str(name), *(f"{float(value):.3f}" for value in values))
+    columns = zip(range(expert.action_dim), recorded.mean(0), recorded.std(0), *expert.action_affine(), strict=True)
+    for number, *values in columns:
+        table.add_row(str(number), *(f"{float(value):.3f}" for value in values))
     return table
 
 

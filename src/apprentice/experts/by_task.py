@@ -50,7 +50,7 @@ class ByTaskDecoder(ActionDecoder):
 
     def decode(self, latents: Tensor) -> Tensor:
         own, choice = self._split(latents)
-        actions = {}
+        actions: dict[int, Tensor] = {}
         for expert, rows in _groups(choice.argmax(-1)):
             offset, scale = self.relative[expert]
             actions |= dict(zip(rows.tolist(), self.decoders[expert].decode(own[rows]) * scale + offset, strict=True))
@@ -60,7 +60,8 @@ class ByTaskDecoder(ActionDecoder):
         """Mean of the samples' losses, each by its expert's decoder, and cross-entropy of the choice where known."""
         own, choice = self._split(latents)
         told = torch.tensor([self.instructions.get(task, -1) for task in batch["task"]], device=latents.device)
-        total, parts = latents.new_zeros(()), {}
+        total = latents.new_zeros(())
+        parts: dict[str, float] = {}
         for expert, rows in _groups(torch.where(told < 0, choice.argmax(-1), told)):
             offset, scale = self.relative[expert]
             picked = {key: batch[key][rows] for key in (ACTION, "action_is_pad") if key in batch}
@@ -145,7 +146,7 @@ class ByTaskExpert(ActionExpert):
                 f"expected instructions among {sorted(self.numbers)}, found {unknown}; fix: name an expert for each of "
                 "them, or leave their episodes out of the dataset"
             )
-        results = {}
+        results: dict[int, Tensor] = {}
         for number, rows in _groups(torch.tensor([self.numbers[task] for task in batch["task"]])):
             picked = {key: _rows(value, rows) for key, value in batch.items()}
             results |= dict(zip(rows.tolist(), run(number, picked), strict=True))

@@ -78,7 +78,9 @@ class DiffusionDecoder(ActionDecoder):
 class DiffusionExpert(QueuedExpert):
     """A Diffusion Policy: N = 1, T = n_action_steps."""
 
-    latent_count = 1  # type: ignore[assignment]
+    @property
+    def latent_count(self) -> int:
+        return 1
 
     @property
     def action_window(self) -> tuple[int, int]:

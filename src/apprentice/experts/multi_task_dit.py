@@ -79,7 +79,9 @@ class MultiTaskDiTDecoder(ActionDecoder):
 class MultiTaskDiTExpert(QueuedExpert):
     """A multi-task DiT: N = 1, T = n_action_steps."""
 
-    latent_count = 1  # type: ignore[assignment]
+    @property
+    def latent_count(self) -> int:
+        return 1
 
     @property
     def action_window(self) -> tuple[int, int]:
