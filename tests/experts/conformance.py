@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import tempfile
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +62,18 @@ class Candidate:
         return [json.loads(line)["loss"] for line in (self.folder / run / "log.jsonl").read_text().splitlines()]
 
 
-def plans_itself(folder: Path, frames: list[Batch]) -> torch.Tensor:
-    """The chunk (1, T, A) that LeRobot's own policy plans after it was shown `frames`, as a robot would."""
+@cache
+def lerobot_policy(folder: Path) -> tuple[Any, Any, Any]:
+    """A policy as LeRobot loads it, and its processors."""
     config = PreTrainedConfig.from_pretrained(folder)
     config.pretrained_backbone_weights = None
     policy = get_policy_class(config.type).from_pretrained(folder, config=config, strict=True)
-    before, after = make_pre_post_processors(config, str(folder))
+    return policy, *make_pre_post_processors(config, str(folder))
+
+
+def plans_itself(folder: Path, frames: list[Batch]) -> torch.Tensor:
+    """The chunk (1, T, A) that LeRobot's own policy plans after it was shown `frames`, as a robot would."""
+    policy, before, after = lerobot_policy(folder)
     policy.reset()
     with torch.random.fork_rng():
         for frame in frames:
