@@ -58,7 +58,8 @@ def test_the_past_is_that_of_lerobot(small_dataset: Path, every: int, start: int
         ours = torch.cat([batch[key] for batch in batches])
         theirs = torch.stack([peer[i][key] for i in index])
         assert torch.equal(ours, theirs if ours.dtype == theirs.dtype else (theirs * 255).round().to(torch.uint8))
-        assert torch.equal(seen_at(dataset, np.array(index), steps=3)[key], ours)
+        few = np.array([0, 1, len(index) - 1])
+        assert torch.equal(seen_at(dataset, np.array(index)[few], steps=3)[key], ours[few])
 
 
 def test_no_dataset_and_an_old_one_are_refused(small_dataset: Path, tmp_path: Path) -> None:
