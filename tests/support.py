@@ -24,7 +24,7 @@ def make_dataset(
 ) -> Path:
     """Two cameras that see a square wander, a state that knows where it is, actions that push it.
 
-    With two scenes each task has its own; with one, the tasks differ by instruction alone.
+    With two scenes each task has its own; with one, every episode shows the same, whatever its instruction.
     """
     image = {"dtype": "video" if video else "image", "shape": (size, size, 3), "names": ["height", "width", "channel"]}
     vector = {"observation.state": state, "action": 7}
@@ -35,6 +35,8 @@ def make_dataset(
     dataset = LeRobotDataset.create("local/small", 20, features, root=root, robot_type="panda", use_videos=video)
     rng = np.random.default_rng(0)
     for episode in range(episodes):
+        if scenes == 1:
+            rng = np.random.default_rng(0)
         place = rng.uniform(10, size - 10, 2)
         for _ in range(11 + episode):
             action = rng.uniform(-1, 1, 7).astype(np.float32)

@@ -87,7 +87,7 @@ def shown(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]
 
 def test_our_expert_can_teach_on_its_demonstrations(real: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, text = shown(capsys, ROOT / "assets" / "seer", "--dataset", real, "--frames", 16)
-    assert code == 0 and "can teach" in text and "seer" in text
+    assert code == 0 and "can teach" in text and "seer" in text, text
     error = float(text.split("recorded actions: ")[1].split()[0])
     assert error < 0.5
 

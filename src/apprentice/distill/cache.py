@@ -90,8 +90,8 @@ def cached(
     )
     if policy.config.stage != "align":
         return {IMAGE_TOKENS: tokens}
-    expert = (content, *sorted({Path(policy.config.expert), *checkpoints(policy.config.expert)}))
-    latents = _filled("expert latents", expert, source, partial(_latents, policy, source), torch.float32)
+    expert = sorted({Path(policy.config.expert), *checkpoints(policy.config.expert)})
+    latents = _filled("expert latents", (content, *expert), source, partial(_latents, policy, source), torch.float32)
     fill = partial(_prefixes, policy, source, tokens)
     sample = next(fill(0, 1), None)
     size = 0.0 if sample is None else sample.numel() * 2 * len(source) / 1e9

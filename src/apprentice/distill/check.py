@@ -31,9 +31,11 @@ class Findings:
     """What an expert does on some frames.
 
     Attributes:
-        difference: largest difference of decoded latents and the policy's own actions, in scales of its normalisation.
-        error: root mean square error (A,) of its actions against the recorded ones, in the robot's units.
+        difference: largest difference of decoded latents and the policy's own actions.
+        error: root mean square error (A,) of its actions against the recorded ones.
         spread: standard deviation (A,) of those recorded actions: the error of their mean.
+
+    All three are in scales of the expert's normalisation, so that no column counts more than it did in its training.
     """
 
     difference: float
@@ -42,9 +44,8 @@ class Findings:
 
     @property
     def relative_error(self) -> float:
-        """Error against that of a constant answer, over the dimensions that change: 0 is perfect, 1 is useless."""
-        moving = self.spread > 1e-6
-        return float((self.error[moving] / self.spread[moving]).square().mean().sqrt())
+        """Error against that of a constant answer: 0 is perfect, 1 is useless."""
+        return float(self.error.norm() / self.spread.norm())
 
 
 def expert_check(checkpoint: str, dataset: str, frames: int = 64) -> bool:
@@ -157,8 +158,8 @@ def look(expert: ActionExpert, dataset: LeRobotDataset, count: int) -> Findings:
         own = expert.own_actions(batch).cpu()
         difference = max(difference, float(((actions - own) / scale).abs().max()))
         decoded.append(actions)
-    errors = (torch.cat(decoded) - truth)[~pad]
-    return Findings(difference, errors.square().mean(0).sqrt(), truth[~pad].std(0))
+    errors = (torch.cat(decoded) - truth)[~pad] / scale
+    return Findings(difference, errors.square().mean(0).sqrt(), (truth[~pad] / scale).std(0))
 
 
 def unfit(findings: Findings) -> list[str]:

@@ -16,7 +16,7 @@ that the student chooses.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
@@ -53,7 +53,7 @@ class ByTaskDecoder(ActionDecoder):
         actions: dict[int, Tensor] = {}
         for expert, rows in _groups(choice.argmax(-1)):
             offset, scale = self.relative[expert]
-            actions |= dict(zip(rows.tolist(), self.decoders[expert].decode(own[rows]) * scale + offset, strict=True))
+            actions |= dict(zip(rows.tolist(), self._decoder(expert).decode(own[rows]) * scale + offset, strict=True))
         return torch.stack([actions[row] for row in range(len(latents))])
 
     def loss(self, latents: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
@@ -66,7 +66,7 @@ class ByTaskDecoder(ActionDecoder):
             offset, scale = self.relative[expert]
             picked = {key: batch[key][rows] for key in (ACTION, "action_is_pad") if key in batch}
             picked[ACTION] = (picked[ACTION] - offset) / scale
-            loss, of_expert = self.decoders[expert].loss(own[rows], picked)
+            loss, of_expert = self._decoder(expert).loss(own[rows], picked)
             share = len(rows) / len(latents)
             total = total + share * loss
             for name, value in of_expert.items():
@@ -77,6 +77,9 @@ class ByTaskDecoder(ActionDecoder):
             parts["choice_loss"] = chosen.item()
             total = total + CHOICE_WEIGHT * chosen
         return total, parts
+
+    def _decoder(self, expert: int) -> ActionDecoder:
+        return cast(ActionDecoder, self.decoders[expert])
 
     def _split(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Latents (B, N, D + K) to those of an expert (B, N, D) and the choice among K experts (B, K)."""
