@@ -24,8 +24,13 @@ CAMERAS = ("observation.images.image", "observation.images.image2")
 TASKS = ("put the bowl on the stove", "turn on the stove")
 
 
-def make_dataset(root: Path, video: bool = True, episodes: int = 3, size: int = 64, state: int = 8) -> Path:
-    """Two cameras that see a square wander, a state that knows where it is, actions that push it."""
+def make_dataset(
+    root: Path, video: bool = True, episodes: int = 3, size: int = 64, state: int = 8, scenes: int = 2
+) -> Path:
+    """Two cameras that see a square wander, a state that knows where it is, actions that push it.
+
+    With two scenes each task has its own; with one, every episode shows the same, whatever its instruction.
+    """
     image = {"dtype": "video" if video else "image", "shape": (size, size, 3), "names": ["height", "width", "channel"]}
     vector = {"observation.state": state, "action": 7}
     features = {key: image for key in CAMERAS}
@@ -35,12 +40,14 @@ def make_dataset(root: Path, video: bool = True, episodes: int = 3, size: int = 
     dataset = LeRobotDataset.create("local/small", 20, features, root=root, robot_type="panda", use_videos=video)
     rng = np.random.default_rng(0)
     for episode in range(episodes):
+        if scenes == 1:
+            rng = np.random.default_rng(0)
         place = rng.uniform(10, size - 10, 2)
         for _ in range(11 + episode):
             action = rng.uniform(-1, 1, 7).astype(np.float32)
             action[6] = np.sign(action[6])
             place = np.clip(place + 4 * action[:2], 8, size - 8)
-            picture = np.full((size, size, 3), 40 + 60 * (episode % 2), dtype=np.uint8)
+            picture = np.full((size, size, 3), 40 + 60 * (episode % scenes), dtype=np.uint8)
             row, column = place.astype(int)
             picture[row - 6 : row + 6, column - 6 : column + 6] = (220, 80, 40)
             proprioception = np.concatenate([place / size, rng.normal(size=state - 2)]).astype(np.float32)

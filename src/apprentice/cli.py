@@ -47,6 +47,11 @@ COMMANDS = {
         "apprentice.experts.seer_full.import_seer:import_seer",
         "apprentice.experts.seer_full.import_seer:import_seer",
     ),
+    "expert-check": (
+        "tell whether a policy can teach on a dataset",
+        "apprentice.distill.check:expert_check",
+        "apprentice.distill.check:expert_check",
+    ),
     "align": (
         "teach a VLM to produce an expert's latents",
         "apprentice.distill.stages:StageConfig",
@@ -79,7 +84,12 @@ COMMANDS = {
     ),
 }
 # the parameters that a command takes without a flag
-POSITIONAL = {"doctor": ["dataset"], "import-seer": ["checkpoint"], "ask": ["model", "images", "question"]}
+POSITIONAL = {
+    "doctor": ["dataset"],
+    "import-seer": ["checkpoint"],
+    "expert-check": ["checkpoint"],
+    "ask": ["model", "images", "question"],
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,6 +11,7 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from tests.support import CAMERAS, make_dataset
 
 from apprentice.data.dataset import action_chunks, column, frames, instructions, open_dataset
+from apprentice.data.frames import Frames, seen_at
 from apprentice.errors import UserError
 
 
@@ -32,14 +33,33 @@ def test_frames_and_columns_are_those_of_lerobot(tmp_path: Path, video: bool) ->
     np.testing.assert_array_equal(next(frames(dataset, CAMERAS[0], start=17)), ours[0][17])
 
 
-def test_action_chunks_are_those_of_lerobot(small_dataset: Path) -> None:
-    chunks, pad = action_chunks(open_dataset(small_dataset), 4)
-    deltas = {"action": [k / 20 for k in range(4)]}
+@pytest.mark.parametrize("window", [(0, 4), (-2, 3)])
+def test_action_chunks_are_those_of_lerobot(small_dataset: Path, window: tuple[int, int]) -> None:
+    chunks, pad = action_chunks(open_dataset(small_dataset), window)
+    deltas = {"action": [k / 20 for k in range(*window)]}
     peer = LeRobotDataset("local/small", root=small_dataset, delta_timestamps=deltas, video_backend="pyav")
-    for index in (0, 8, 9, 10, 11, 35):
+    for index in (0, 1, 8, 9, 10, 11, 12, 35):
         item = peer[index]
         np.testing.assert_array_equal(chunks[index], item["action"])
         np.testing.assert_array_equal(pad[index], item["action_is_pad"])
+
+
+@pytest.mark.parametrize(("every", "start"), [(1, 0), (1, 12), (3, 4)])
+def test_the_past_is_that_of_lerobot(small_dataset: Path, every: int, start: int) -> None:
+    dataset = open_dataset(small_dataset)
+    deltas = {key: [-0.1, -0.05, 0.0] for key in (*CAMERAS, "observation.state")}
+    peer = LeRobotDataset(
+        "local/small", root=small_dataset, delta_timestamps=deltas, video_backend="pyav", return_uint8=True
+    )
+    batches = list(Frames(dataset, list(CAMERAS), every).batches(start, 5, steps=3))
+    index = range(start * every, 36, every)
+    assert sum(len(batch["task"]) for batch in batches) == len(index)
+    for key in deltas:
+        ours = torch.cat([batch[key] for batch in batches])
+        theirs = torch.stack([peer[i][key] for i in index])
+        assert torch.equal(ours, theirs if ours.dtype == theirs.dtype else (theirs * 255).round().to(torch.uint8))
+        few = np.array([0, 1, len(index) - 1])
+        assert torch.equal(seen_at(dataset, np.array(index)[few], steps=3)[key], ours[few])
 
 
 def test_no_dataset_and_an_old_one_are_refused(small_dataset: Path, tmp_path: Path) -> None:

@@ -48,17 +48,22 @@ def column(dataset: LeRobotDataset, key: str) -> NDArray[np.float32]:
     return np.asarray(values, dtype=np.float32)
 
 
-def episode_ends(dataset: LeRobotDataset) -> NDArray[np.int64]:
-    """For every frame (F,), the index of the frame after its episode's last."""
+def episode_bounds(dataset: LeRobotDataset) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """For every frame (F,), the index of its episode's first frame and of the one after its last."""
     lengths = np.asarray(dataset.meta.episodes["length"])
-    return np.repeat(np.cumsum(lengths), lengths)
+    ends = np.cumsum(lengths)
+    return np.repeat(ends - lengths, lengths), np.repeat(ends, lengths)
 
 
-def action_chunks(dataset: LeRobotDataset, horizon: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Every frame's next T actions (F, T, A), the last one repeated past the end, and which are past it (F, T)."""
-    actions, ends = column(dataset, ACTION), episode_ends(dataset)
-    wanted = np.arange(len(actions))[:, None] + np.arange(horizon)
-    return actions[np.minimum(wanted, ends[:, None] - 1)], wanted >= ends[:, None]
+def action_chunks(dataset: LeRobotDataset, window: tuple[int, int]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Every frame's actions (F, W, A) of the steps in `window` (0 is the frame's own), and which are padding (F, W).
+
+    Outside the episode its first or last action is repeated, as LeRobot does.
+    """
+    actions, (starts, ends) = column(dataset, ACTION), episode_bounds(dataset)
+    wanted = np.arange(len(actions))[:, None] + np.arange(*window)
+    inside = np.clip(wanted, starts[:, None], ends[:, None] - 1)
+    return actions[inside], wanted != inside
 
 
 def instructions(dataset: LeRobotDataset) -> list[str]:

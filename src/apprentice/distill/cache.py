@@ -9,20 +9,19 @@ through a memory map.
 import errno
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
-from lerobot.utils.constants import OBS_STATE
 from torch import Tensor
 
-from apprentice.data.dataset import column, frames, instructions
+from apprentice.data.dataset import instructions
+from apprentice.data.frames import Frames
 from apprentice.device import mixed_precision
 from apprentice.errors import UserError
+from apprentice.experts import checkpoints
 from apprentice.experts.base import Batch
 from apprentice.files import cache_folder, fingerprint
 from apprentice.policy.modeling_apprentice import EXPERT_LATENTS, IMAGE_TOKENS, PREFIX, ApprenticePolicy
@@ -75,35 +74,6 @@ class Rows:
         return torch.from_numpy(np.ascontiguousarray(raw)).view(self.dtype).reshape(len(index), *self.shape)
 
 
-@dataclass(frozen=True)
-class Frames:
-    """Every n-th frame of a dataset, in order."""
-
-    dataset: LeRobotDataset
-    cameras: list[str]
-    every: int
-
-    def __len__(self) -> int:
-        return len(range(0, self.dataset.num_frames, self.every))
-
-    def batches(self, start: int, size: int) -> Iterator[Batch]:
-        """Batches from the `start`-th frame on, as LeRobot's data loader would yield them: uint8 images (b, 3, h, w),
-        state, task.
-        """
-        state = torch.from_numpy(column(self.dataset, OBS_STATE)[:: self.every])
-        task = instructions(self.dataset)[:: self.every]
-        streams = [
-            islice(frames(self.dataset, camera, start * self.every), 0, None, self.every) for camera in self.cameras
-        ]
-        for first in range(start, len(task), size):
-            last = min(first + size, len(task))
-            batch: Batch = {OBS_STATE: state[first:last], "task": task[first:last]}
-            for camera, stream in zip(self.cameras, streams, strict=True):
-                images = np.stack([next(stream) for _ in range(first, last)])
-                batch[camera] = torch.from_numpy(images).permute(0, 3, 1, 2)
-            yield batch
-
-
 def cached(
     policy: ApprenticePolicy, dataset: LeRobotDataset, every: int = 1, prefix_gb: float = 0.0
 ) -> dict[str, Rows]:
@@ -121,8 +91,8 @@ def cached(
     )
     if policy.config.stage == "finetune" and not policy.config.latent_weight:
         return {IMAGE_TOKENS: tokens}
-    expert = (content, Path(policy.config.expert))
-    latents = _filled("expert latents", expert, source, partial(_latents, policy, source), torch.float32)
+    expert = sorted({Path(policy.config.expert), *checkpoints(policy.config.expert)})
+    latents = _filled("expert latents", (content, *expert), source, partial(_latents, policy, source), torch.float32)
     if policy.config.stage == "finetune":
         return {IMAGE_TOKENS: tokens, EXPERT_LATENTS: latents}
     if not policy.vlm.splits:
@@ -161,7 +131,7 @@ def _image_tokens(policy: ApprenticePolicy, source: Frames, start: int, size: in
 
 
 def _latents(policy: ApprenticePolicy, source: Frames, start: int, size: int) -> Iterator[Tensor]:
-    return map(policy.expert.encode, source.batches(start, size))
+    return map(policy.expert.encode, source.batches(start, size, policy.expert.n_obs_steps))
 
 
 @torch.no_grad()

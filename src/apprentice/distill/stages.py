@@ -33,7 +33,8 @@ class StageConfig:
         dataset: folder of a LeRobotDataset v3.0.
         out: folder of the run.
         vlm: folder or hub name of a Hugging Face VLM; not needed with `student`.
-        expert: folder of the expert's checkpoint; not needed to fine-tune a `student`.
+        expert: folder of the expert's checkpoint, or a YAML file with one for each instruction; not needed to
+            fine-tune a `student`.
         student: checkpoint (or run) to go on from.
         scratch: give the VLM random weights.
         every: learn from every n-th frame alone. Neighbours differ little, and caching costs a time for each.
@@ -98,7 +99,7 @@ def _stage(stage: str, config: StageConfig) -> Path:
     policy.to(best_device())
     console.print(parameter_table(policy))
     rows = cached(policy, dataset, config.every, config.prefix_gb)
-    samples = Samples(dataset, policy.config.chunk_size, rows, policy.vlm.device, config.every)
+    samples = Samples(dataset, policy.config.action_window, rows, policy.vlm.device, config.every)
     train(policy, samples, Schedule(config.steps, config.batch_size, config.seed), run)
     return checkpoint
 

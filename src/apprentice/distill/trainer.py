@@ -53,12 +53,17 @@ class Samples:
     """Batches of every n-th frame of a dataset, whose images are cached; the rest is small and kept in memory."""
 
     def __init__(
-        self, dataset: LeRobotDataset, horizon: int, rows: dict[str, Rows], device: torch.device, every: int = 1
+        self,
+        dataset: LeRobotDataset,
+        window: tuple[int, int],
+        rows: dict[str, Rows],
+        device: torch.device,
+        every: int = 1,
     ):
         self.rows, self.device = rows, device
         self.state = torch.from_numpy(column(dataset, OBS_STATE)[::every])
         self.task = instructions(dataset)[::every]
-        actions, pad = action_chunks(dataset, horizon)
+        actions, pad = action_chunks(dataset, window)
         self.actions, self.pad = torch.from_numpy(actions[::every]), torch.from_numpy(pad[::every])
 
     def __len__(self) -> int:

@@ -1,29 +1,27 @@
 """Small action models (experts) behind one interface."""
 
-import json
 from pathlib import Path
 
 import torch
 
-from apprentice.errors import UserError
+from apprentice.experts import kinds
 from apprentice.experts.base import ActionDecoder, ActionExpert
-from apprentice.experts.seer.expert import SeerExpert
-from apprentice.experts.seer.modeling_seer import SeerDecoder
-from apprentice.experts.seer_full.expert import SeerFullExpert
+from apprentice.experts.by_task import ByTaskDecoder, ByTaskExpert, read_tasks
+from apprentice.experts.kinds import EXPERTS, kind_of
 
-EXPERTS: dict[str, type[SeerExpert]] = {"seer": SeerExpert, "seer_full": SeerFullExpert}
-DECODERS: dict[str, type[ActionDecoder]] = {"seer": SeerDecoder}
+DECODERS: dict[str, type[ActionDecoder]] = {**kinds.DECODERS, "by_task": ByTaskDecoder}
 
 
 def load_expert(path: Path | str, device: torch.device) -> ActionExpert:
-    """Load a LeRobot policy's checkpoint folder as an expert. Raises UserError if it is none that we know."""
-    config = Path(path) / "config.json"
-    if not config.is_file():
-        raise UserError(
-            f"expected an expert's checkpoint folder, found no {config}; "
-            "fix: name the folder with config.json and model.safetensors (lerobot-train calls it pretrained_model)"
-        )
-    kind = json.loads(config.read_text()).get("type")
-    if kind not in EXPERTS:
-        raise UserError(f"expected an expert of type {', '.join(EXPERTS)}, found {kind!r}; fix: train one of those")
-    return EXPERTS[kind](path, device)
+    """Load a LeRobot policy's checkpoint folder as an expert, or a YAML file that names one for each instruction.
+
+    Raises UserError if it is none that we know.
+    """
+    if Path(path).is_file():
+        return ByTaskExpert(path, device)
+    return EXPERTS[kind_of(Path(path))](Path(path), device)
+
+
+def checkpoints(path: Path | str) -> list[Path]:
+    """The checkpoint folders behind what `load_expert` takes."""
+    return sorted(set(read_tasks(path).values())) if Path(path).is_file() else [Path(path)]

@@ -3,14 +3,24 @@
 A policy that acts is cut in two at its *latents*: `encode` is everything before them, the `ActionDecoder` everything
 behind. Alignment teaches the student to produce the latents; the decoder, and the loss that trains it, move into the
 student, which from then on needs no expert.
+
+Letters: B samples, N latents of D numbers each, T actions of A numbers each. Some decoders turn each latent into one
+action (N = T: Seer, ACT), others one latent into a whole chunk (N = 1: Diffusion).
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
+from lerobot.utils.constants import ACTION
 from torch import Tensor, nn
 
+from apprentice.errors import UserError
+
 Batch = dict[str, Any]
+SEED = 0  # of decoders that sample
 
 
 class ActionDecoder(nn.Module, ABC):
@@ -24,26 +34,32 @@ class ActionDecoder(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
-        """Turn latents (B, T, D) into normalised actions (B, T, A), deterministically."""
+        """Turn latents (B, N, D) into normalised actions (B, T, A), the first of them the one to carry out now.
+
+        Deterministic: a decoder that samples does so under `seeded`, and leaves the global generator as it was.
+        """
 
     @abstractmethod
     def loss(self, latents: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """Return the loss (scalar) of latents (B, T, D) against normalised `batch["action"]` (B, T, A), and its parts.
+        """Return the loss (scalar) of latents (B, N, D) against normalised `batch["action"]` (B, W, A), and its parts.
 
-        `batch["action_is_pad"]` (B, T), where present, marks actions past the end of an episode; they do not count.
+        The W actions are those of the expert's `action_window`. `batch["action_is_pad"]` (B, W), where present, marks
+        actions outside the episode; they count as little as in the expert's own training.
         """
 
 
 class ActionExpert(ABC):
-    """A frozen small policy, seen as encoder and decoder. Not a module: it never enters a student's weights.
+    """A frozen LeRobot policy, seen as encoder and decoder. Not a module: it never enters a student's weights.
 
     Attributes:
         kind: the key of its decoder in `apprentice.experts.DECODERS`.
-        horizon: T, latents in a chunk.
+        horizon: T, actions in a chunk.
         latent_dim: D.
         action_dim: A.
         inputs: shapes of the observations that it reads, images (3, h, w), in the order in which it reads them.
+        n_obs_steps: steps of observation that it reads, the present one included.
         decoder: the part that the student re-uses.
+        policy: the policy as LeRobot loads it, with its `preprocessor` and `postprocessor`.
     """
 
     kind: str
@@ -51,12 +67,72 @@ class ActionExpert(ABC):
     latent_dim: int
     action_dim: int
     inputs: dict[str, tuple[int, ...]]
+    n_obs_steps: int = 1
     decoder: ActionDecoder
+    policy: Any
+    preprocessor: Any
+    postprocessor: Any
+
+    @property
+    def latent_count(self) -> int:
+        """N, latents in a chunk; one an action unless a decoder says otherwise."""
+        return self.horizon
+
+    @property
+    def action_window(self) -> tuple[int, int]:
+        """First step, and the one after the last, of the actions that the decoder's loss is told; 0 is now."""
+        return 0, self.horizon
 
     @abstractmethod
     def encode(self, batch: Batch) -> Tensor:
-        """Map a raw batch, as a LeRobotDataset yields it (un-normalised), to latents (B, T, D), without gradient."""
+        """Map a raw batch, as a LeRobotDataset yields it (un-normalised), to latents (B, N, D), without gradient.
+
+        If `n_obs_steps` is more than one, observations have a second axis of that many steps, oldest first; at the
+        start of an episode its first frame is repeated, as LeRobot does in datasets and at run time. Deterministic.
+        """
 
     @abstractmethod
     def action_affine(self) -> tuple[Tensor, Tensor]:
         """Offset and scale (A,) of its normalisation: normalised = (action - offset) / scale."""
+
+    @torch.no_grad()
+    def own_actions(self, batch: Batch) -> Tensor:
+        """What the policy itself plans for a raw batch: (B, T, A) in the robot's units, sampled under `seeded`."""
+        batch = scaled_images(batch)
+        with seeded():
+            return self.postprocessor(self.policy.predict_action_chunk(self.preprocessor(batch)))
+
+    def decoded(self, latents: Tensor) -> Tensor:
+        """Latents (B, N, D) to actions (B, T, A) in the robot's units."""
+        offset, scale = (value.to(latents) for value in self.action_affine())
+        with torch.no_grad():
+            return self.decoder.decode(latents) * scale + offset
+
+
+@contextmanager
+def seeded(seed: int = SEED) -> Iterator[None]:
+    """Draw from a fixed seed inside, on every device, and go on afterwards as if nothing had been drawn."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+def scaled_images(batch: Batch) -> Batch:
+    """The observations and instructions of a raw batch, images as floats in [0, 1]."""
+    kept = {key: value for key, value in batch.items() if key.startswith("observation.") or key == "task"}
+    return {k: v / 255 if isinstance(v, Tensor) and v.dtype == torch.uint8 else v for k, v in kept.items()}
+
+
+def affine_of(postprocessor: Any, action_dim: int) -> tuple[Tensor, Tensor]:
+    """Offset and scale (A,) of a postprocessor that un-normalises actions, whatever its mode.
+
+    Raises UserError if it does anything else to them.
+    """
+    zero, one, two = (postprocessor(torch.full((1, action_dim), float(x)))[0].cpu() for x in (0, 1, 2))
+    scale = one - zero
+    if not torch.allclose(two - one, scale, rtol=1e-3, atol=1e-5):
+        raise UserError(
+            f"expected an expert whose {ACTION} is un-normalised by an offset and a scale, found a postprocessor that "
+            "does more; fix: train it on absolute or per-step actions, with LeRobot's default processors"
+        )
+    return zero, torch.where(scale == 0, 1e-8, scale)

@@ -23,7 +23,8 @@ class ApprenticeConfig(PreTrainedConfig):
 
     Attributes:
         vlm: folder or hub name of a Hugging Face image-text-to-text model.
-        expert: folder of the expert's checkpoint; its decoder moves into the student.
+        expert: folder of the expert's checkpoint, or a YAML file with one for each instruction; its decoder moves into
+            the student.
         stage: "align" trains action tokens, state encoder and mapper towards the expert's latents; "finetune" trains
             the language model and the decoder too, towards the demonstrated actions.
         align_loss: "mse" (PAPER, figure) or "l2", the mean norm of the difference (reference code).
@@ -34,7 +35,11 @@ class ApprenticeConfig(PreTrainedConfig):
         state_noise: standard deviation of noise on the normalised state in training, so that the student looks instead
             of trusting where the arm happened to be in the demonstrations.
         learning_rate: peak learning rate; the language model's is `language_rate_factor` times as high.
-        decoder_kind, decoder_settings, chunk_size, latent_dim: the expert's decoder; filled in from the expert.
+        decoder_kind, decoder_settings: the expert's decoder; these and what follows is filled in from the expert.
+        chunk_size: T, actions in a chunk.
+        latent_count, latent_dim: N latents of D numbers, from which the decoder makes a chunk; an action token each.
+        action_window: first step, and the one after the last, of the actions that the decoder's loss is told.
+        expert_obs_steps: steps of observation that the expert reads. The student reads the present one alone.
     """
 
     vlm: str = ""
@@ -52,7 +57,10 @@ class ApprenticeConfig(PreTrainedConfig):
     decoder_kind: str = ""
     decoder_settings: dict[str, Any] = field(default_factory=dict)
     chunk_size: int = 0
+    latent_count: int = 0
     latent_dim: int = 0
+    action_window: tuple[int, int] = (0, 0)
+    expert_obs_steps: int = 1
     # The student normalises by itself, with the expert's statistics, which travel in its weights.
     normalization_mapping: dict[str, NormalizationMode] = field(
         default_factory=lambda: {kind.value: NormalizationMode.IDENTITY for kind in FeatureType}
@@ -85,25 +93,28 @@ class ApprenticeConfig(PreTrainedConfig):
         )
 
     @property
-    def observation_delta_indices(self) -> None:
-        """The student sees the present alone."""
-        return None
+    def observation_delta_indices(self) -> list[int] | None:
+        """The present alone; the past too if the expert reads it, whose latents count."""
+        self._know_expert()
+        past = 1 - self.expert_obs_steps if self.stage == "align" or self.latent_weight else 0
+        return list(range(past, 1)) if past else None
 
     @property
     def action_delta_indices(self) -> list[int]:
-        """The chunk, from now on."""
-        return list(range(self.horizon))
+        """The steps of the actions that the decoder's loss is told."""
+        self._know_expert()
+        return list(range(*self.action_window))
 
-    @property
-    def horizon(self) -> int:
-        """T, actions in a chunk; a fresh configuration asks its expert. Raises UserError without either."""
+    def _know_expert(self) -> None:
+        """A fresh configuration asks its expert for its shape. Raises UserError without one."""
         if not self.chunk_size:
             self.adopt(load_expert(self.expert, torch.device("cpu")))
-        return self.chunk_size
 
     def adopt(self, expert: ActionExpert) -> None:
         """Take over the shape of the expert's latents and the recipe of its decoder."""
-        self.chunk_size, self.latent_dim = expert.horizon, expert.latent_dim
+        self.chunk_size, self.action_window = expert.horizon, expert.action_window
+        self.latent_count, self.latent_dim = expert.latent_count, expert.latent_dim
+        self.expert_obs_steps = expert.n_obs_steps
         self.n_action_steps = self.n_action_steps or (expert.horizon + 1) // 2
         self.decoder_kind, self.decoder_settings = expert.kind, dict(expert.decoder.settings)
 

@@ -2,8 +2,8 @@
 
     images, instruction ----> VLM prefix -----------------+ keys and values
     state ----> state encoder ----> <state> --+           v
-    action tokens (T) --------------------------> VLM suffix ----> hidden (B, T, H)
-    hidden ----> mapper ----> latents (B, T, D) ----> expert's decoder ----> action chunk (B, T, A)
+    action tokens (N) --------------------------> VLM suffix ----> hidden (B, N, H)
+    hidden ----> mapper ----> latents (B, N, D) ----> expert's decoder ----> action chunk (B, T, A)
 
 Method: VITA-VLA, arXiv 2510.09607. Two things differ from its public code: statistics travel in the weights, so they
 can be neither missing nor stale nor applied twice; and one query sees the present alone, without history.
@@ -21,16 +21,17 @@ from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor, nn
 
+from apprentice.data.contract import FILE as CONTRACT
 from apprentice.data.contract import Contract, check_features, hash_of
 from apprentice.errors import UserError
-from apprentice.experts import DECODERS, load_expert
+from apprentice.experts import DECODERS, checkpoints, load_expert
 from apprentice.experts.base import ActionDecoder, ActionExpert, Batch
 from apprentice.policy.configuration_apprentice import ApprenticeConfig
 from apprentice.vlm.base import VLM, Prefix, Prompt
 
 IMAGE_TOKENS = "image_tokens"  # optional in a batch: what `VLM.image_tokens` yields, computed before
 PREFIX = "prefix"  # optional in a batch: (B, layers, 2, heads, L, d), keys and values, computed before
-EXPERT_LATENTS = "expert_latents"  # optional in a batch: (B, T, D), computed before
+EXPERT_LATENTS = "expert_latents"  # optional in a batch: (B, N, D), computed before
 
 TRAINED = {
     "align": ("state encoder", "action tokens", "mapper"),
@@ -94,7 +95,7 @@ class ApprenticePolicy(PreTrainedPolicy):
             self.vlm = VLM.from_config(checkpoint / "vlm")
         hidden, latent = self.vlm.hidden_size, config.latent_dim
         self.state_encoder = StateEncoder(state_dim, config.gripper_state_dims, hidden)
-        start = torch.randn(config.chunk_size, hidden) * self.vlm.embedding_scale()
+        start = torch.randn(config.latent_count, hidden) * self.vlm.embedding_scale()
         self.action_tokens = nn.Embedding.from_pretrained(start, freeze=False)
         self.mapper = nn.Sequential(
             nn.Linear(hidden, latent),
@@ -165,17 +166,17 @@ class ApprenticePolicy(PreTrainedPolicy):
     # ---- passes
 
     def latents(self, batch: Batch) -> Tensor:
-        """Map a raw batch to latents (B, T, D) in the expert's space."""
+        """Map a raw batch to latents (B, N, D) in the expert's space."""
         state = (batch[OBS_STATE].float() - self.state_offset) / self.state_scale
         if self.training:
             state = state + self.config.state_noise * torch.randn_like(state)
-        order = torch.arange(self.config.chunk_size, device=state.device).expand(len(state), -1)
+        order = torch.arange(self.config.latent_count, device=state.device).expand(len(state), -1)
         tokens = torch.cat([self.state_encoder(state), self.action_tokens(order)], 1)
         if self.config.stage == "align" and self.vlm.splits:
             hidden = self.vlm.suffix(self.prefix(batch), tokens)
         else:
             hidden = self.vlm.whole(self.prompt(batch), self._image_tokens(batch), tokens)
-        return self.mapper(hidden[:, -self.config.chunk_size :])
+        return self.mapper(hidden[:, -self.config.latent_count :])
 
     @torch.no_grad()
     def prefix(self, batch: Batch, length: int = 0) -> Prefix:
@@ -202,7 +203,7 @@ class ApprenticePolicy(PreTrainedPolicy):
         The paper drops the alignment when it fine-tunes; with `latent_weight` it stays, and the student closer to its
         expert.
         """
-        latents = self.latents(batch).float()
+        latents = self.latents(self._present(batch)).float()
         if self.config.stage == "align":
             loss = self._align_loss(latents, batch)
             return loss, {"align": loss.item()}
@@ -214,10 +215,16 @@ class ApprenticePolicy(PreTrainedPolicy):
         return loss, parts
 
     def _align_loss(self, latents: Tensor, batch: Batch) -> Tensor:
-        """How far latents (B, T, D) are from the expert's, from the batch's cache if it has them."""
+        """How far latents (B, N, D) are from the expert's, from the batch's cache if it has them."""
         target = batch[EXPERT_LATENTS] if EXPERT_LATENTS in batch else self.expert.encode(batch)
         difference = latents - target.to(latents)
         return difference.square().mean() if self.config.align_loss == "mse" else difference.norm(dim=-1).mean()
+
+    def _present(self, batch: Batch) -> Batch:
+        """The last step of every observation, where a batch carries the past for the expert."""
+        if self.config.observation_delta_indices is None or EXPERT_LATENTS in batch:
+            return batch
+        return {key: value[:, -1] if key.startswith("observation.") else value for key, value in batch.items()}
 
     @torch.no_grad()
     def predict_action_chunk(self, batch: Batch, **kwargs: Any) -> Tensor:  # type: ignore[override]
@@ -266,9 +273,9 @@ class ApprenticePolicy(PreTrainedPolicy):
         if dataset_meta is None:
             return Contract()
         data = Contract.of_dataset(dataset_meta.root)
-        known = Path(self.config.expert)
-        if (known / "contract.json").exists():
-            Contract.load(known).check(data, f"expert {self.config.expert}", f"dataset {dataset_meta.root}")
+        for known in checkpoints(self.config.expert):
+            if (known / CONTRACT).exists():
+                Contract.load(known).check(data, f"expert {known}", f"dataset {dataset_meta.root}")
         return data
 
     def _take_over(self, dataset_stats: dict[str, dict[str, Any]]) -> None:

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lerobot.configs import NormalizationMode, PreTrainedConfig
+from lerobot.configs import PreTrainedConfig
 from lerobot.policies.factory import make_pre_post_processors
 from torch import Tensor
 
-from apprentice.experts.base import ActionExpert, Batch
+from apprentice.experts.base import ActionExpert, Batch, affine_of, scaled_images
 from apprentice.experts.seer.modeling_seer import SeerPolicy
 
 
@@ -34,14 +34,7 @@ class SeerExpert(ActionExpert):
 
     @torch.no_grad()
     def encode(self, batch: Batch) -> Tensor:
-        keys = self.policy.config.image_features
-        images = {key: batch[key] / 255 for key in keys if batch[key].dtype == torch.uint8}
-        return self.policy.latents(self.preprocessor({**batch, **images}))
+        return self.policy.latents(self.preprocessor(scaled_images(batch)))
 
     def action_affine(self) -> tuple[Tensor, Tensor]:
-        if self.policy.config.normalization_mapping["ACTION"] is NormalizationMode.IDENTITY:
-            return torch.zeros(self.action_dim), torch.ones(self.action_dim)
-        stats = {k: torch.as_tensor(v) for k, v in self.postprocessor.steps[0].stats["action"].items()}
-        span = stats["max"] - stats["min"]
-        scale = torch.where(span == 0, 1e-8, span) / 2  # LeRobot's own way out where an action never changes
-        return stats["min"] + scale, scale
+        return affine_of(self.postprocessor, self.action_dim)

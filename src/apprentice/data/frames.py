@@ -1,0 +1,69 @@
+"""Frames of a dataset in order, with as many past ones as a policy reads; no video is decoded twice."""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.utils.constants import OBS_STATE
+from torch import Tensor
+
+from apprentice.data.dataset import column, episode_bounds, frames, instructions
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Every n-th frame of a dataset, in order."""
+
+    dataset: LeRobotDataset
+    cameras: list[str]
+    every: int
+
+    def __len__(self) -> int:
+        return len(range(0, self.dataset.num_frames, self.every))
+
+    def batches(self, start: int, size: int, steps: int = 1) -> Iterator[dict[str, Any]]:
+        """Batches from the `start`-th frame on, as LeRobot's data loader would yield them: uint8 images (b, 3, h, w),
+        state (b, S), task.
+
+        With more than one step, images (b, steps, 3, h, w) and state (b, steps, S) of the present and the frames right
+        before it, oldest first; at the start of an episode its first frame is repeated.
+        """
+        state, task = torch.from_numpy(column(self.dataset, OBS_STATE)), instructions(self.dataset)
+        steps_of = seen_with(self.dataset, steps)
+        streams = [self._images(camera, start, steps_of) for camera in self.cameras]
+        for first in range(start, len(self), size):
+            index = np.arange(first, min(first + size, len(self))) * self.every
+            batch: dict[str, Any] = {OBS_STATE: state[steps_of[index]], "task": [task[i] for i in index]}
+            batch |= {
+                camera: torch.stack([next(stream) for _ in index])
+                for camera, stream in zip(self.cameras, streams, strict=True)
+            }
+            yield batch if steps > 1 else {k: v[:, 0] if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+    def _images(self, camera: str, start: int, steps_of: np.ndarray) -> Iterator[Tensor]:
+        """One camera's images (steps, 3, h, w) of every n-th frame from the `start`-th on."""
+        now = start * self.every
+        first = int(steps_of[now, 0]) if now < len(steps_of) else now
+        recent: deque[Tensor] = deque(maxlen=steps_of.shape[1])
+        for index, image in enumerate(frames(self.dataset, camera, first), first):
+            recent.append(torch.from_numpy(image).permute(2, 0, 1))
+            if index >= now and index % self.every == 0:
+                yield torch.stack([recent[i - index - 1] for i in steps_of[index]])
+
+
+def seen_with(dataset: LeRobotDataset, steps: int) -> np.ndarray:
+    """For every frame (F, steps), the indices of the frames that are seen with it, oldest first."""
+    wanted = np.arange(dataset.num_frames)[:, None] + np.arange(1 - steps, 1)
+    return np.maximum(wanted, episode_bounds(dataset)[0][:, None])
+
+
+def seen_at(dataset: LeRobotDataset, index: np.ndarray, steps: int = 1) -> dict[str, Any]:
+    """A batch as `Frames` makes it, of frames anywhere (b,): videos are searched, which is slow for many frames."""
+    items = [[dataset[int(i)] for i in seen] for seen in seen_with(dataset, steps)[index]]
+    keys = [key for key in items[0][0] if key.startswith("observation.")]
+    batch = {key: torch.stack([torch.stack([item[key] for item in row]) for row in items]) for key in keys}
+    return {k: v if steps > 1 else v[:, 0] for k, v in batch.items()} | {"task": [row[-1]["task"] for row in items]}

@@ -1,0 +1,182 @@
+"""Can this policy teach? What alignment needs of an expert, looked at on a dataset before hours are spent on it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.utils.constants import ACTION
+from lerobot.utils.feature_utils import dataset_to_policy_features
+from rich.markup import escape
+from rich.table import Table
+from torch import Tensor
+
+from apprentice.data.contract import FILE as CONTRACT
+from apprentice.data.contract import Contract, check_features
+from apprentice.data.dataset import action_chunks, open_dataset
+from apprentice.data.frames import seen_at
+from apprentice.device import best_device
+from apprentice.errors import UserError
+from apprentice.experts import checkpoints, load_expert
+from apprentice.experts.base import ActionExpert
+from apprentice.progress import console
+
+BATCH = 16
+SAME = 1e-3  # of the normalisation's scale: decoded latents and the policy's own actions may differ by so much
+FAR, FLAT = 4.0, 0.01  # normalised actions have a mean and a spread below the one, and a spread above the other
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What an expert does on some frames.
+
+    Attributes:
+        difference: largest difference of decoded latents and the policy's own actions.
+        error: root mean square error (A,) of its actions against the recorded ones.
+        spread: standard deviation (A,) of those recorded actions: the error of their mean.
+
+    All three are in scales of the expert's normalisation, so that no column counts more than it did in its training.
+    """
+
+    difference: float
+    error: Tensor
+    spread: Tensor
+
+    @property
+    def relative_error(self) -> float:
+        """Error against that of a constant answer: 0 is perfect, 1 is useless."""
+        return float(self.error.norm() / self.spread.norm())
+
+
+def expert_check(checkpoint: str, dataset: str, frames: int = 64) -> bool:
+    """Tell whether a policy can teach on a dataset; False, and what to do about it, if it cannot.
+
+    Args:
+        checkpoint: the policy's checkpoint folder, or a YAML file with one for each instruction.
+        dataset: folder of a LeRobotDataset v3.0.
+        frames: how many frames, spread over the dataset, its actions are compared on.
+
+    Raises UserError if there is no such dataset.
+    """
+    data = open_dataset(dataset)
+    try:
+        expert = load_expert(checkpoint, best_device())
+        console.print(summary(expert))
+        problems = meeting(expert, checkpoint, data)
+        if not problems:
+            actions, findings = action_table(expert, data), look(expert, data, frames)
+            console.print(actions)
+            console.print(
+                f"decoded latents and its own actions differ by {findings.difference:.1e} scales\n"
+                f"error against the recorded actions: {findings.relative_error:.2f} of a constant answer's"
+            )
+            problems = [*foreign_units(expert, data), *unfit(findings)]
+    except UserError as error:
+        problems = [str(error)]
+    for problem in problems:
+        console.print(f"[red]cannot teach:[/red] {escape(problem)}", highlight=False)
+    if not problems:
+        console.print("[green]can teach[/green]")
+    return not problems
+
+
+def summary(expert: ActionExpert) -> Table:
+    """What the expert is: its kind, latents, actions and inputs."""
+    table = Table(title="expert", title_justify="left", show_header=False)
+    first, stop = expert.action_window
+    parameters = sum(p.numel() for p in expert.decoder.parameters())
+    rows = {
+        "kind": expert.kind,
+        "latents": f"{expert.latent_count} of {expert.latent_dim} numbers: as many action tokens in the student",
+        "actions": f"{expert.horizon} of {expert.action_dim} numbers; its loss is told steps {first} to {stop - 1}",
+        "decoder": f"{parameters:,} parameters move into the student",
+        "observation": f"{expert.n_obs_steps} steps" if expert.n_obs_steps > 1 else "the present alone",
+        "inputs": "\n".join(f"{key} {shape}" for key, shape in expert.inputs.items()),
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def meeting(expert: ActionExpert, checkpoint: str, dataset: LeRobotDataset) -> list[str]:
+    """Where features and contracts of expert and dataset do not fit together."""
+    problems = []
+    found = {key: tuple(feature.shape) for key, feature in dataset_to_policy_features(dataset.meta.features).items()}
+    try:
+        check_features({**expert.inputs, ACTION: (expert.action_dim,)}, found, "the expert", "the dataset")
+    except UserError as error:
+        problems.append(str(error))
+    for folder in checkpoints(checkpoint):
+        if not (folder / CONTRACT).exists():
+            console.print(f"{folder} has no contract: conventions (units, rotation, gripper) are not compared")
+            continue
+        try:
+            Contract.load(folder).check(Contract.of_dataset(dataset.root), f"expert {folder}", "the dataset")
+        except UserError as error:
+            problems.append(str(error))
+    return problems
+
+
+def action_table(expert: ActionExpert, dataset: LeRobotDataset) -> Table:
+    """The dataset's actions beside the expert's normalisation of them."""
+    table = Table(title="actions", title_justify="left")
+    for name in ("column", "recorded mean", "recorded spread", "expert's offset", "expert's scale"):
+        table.add_column(name, justify="right")
+    recorded = _recorded(dataset)
+    columns = zip(range(expert.action_dim), recorded.mean(0), recorded.std(0), *expert.action_affine(), strict=True)
+    for number, *values in columns:
+        table.add_row(str(number), *(f"{float(value):.3f}" for value in values))
+    return table
+
+
+def foreign_units(expert: ActionExpert, dataset: LeRobotDataset) -> list[str]:
+    """Actions that, normalised by the expert's statistics, lie far from where such actions lie."""
+    offset, scale = (value.cpu() for value in expert.action_affine())
+    recorded = _recorded(dataset)
+    moving = recorded.std(0) > 1e-6
+    normalised = (recorded - offset) / scale
+    far = (normalised.mean(0).abs() > FAR) | (normalised.std(0) > FAR) | (normalised.std(0) < FLAT)
+    wrong = (far & moving).nonzero()[:, 0].tolist()
+    if not wrong:
+        return []
+    return [
+        f"expected actions like those that it was trained on, found other means or spreads in columns {wrong}; "
+        "fix: convert the dataset's actions to its units, or train it on this dataset"
+    ]
+
+
+@torch.no_grad()
+def look(expert: ActionExpert, dataset: LeRobotDataset, count: int) -> Findings:
+    """Compare the expert's decoded latents with its own and with the recorded actions, on `count` frames at most."""
+    index = np.unique(np.linspace(0, dataset.num_frames - 1, count).round().astype(int))
+    truth, pad = (torch.from_numpy(values[index]) for values in action_chunks(dataset, (0, expert.horizon)))
+    decoded, difference = [], 0.0
+    scale = expert.action_affine()[1].cpu()
+    for first in range(0, len(index), BATCH):
+        batch = seen_at(dataset, index[first : first + BATCH], expert.n_obs_steps)
+        actions = expert.decoded(expert.encode(batch)).cpu()
+        own = expert.own_actions(batch).cpu()
+        difference = max(difference, float(((actions - own) / scale).abs().max()))
+        decoded.append(actions)
+    errors = (torch.cat(decoded) - truth)[~pad] / scale
+    return Findings(difference, errors.square().mean(0).sqrt(), (truth[~pad] / scale).std(0))
+
+
+def unfit(findings: Findings) -> list[str]:
+    """What the findings say against this expert."""
+    problems = []
+    if not findings.difference < SAME:
+        problems.append(
+            f"expected decoded latents to be its own actions, found a difference of {findings.difference:.1e}; "
+            "fix: report it with this checkpoint, it is a fault of ours"
+        )
+    if not findings.relative_error < 1:
+        problems.append(
+            f"expected actions nearer to the recorded ones than their mean is, found {findings.relative_error:.2f} "
+            "times its error; fix: train it longer, and on this dataset"
+        )
+    return problems
+
+
+def _recorded(dataset: LeRobotDataset) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(action_chunks(dataset, (0, 1))[0][:, 0]))

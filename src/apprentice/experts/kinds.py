@@ -1,0 +1,47 @@
+"""Every kind of expert, by the `type` in its checkpoint's config.json. A new kind is a file and two lines here."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from apprentice.errors import UserError
+from apprentice.experts.act import ACTDecoder, ACTExpert
+from apprentice.experts.base import ActionDecoder, ActionExpert
+from apprentice.experts.diffusion import DiffusionDecoder, DiffusionExpert
+from apprentice.experts.multi_task_dit import MultiTaskDiTDecoder, MultiTaskDiTExpert
+from apprentice.experts.seer.expert import SeerExpert
+from apprentice.experts.seer.modeling_seer import SeerDecoder
+from apprentice.experts.seer_full.expert import SeerFullExpert
+from apprentice.experts.vqbet import VQBeTDecoder, VQBeTExpert
+from apprentice.files import read_json
+
+EXPERTS: dict[str, Callable[[Path, torch.device], ActionExpert]] = {
+    "seer": SeerExpert,
+    "seer_full": SeerFullExpert,
+    "act": ACTExpert,
+    "diffusion": DiffusionExpert,
+    "vqbet": VQBeTExpert,
+    "multi_task_dit": MultiTaskDiTExpert,
+}
+DECODERS: dict[str, type[ActionDecoder]] = {
+    "seer": SeerDecoder,
+    "act": ACTDecoder,
+    "diffusion": DiffusionDecoder,
+    "vqbet": VQBeTDecoder,
+    "multi_task_dit": MultiTaskDiTDecoder,
+}
+
+
+def kind_of(folder: Path) -> str:
+    """The policy type of a checkpoint folder. Raises UserError if it is none, or of a type that cannot teach."""
+    config = folder / "config.json"
+    if not config.is_file():
+        raise UserError(
+            f"expected an expert's checkpoint folder, found no {config}; "
+            "fix: name the folder with config.json and model.safetensors (lerobot-train calls it pretrained_model)"
+        )
+    kind = read_json(config).get("type")
+    if kind not in EXPERTS:
+        raise UserError(f"expected an expert of type {', '.join(EXPERTS)}, found {kind!r}; fix: train one of those")
+    return kind

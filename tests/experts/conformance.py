@@ -1,0 +1,192 @@
+"""What every expert has to be able to do. `python -m tests.experts.conformance` writes the table in docs/experts.md.
+
+A new expert is a line in `zoo.ZOO`. The tests hold every cell of the table against what the check says now.
+"""
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from lerobot.configs import PreTrainedConfig
+from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+from lerobot.utils.constants import ACTION
+from safetensors.torch import load_file
+from tests import support
+from tests.experts.zoo import ZOO
+
+from apprentice.data.dataset import instructions, open_dataset
+from apprentice.data.frames import Frames
+from apprentice.distill.stages import StageConfig, align, finetune
+from apprentice.experts import load_expert
+from apprentice.experts.base import SEED, ActionExpert, Batch, scaled_images
+from apprentice.policy.modeling_apprentice import ApprenticePolicy
+
+PAGE = Path(__file__).parents[2] / "docs" / "experts.md"
+FRAMES = (0, 1, 8, 11, 15)  # the first of an episode, its second, a later one, and of another episode and task
+
+
+class Candidate:
+    """One expert of the zoo, with what the checks share: its student after each stage."""
+
+    def __init__(self, name: str, dataset: Path, vlm: Path, folder: Path):
+        self.name, self.dataset, self.vlm, self.folder = name, dataset, vlm, folder
+        self.path = ZOO[name](folder / "expert", dataset)
+
+    @cached_property
+    def expert(self) -> ActionExpert:
+        return load_expert(self.path, torch.device("cpu"))
+
+    def config(self, **fields: Any) -> StageConfig:
+        common = {"dataset": str(self.dataset), "vlm": str(self.vlm), "expert": str(self.path), "batch_size": 8}
+        return StageConfig(**{**common, **fields})
+
+    @cached_property
+    def aligned(self) -> Path:
+        return align(self.config(out=str(self.folder / "align"), steps=25, learning_rate=3e-3))
+
+    @cached_property
+    def tuned(self) -> Path:
+        return finetune(self.config(out=str(self.folder / "tuned"), student=str(self.aligned), steps=3))
+
+    def batch(self, frame: int, steps: int) -> Batch:
+        """One frame of the dataset, with the past that the expert reads."""
+        return next(Frames(open_dataset(self.dataset), list(support.CAMERAS), 1).batches(frame, 1, steps))
+
+    def losses(self, run: str) -> list[float]:
+        return [json.loads(line)["loss"] for line in (self.folder / run / "log.jsonl").read_text().splitlines()]
+
+
+@cache
+def lerobot_policy(folder: Path) -> tuple[Any, Any, Any]:
+    """A policy as LeRobot loads it, and its processors."""
+    config = PreTrainedConfig.from_pretrained(folder)
+    config.pretrained_backbone_weights = None
+    policy = get_policy_class(config.type).from_pretrained(folder, config=config, strict=True)
+    return policy, *make_pre_post_processors(config, str(folder))
+
+
+def plans_itself(folder: Path, frames: list[Batch]) -> torch.Tensor:
+    """The chunk (1, T, A) that LeRobot's own policy plans after it was shown `frames`, as a robot would."""
+    policy, before, after = lerobot_policy(folder)
+    policy.reset()
+    with torch.random.fork_rng():
+        for frame in frames:
+            observation = before(scaled_images(frame))
+            if not hasattr(policy, "_queues"):
+                return after(policy.predict_action_chunk(observation))
+            policy._queues[ACTION].clear()
+            torch.manual_seed(SEED)
+            actions = [policy.select_action(observation), *policy._queues[ACTION]]
+    return after(torch.stack(actions, 1))
+
+
+def decodes_to_its_own_plan(candidate: Candidate) -> None:
+    expert = candidate.expert
+    tasks = instructions(open_dataset(candidate.dataset))
+    folders = {task: candidate.path for task in tasks}
+    if candidate.path.is_file():
+        folders = {task: candidate.path.parent / f"act{n}" for n, task in enumerate(support.TASKS)}
+    plans = []
+    for index in FRAMES:
+        torch.manual_seed(index)  # must make no difference
+        start = 0 if index < 11 else 11
+        shown = [candidate.batch(i, 1) for i in range(max(start, index + 1 - expert.n_obs_steps), index + 1)]
+        plans.append(plans_itself(folders[tasks[index]], shown))
+        latents = expert.encode(candidate.batch(index, expert.n_obs_steps))
+        assert latents.shape == (1, expert.latent_count, expert.latent_dim) and not latents.requires_grad
+        torch.testing.assert_close(expert.decoded(latents), plans[-1], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(expert.decoded(latents), expert.decoded(latents), atol=0, rtol=0)
+    assert plans[0].shape == (1, expert.horizon, expert.action_dim)
+    assert all((plans[0] - other).abs().max() > 1e-4 for other in plans[3:])
+
+
+def aligns(candidate: Candidate) -> None:
+    assert candidate.aligned.exists()
+    losses = candidate.losses("align")
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def finetunes(candidate: Candidate) -> None:
+    before, after = (load_file(folder / "model.safetensors") for folder in (candidate.aligned, candidate.tuned))
+    moved = {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])}
+    assert moved == {"action_tokens", "state_encoder", "mapper", "decoder", "vlm"}
+
+
+def comes_back(candidate: Candidate) -> None:
+    batch = candidate.batch(8, 1)
+    policy = ApprenticePolicy.from_pretrained(candidate.tuned)
+    again = candidate.folder / "again"
+    policy.save_pretrained(again)
+    wanted, found = (p.predict_action_chunk(batch) for p in (policy, ApprenticePolicy.from_pretrained(again)))
+    torch.testing.assert_close(found, wanted, atol=0, rtol=0)
+
+
+def runs_alone(candidate: Candidate) -> None:
+    """Without the expert's folder, and with LeRobot's own processors around it."""
+    tuned, horizon = candidate.tuned, candidate.expert.horizon
+    away = candidate.folder / "away"
+    home = candidate.folder / "expert"
+    home.rename(away)
+    try:
+        policy = ApprenticePolicy.from_pretrained(tuned)
+        before, after = make_pre_post_processors(policy.config, str(tuned))
+        observation = before(scaled_images(candidate.batch(8, 1)))
+        chunk = after(policy.predict_action_chunk(observation))
+        assert chunk.shape == (1, horizon, 7) and torch.isfinite(chunk).all()
+        torch.manual_seed(5)
+        torch.testing.assert_close(after(policy.predict_action_chunk(observation)), chunk, atol=0, rtol=0)
+    finally:
+        away.rename(home)
+
+
+CHECKS = {
+    "decode(encode) is its own plan": decodes_to_its_own_plan,
+    "align": aligns,
+    "fine-tune": finetunes,
+    "checkpoint round trip": comes_back,
+    "student runs without it": runs_alone,
+}
+
+
+def recorded() -> dict[str, dict[str, str]]:
+    """The table of the page: a dict of cells by check for each expert."""
+    rows = [
+        [cell.strip() for cell in line.strip("|\n").split("|")] for line in PAGE.read_text().splitlines() if "|" in line
+    ]
+    return {row[0]: dict(zip(rows[0][1:], row[1:], strict=True)) for row in rows[2:]}
+
+
+def measured(name: str, folder: Path) -> list[str]:
+    """Run all checks on one expert."""
+    candidate = Candidate(name, support.make_dataset(folder / "data"), support.make_vlm(folder / "vlm"), folder)
+    cells = []
+    for check in CHECKS.values():
+        try:
+            check(candidate)
+            cells.append("yes")
+        except Exception as error:
+            print(name, check.__name__, repr(error)[:500])
+            cells.append("no")
+    return cells
+
+
+def write() -> None:
+    """Put the measured table in place of the page's."""
+    lines = [f"| expert | {' | '.join(CHECKS)} |", f"| --- |{' --- |' * len(CHECKS)}"]
+    for name in ZOO:
+        folder = Path(tempfile.mkdtemp())
+        os.environ["APPRENTICE_CACHE"] = str(folder / "cache")
+        lines.append(f"| {name} | {' | '.join(measured(name, folder))} |")
+        shutil.rmtree(folder)
+    text = re.sub(r"(?m)(^\|.*\n)+", "\n".join(lines) + "\n", PAGE.read_text(), count=1)
+    PAGE.write_text(text)
+
+
+if __name__ == "__main__":
+    write()
