@@ -33,11 +33,14 @@ class Plain(LiberoEnv):
         return success
 
 
+_kept: list[Plain] = []  # of this process, at most one
+
+
 def collect_plainly(job: collecting.Job) -> collecting.Outcome:
     """In place of `_collect_one`: plan and draw at once, rejected attempts included."""
-    if collecting._env is None:
-        collecting._env = Plain(job.suite, job.task, render="exact", size=job.size)
-    env, rejected = collecting._env, []
+    if not _kept:
+        _kept.append(Plain(job.suite, job.task, render="exact", size=job.size))
+    env, rejected = _kept[0], []
     for seed in range(job.first_seed, job.first_seed + collecting.ATTEMPTS):
         episode = demonstrate(env, seed)
         if episode.failure is None:

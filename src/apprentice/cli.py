@@ -42,6 +42,11 @@ COMMANDS = {
         "apprentice.vlm.nano.score:score",
         "apprentice.vlm.nano.score:score",
     ),
+    "import-seer": (
+        "turn a checkpoint of the public Seer code into an expert",
+        "apprentice.experts.seer_full.import_seer:import_seer",
+        "apprentice.experts.seer_full.import_seer:import_seer",
+    ),
     "align": (
         "teach a VLM to produce an expert's latents",
         "apprentice.distill.stages:StageConfig",
@@ -74,7 +79,7 @@ COMMANDS = {
     ),
 }
 # the parameters that a command takes without a flag
-POSITIONAL = {"doctor": ["dataset"], "ask": ["model", "images", "question"]}
+POSITIONAL = {"doctor": ["dataset"], "import-seer": ["checkpoint"], "ask": ["model", "images", "question"]}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

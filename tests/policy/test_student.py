@@ -54,6 +54,16 @@ def test_a_student_that_hits_the_latents_acts_like_the_expert(
 
 
 @torch.no_grad()
+def test_latent_weight_adds_the_distance_from_the_expert(policy: ApprenticePolicy, batch: dict[str, Any]) -> None:
+    policy.set_stage("finetune")
+    batch["action"] = torch.rand(3, policy.config.chunk_size, 7) * 2 - 1
+    acts = policy(batch)[0]
+    policy.config.latent_weight = 0.5
+    distance = torch.nn.functional.mse_loss(policy.latents(batch), policy.expert.encode(batch))
+    torch.testing.assert_close(policy(batch)[0], acts + 0.5 * distance)
+
+
+@torch.no_grad()
 def test_checkpoint_stands_alone(
     small_dataset: Path, small_expert: Path, small_vlm: Path, batch: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -9,8 +9,9 @@ from apprentice.errors import UserError
 from apprentice.experts.base import ActionDecoder, ActionExpert
 from apprentice.experts.seer.expert import SeerExpert
 from apprentice.experts.seer.modeling_seer import SeerDecoder
+from apprentice.experts.seer_full.expert import SeerFullExpert
 
-EXPERTS: dict[str, type[SeerExpert]] = {"seer": SeerExpert}
+EXPERTS: dict[str, type[SeerExpert]] = {"seer": SeerExpert, "seer_full": SeerFullExpert}
 DECODERS: dict[str, type[ActionDecoder]] = {"seer": SeerDecoder}
 
 
