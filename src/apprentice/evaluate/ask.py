@@ -1,5 +1,7 @@
 """Ask a VLM a question about images: a plain one, or the one inside a student, and how far that has drifted."""
 
+import contextlib
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +52,8 @@ def ask(model: str, images: list[str], question: str, tokens: int = 64) -> None:
         vlm = VLM.from_pretrained(model)
         print(_text(vlm, answer(vlm, vlm.inputs([pictures], [question]), tokens)))
         return
-    policy = ApprenticePolicy.from_pretrained(folder)
+    with contextlib.redirect_stdout(io.StringIO()):  # LeRobot prints where it loads from
+        policy = ApprenticePolicy.from_pretrained(folder)
     student = policy.vlm.to(best_device()).eval()
     inputs = student.inputs([pictures], [question])
     print("the student:", _text(student, answer(student, inputs, tokens)))
