@@ -4,81 +4,94 @@
     python benchmarks/demonstrator.py --suites libero_90 --episodes 5
 
 An episode counts as a success if the goal still holds after release and retreat. Finished episodes are kept in a
-JSON-lines file: run the same command again to go on after a kill. The last line is the success rate over the claim.
+JSON-lines file: run the same command again to go on after a kill. Lines that other code wrote are kept but not counted.
+The last line is the success rate over the claim.
 """
 
 import argparse
 import json
-import multiprocessing
-import os
 import time
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from apprentice import libero
 from apprentice.errors import UserError
+from apprentice.files import fingerprint, write_text
 from apprentice.intervals import wilson
 from apprentice.libero.suites import SUITES, tasks
+from apprentice.pool import spread
 from apprentice.progress import Meter
 
 FOUR = ["libero_spatial", "libero_object", "libero_goal", "libero_10"]
 CLAIM, CLAIM_90 = 0.98, 0.90  # success rates of the four suites together, and of LIBERO-90
 OUT = Path("runs/benchmarks/demonstrator.jsonl")
-FIRST_SEED = 1000  # skills were tuned on smaller ones; each task has its own, or all would share their noise
+FIRST_SEED = 100_000  # skills were tuned on smaller ones; each task has its own, or all would share their noise
+
+
+@dataclass(frozen=True)
+class Job:
+    suite: str
+    task: int
+    seed: int
 
 
 @dataclass(frozen=True)
 class Result:
-    suite: str
-    task: int
-    seed: int
+    job: Job
+    code: str  # fingerprint of the sources of apprentice.libero
     steps: int
     failure: str | None
     seconds: float  # of CPU time
+
+    @classmethod
+    def of_line(cls, line: str) -> "Result":
+        fields = json.loads(line)
+        return cls(**{**fields, "job": Job(**fields["job"])})
 
 
 _env: Any = None  # a worker's environment: making one takes seconds
 
 
-def run_episode(suite: str, task: int, seed: int) -> Result:
+def run_episode(job: Job) -> Result:
     from apprentice.libero.demonstrator import demonstrate
     from apprentice.libero.env import LiberoEnv
 
     global _env
-    if _env is None or (_env.suite, _env.task) != (suite, task):
+    if _env is None or (_env.suite, _env.task) != (job.suite, job.task):
         if _env is not None:
             _env.close()
-        _env = LiberoEnv(suite, task)
+        _env = LiberoEnv(job.suite, job.task)
     start = time.process_time()
-    episode = demonstrate(_env, seed)
-    return Result(suite, task, seed, len(episode.record.actions), episode.failure, time.process_time() - start)
+    episode = demonstrate(_env, job.seed)
+    return Result(job, code(), len(episode.record.actions), episode.failure, time.process_time() - start)
 
 
-def finished(out: Path) -> list[Result]:
-    """What the file holds; a line cut off by a kill is dropped."""
+@cache
+def code() -> str:
+    """Fingerprint of the sources of `apprentice.libero`."""
+    return fingerprint(*sorted(Path(libero.__path__[0]).glob("*.py")))
+
+
+def finished(out: Path) -> dict[Job, Result]:
+    """What the present code has in the file; a line cut off by a kill is removed from it."""
     lines = out.read_text().splitlines(keepends=True) if out.exists() else []
-    return [Result(**json.loads(line)) for line in lines if line.endswith("\n")]
+    whole = [line for line in lines if line.endswith("\n")]
+    write_text(out, "".join(whole))
+    results = [Result.of_line(line) for line in whole if json.loads(line).get("code") == code()]
+    return {result.job: result for result in results}
 
 
-def run(jobs: list[tuple[str, int, int]], workers: int, out: Path) -> list[Result]:
+def run(jobs: list[Job], workers: int, out: Path) -> list[Result]:
     """Results of all jobs, those in the file included."""
-    done = {(result.suite, result.task, result.seed): result for result in finished(out)}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text("".join(json.dumps(asdict(result)) + "\n" for result in done.values()))
+    done = finished(out)
     missing = [job for job in jobs if job not in done]
-    os.environ |= {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}  # workers share the machine
-    context = multiprocessing.get_context("spawn")
-    with (
-        out.open("a", buffering=1) as stream,
-        ProcessPoolExecutor(workers, mp_context=context) as pool,
-        Meter("demonstrations", len(jobs), done=len(jobs) - len(missing)) as meter,
-    ):
-        for future in as_completed([pool.submit(run_episode, *job) for job in missing]):
-            result = future.result()
+    with out.open("a", buffering=1) as stream, Meter("demonstrations", len(jobs), len(jobs) - len(missing)) as meter:
+        for result in spread(run_episode, missing, workers):
             stream.write(json.dumps(asdict(result)) + "\n")
-            done[result.suite, result.task, result.seed] = result
+            done[result.job] = result
             failed = sum(done[job].failure is not None for job in jobs if job in done)
             meter.advance(note=f"{failed} failed")
     return [done[job] for job in jobs]
@@ -109,16 +122,16 @@ def main() -> None:
         raise UserError("expected libero_90 alone: its claim differs; fix: run it in a second command")
     chosen = {suite: options.tasks or range(len(tasks(suite))) for suite in options.suites}
     jobs = [
-        (suite, task, FIRST_SEED * (task + 1) + episode)
+        Job(suite, task, FIRST_SEED * (task + 1) + episode)
         for suite, indices in chosen.items()
         for task in indices
         for episode in range(options.episodes)
     ]
     results = run(jobs, options.workers, options.out)
     for suite, indices in chosen.items():
-        of_suite = [result for result in results if result.suite == suite]
+        of_suite = [result for result in results if result.job.suite == suite]
         for task in indices:
-            of_task = [result for result in of_suite if result.task == task]
+            of_task = [result for result in of_suite if result.job.task == task]
             print(row(f"{suite}/{task}", of_task, SUITES[suite], tasks(suite)[task].instruction))
         print(row(suite, of_suite, SUITES[suite]) + "\n")
     rate = sum(result.failure is None for result in results) / len(results)

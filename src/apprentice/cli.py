@@ -42,6 +42,11 @@ COMMANDS = {
         "apprentice.vlm.nano.score:score",
         "apprentice.vlm.nano.score:score",
     ),
+    "import-seer": (
+        "turn a checkpoint of the public Seer code into an expert",
+        "apprentice.experts.seer_full.import_seer:import_seer",
+        "apprentice.experts.seer_full.import_seer:import_seer",
+    ),
     "expert-check": (
         "tell whether a policy can teach on a dataset",
         "apprentice.distill.check:expert_check",
@@ -73,7 +78,8 @@ COMMANDS = {
         "apprentice.recipe:run_recipe",
     ),
 }
-POSITIONAL = {"doctor": "dataset", "expert-check": "checkpoint"}  # the parameter that a command takes without a flag
+# the parameter that a command takes without a flag
+POSITIONAL = {"doctor": "dataset", "import-seer": "checkpoint", "expert-check": "checkpoint"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

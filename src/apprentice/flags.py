@@ -56,10 +56,12 @@ def parameters(place: str) -> list[Parameter]:
     stand in the docstring's `Args:` or `Attributes:`. Raises KeyError, NameError or ValueError otherwise.
     """
     module, _, name = place.partition(":")
-    spec = importlib.util.find_spec(module)
+    top, *below = module.split(".")
+    spec = importlib.util.find_spec(top)  # of the whole name it would import the packages in between
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(f"no module {module}")
-    tree = ast.parse(Path(spec.origin).read_text())
+    source = Path(spec.origin)
+    tree = ast.parse((source.parent.joinpath(*below).with_suffix(".py") if below else source).read_text())
     constants = {
         n.targets[0].id: n.value for n in tree.body if isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Name)
     }

@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import load_file
 
 from apprentice.data.dataset import open_dataset
+from apprentice.distill.cache import cached
 from apprentice.distill.stages import StageConfig, align, finetune
-from apprentice.distill.trainer import decay, order
+from apprentice.distill.trainer import Samples, decay, order
 from apprentice.errors import UserError
 from apprentice.policy.modeling_apprentice import IMAGE_TOKENS, PREFIX, ApprenticePolicy
 
@@ -70,9 +71,6 @@ def test_alignment_loss_falls_and_log_and_cost_tell_it(config: StageConfig) -> N
 
 @pytest.mark.parametrize(("every", "prefix_gb"), [(1, 0.0), (3, 0.0), (3, 1.0)])
 def test_cached_batches_give_the_loss_of_uncached_ones(config: StageConfig, every: int, prefix_gb: float) -> None:
-    from apprentice.distill.cache import cached
-    from apprentice.distill.trainer import Samples
-
     policy = ApprenticePolicy.from_pretrained(align(config))
     dataset = open_dataset(config.dataset)
     rows = cached(policy, dataset, every, prefix_gb)
@@ -87,6 +85,22 @@ def test_cached_batches_give_the_loss_of_uncached_ones(config: StageConfig, ever
     with torch.no_grad():
         cached_loss, whole_loss = policy(samples[index])[0], policy(raw)[0]
     assert torch.isclose(cached_loss, whole_loss, rtol=1e-2)  # image tokens are kept in bfloat16
+
+
+def test_fine_tuning_near_the_expert_ends_nearer_to_it(config: StageConfig, tmp_path: Path) -> None:
+    start = dataclasses.replace(config, student=str(align(config)), steps=30, out="")
+    dataset = open_dataset(config.dataset)
+    distances = []
+    for weight in (0.0, 10.0):
+        policy = ApprenticePolicy.from_pretrained(
+            finetune(dataclasses.replace(start, latent_weight=weight, out=str(tmp_path / f"weight{weight}")))
+        )
+        policy.set_stage("align")
+        rows = cached(policy, dataset)
+        batch = Samples(dataset, policy.config.chunk_size, rows, policy.vlm.device)[np.arange(16)]
+        with torch.no_grad():
+            distances.append(policy(batch)[0].item())
+    assert distances[1] < 0.9 * distances[0]
 
 
 @pytest.mark.parametrize("stage", ["align", "finetune"])

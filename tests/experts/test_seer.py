@@ -223,6 +223,23 @@ def test_checkpoint_carries_the_contract_of_its_data(checkpoint: Path, small_dat
         SeerPolicy.from_pretrained(checkpoint, dataset_meta=other)
 
 
+def test_the_committed_expert_acts_as_it_always_did() -> None:
+    """Its numbers at the commit that added `seer_full`; a change of them is a change of the demo's expert."""
+    expert = load_expert(Path(__file__).parents[2] / "assets" / "seer", CPU)
+
+    def ramp(*shape: int) -> torch.Tensor:
+        return (torch.arange(math.prod(shape)) * 0.6180339887 % 1).reshape(shape).float()
+
+    image = ramp(1, 3, 128, 128)
+    cameras = {"observation.images.image": image, "observation.images.image2": image.flip(-1)}
+    actions = expert.decoder.decode(
+        expert.encode({**cameras, "observation.state": ramp(1, 8), "task": ["put the bowl on the stove"]})
+    )
+    assert actions[0, 0, :3].tolist() == pytest.approx([-0.0818206, -0.3148897, -0.0315079], abs=1e-4)
+    assert actions[0, 7, :3].tolist() == pytest.approx([0.0759013, -0.0801508, 0.0039858], abs=1e-4)
+    assert (actions[..., 6] == -1).all()
+
+
 def test_decoder_is_rebuilt_from_its_settings(checkpoint: Path) -> None:
     expert = load_expert(checkpoint, CPU)
     rebuilt = DECODERS[expert.kind](**expert.decoder.settings)

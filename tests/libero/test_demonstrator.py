@@ -99,9 +99,8 @@ def test_collecting_survives_a_kill_and_any_number_of_workers(tmp_path: Path, mo
     monkeypatch.setattr(collecting, "_assemble", assemble)
     summary = collecting.collect("libero_goal", 2, out, [8], workers=1)
     assert checked and not scratch.exists() and summary["per_task"]["8"]["success_rate"] > 0
-    assert collecting.scenes(out) == [
-        (8, collecting.Job("libero_goal", 8, n, 0, "fast", 128).first_seed) for n in (0, 1)
-    ]
+    seeds = [collecting.Job("libero_goal", 8, n, 0, "fast", 128).first_seed for n in (0, 1)]
+    assert collecting.scenes(out) == [collecting.Scene("libero_goal", 8, None, seed, START_NOISE) for seed in seeds]
     check_dataset(out, before)
     exact = open_dataset(tmp_path / "as images")
     for key in ("observation.images.image", "observation.images.image2"):
@@ -131,7 +130,7 @@ def test_a_task_that_fails_ends_nothing_but_itself(
         collecting.collect("libero_goal", 2, out)
     assert len(asked) == 20 and not out.exists()
     collecting.collect("libero_goal", 2, out, [1, 8])
-    assert len(asked) == 20 and collecting.scenes(out)[0] == (1, 10001)
+    assert len(asked) == 20 and collecting.scenes(out)[0].seed == 10001
     assert read_json(out / "meta" / "collection.json")["per_task"]["8"]["success_rate"] == 0.5
     assert "50%" in capsys.readouterr().out
 

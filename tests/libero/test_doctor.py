@@ -20,6 +20,7 @@ from apprentice.data.dataset import column, frames, open_dataset
 from apprentice.errors import UserError
 from apprentice.files import read_json, write_json
 from apprentice.libero import doctor as doctors
+from apprentice.libero import env as libero_env
 from apprentice.libero.doctor import examine
 from apprentice.libero.env import LiberoEnv
 from apprentice.libero.suites import tasks
@@ -59,7 +60,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch, fast: LiberoEnv) -> None:
         return (pickle.loads(pickle.dumps(run(pickle.loads(pickle.dumps(job))))) for job in jobs)
 
     monkeypatch.setattr(doctors, "spread", spread)
-    monkeypatch.setattr(doctors, "_env", fast)
+    monkeypatch.setattr(libero_env, "_kept", [fast])
 
 
 def spoilt(healthy: Path, root: Path, plant: Plant, published: bool) -> Path:

@@ -73,6 +73,16 @@ def test_a_student_that_hits_the_latents_acts_like_the_expert(
     torch.testing.assert_close(policy.predict_action_chunk(batch), wanted, atol=1e-5, rtol=0)
 
 
+@torch.no_grad()
+def test_latent_weight_adds_the_distance_from_the_expert(policy: ApprenticePolicy, batch: dict[str, Any]) -> None:
+    policy.set_stage("finetune")
+    batch["action"] = torch.rand(3, policy.config.chunk_size, 7) * 2 - 1
+    acts = policy(batch)[0]
+    policy.config.latent_weight = 0.5
+    distance = torch.nn.functional.mse_loss(policy.latents(batch), policy.expert.encode(batch))
+    torch.testing.assert_close(policy(batch)[0], acts + 0.5 * distance)
+
+
 def test_the_vlm_answers_as_before(policy: ApprenticePolicy, small_vlm: Path, batch: dict[str, Any]) -> None:
     plain = AutoModelForImageTextToText.from_pretrained(small_vlm).eval()
     ids = policy.vlm.prompt(batch["task"][:1], (2, 64, 64)).ids

@@ -79,8 +79,9 @@ def cached(
 ) -> dict[str, Rows]:
     """Make sure that what the policy's stage needs of every n-th frame of `dataset` is on disk.
 
-    To fine-tune, that is image tokens. To align, the expert's latents and the prefix's keys and values, or image tokens
-    again if those would take more than `prefix_gb` (GB) or are not all that a suffix needs.
+    To fine-tune, that is image tokens, and the expert's latents if they count. To align, those latents and the prefix's
+    keys and values, or image tokens again if those would take more than `prefix_gb` (GB) or are not all that a suffix
+    needs.
     """
     source = Frames(dataset, list(policy.config.image_features), every)
     content = fingerprint(Path(dataset.root), *source.cameras, str(every))
@@ -88,10 +89,12 @@ def cached(
     tokens = _filled(
         "image tokens", (content, _weights(vision)), source, partial(_image_tokens, policy, source), torch.bfloat16
     )
-    if policy.config.stage != "align":
+    if policy.config.stage == "finetune" and not policy.config.latent_weight:
         return {IMAGE_TOKENS: tokens}
     expert = sorted({Path(policy.config.expert), *checkpoints(policy.config.expert)})
     latents = _filled("expert latents", (content, *expert), source, partial(_latents, policy, source), torch.float32)
+    if policy.config.stage == "finetune":
+        return {IMAGE_TOKENS: tokens, EXPERT_LATENTS: latents}
     fill = partial(_prefixes, policy, source, tokens)
     sample = next(fill(0, 1), None)
     size = 0.0 if sample is None else sample.numel() * 2 * len(source) / 1e9

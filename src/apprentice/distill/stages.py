@@ -44,6 +44,7 @@ class StageConfig:
         learning_rate: peak learning rate of what is new; the language model's is `language_rate_factor` times that.
         language_rate_factor: see `learning_rate`.
         align_loss: "mse" or "l2".
+        latent_weight: to fine-tune, how much the distance from the expert's latents still counts; 0 as in the paper.
         seed: decides initial weights and the order of the data.
     """
 
@@ -60,6 +61,7 @@ class StageConfig:
     learning_rate: float = 1e-3
     language_rate_factor: float = 0.3
     align_loss: str = "mse"
+    latent_weight: float = 0.0
     seed: int = 0
 
 
@@ -89,7 +91,7 @@ def _stage(stage: str, config: StageConfig) -> Path:
     else:
         policy = _fresh(config, dataset)
     policy.config.learning_rate, policy.config.align_loss = config.learning_rate, config.align_loss
-    policy.config.language_rate_factor = config.language_rate_factor
+    policy.config.language_rate_factor, policy.config.latent_weight = config.language_rate_factor, config.latent_weight
     policy.contract.check(Contract.of_dataset(dataset.root), "the student", f"dataset {config.dataset}")
     found = {key: tuple(feature.shape) for key, feature in dataset_to_policy_features(dataset.meta.features).items()}
     check_features(shapes(policy.config), found, "the student", f"dataset {config.dataset}")

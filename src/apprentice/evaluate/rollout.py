@@ -20,7 +20,7 @@ from apprentice.evaluate.protocol import Protocol
 from apprentice.evaluate.results import Episode, Evaluation, append_episode, drop_half_line
 from apprentice.evaluate.video import encode
 from apprentice.files import replacing
-from apprentice.libero.env import SETTLE_STEPS, LiberoEnv
+from apprentice.libero.env import SETTLE_STEPS, environment
 from apprentice.libero.suites import SUITES, initial_states
 from apprentice.libero.suites import tasks as suite_tasks
 from apprentice.pool import spread
@@ -140,26 +140,12 @@ def _run(jobs: list[Job], evaluation: Evaluation, workers: int) -> None:
 
 
 _checkpoints: dict[str, Checkpoint] = {}  # of this process, by fingerprint
-_scene: list[LiberoEnv] = []  # of this process, at most one: making it takes seconds, keeping it hundreds of MB
-
-
-def _scene_of(job: Job) -> LiberoEnv:
-    protocol = job.protocol
-    if _scene and (_scene[0].suite, _scene[0].task, _scene[0].render, _scene[0].size) != (
-        protocol.suite,
-        job.task,
-        protocol.render,
-        protocol.image_size,
-    ):
-        _scene.pop().close()
-    if not _scene:
-        _scene.append(LiberoEnv(protocol.suite, job.task, render=protocol.render, size=protocol.image_size))
-    return _scene[0]
 
 
 def run_episode(job: Job) -> tuple[Episode, bytes | None]:
     """Run one episode in this process; returns it and its film (mp4) if it is one to look at."""
-    protocol, env = job.protocol, _scene_of(job)
+    protocol = job.protocol
+    env = environment(protocol.suite, job.task, render=protocol.render, size=protocol.image_size)
     if job.checkpoint not in _checkpoints:
         _checkpoints[job.checkpoint] = Checkpoint(job.policy, job.folder, best_device())
     policy = _checkpoints[job.checkpoint]

@@ -6,7 +6,7 @@ from apprentice.libero.controller import CLOSE, DOWN, OPEN, UP, Controller, Fail
 from apprentice.libero.grasping import TIP, about_z, leaning, wrapped, yaw_along
 from apprentice.libero.world import World
 
-DRAWER_OPEN, DRAWER_SHUT = -0.150, 0.003  # m, beyond what the goals ask
+DRAWER_OPEN, DRAWER_SHUT = -0.150, 0.001  # m, beyond what the goals ask
 MOST_COVERED, UNCOVERED = 0.036, 0.030  # m of an object under a drawer: that can still be grasped, and to leave
 LOW_HANDLE = 0.09  # m above the table: a level hand would touch it
 KNOB_ON, KNOB_OFF = 0.62, -0.001  # rad
@@ -101,7 +101,7 @@ def _hook(hand: Controller, drawer: Part, lean: float, until: float) -> None:
         if drawer.value < until:
             break
         target = start + (value - drawer.value + 0.05) * pull - 0.025 * UP
-        hand.step(hand.towards(target, leant, 2.5, 1.0))
+        hand.guide(target, leant)
     hand.go(hand.position + 0.06 * UP - 0.01 * pull, leant, near=0.02, steps=20)
     hand.go(hand.position + 0.08 * UP + 0.05 * pull, leant, near=0.05, steps=20)
 
@@ -133,7 +133,8 @@ def close_drawer(hand: Controller, world: World, site: str) -> None:
     hand.go(handle + 0.05 * pull, leant, near=0.012, turned=0.2, steps=70)
     inside = handle - (abs(drawer.value) + 0.06) * pull
     hand.go(inside, leant, near=0.004, steps=120, gain=2.0, until=lambda: drawer.value > DRAWER_SHUT)
-    hand.go(hand.position + 0.06 * pull, leant, near=0.02, steps=30)
+    hand.go(hand.position + 0.02 * pull, leant, near=0.005, steps=12, speed=0.3)  # or the drawer springs back
+    hand.go(hand.position + 0.04 * pull, leant, near=0.02, steps=30)
     hand.go(hand.position + 0.12 * UP, leant, near=0.03, steps=30)
     if drawer.value < 0:
         raise Failure(f"drawer still open by {-drawer.value:.3f} m")
@@ -173,7 +174,7 @@ def turn_knob(hand: Controller, world: World, stove: str, on: bool) -> None:
     for _ in range(160):
         if knob.value > KNOB_ON if on else knob.value < KNOB_OFF:
             break
-        hand.step(hand.towards(*pose(knob.value + (0.7 if on else -0.7)), 2.5, 1.0))
+        hand.guide(*pose(knob.value + (0.7 if on else -0.7)))
     hand.release(-0.08 * hand.rotation[:, 2])
     if not world.holds(("turnon" if on else "turnoff", stove)):
         raise Failure(f"knob at {knob.value:.2f} rad")
@@ -222,7 +223,7 @@ def _sweep(hand: Controller, world: World, door: Part, name: str, until: float, 
         if sign * door.value < sign * until:
             break
         ahead = min(max(door.value - sign * 0.35, until - 0.05), 0.05)
-        hand.step(hand.towards(beside(ahead, -0.02 if door.value > -0.2 else 0.0), down, 2.5, 1.0))
+        hand.guide(beside(ahead, -0.02 if door.value > -0.2 else 0.0), down)
     hand.go(beside(door.value, 0.06), down, near=0.03, steps=20)
     hand.go(hand.position + 0.10 * UP, down, near=0.03, steps=30)
 
@@ -245,5 +246,5 @@ def _pull_ajar(hand: Controller, door: Part, yaw: float) -> None:
         if door.value < DOOR_AJAR:
             break
         ahead = about_z(door.value - 0.25 - start)
-        hand.step(hand.towards(hinge + ahead @ radius, about_z(0.5 * (door.value - start)) @ level, 2.5, 1.0))
+        hand.guide(hinge + ahead @ radius, about_z(0.5 * (door.value - start)) @ level)
     hand.release(-0.07 * hand.rotation[:, 2])

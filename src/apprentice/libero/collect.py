@@ -2,7 +2,7 @@
 
 An episode is planned and acted without cameras; only if it succeeded are its recorded states drawn. Every episode has
 its own seeds, so a dataset is the same whatever the number of workers and however often collecting was interrupted.
-`meta/collection.json` keeps the seed of each episode: `apprentice doctor` replays them.
+`meta/collection.json` keeps the seed of each episode, its own world and words: `apprentice doctor` replays them.
 """
 
 import io
@@ -19,7 +19,10 @@ from rich.table import Table
 from apprentice.data.contract import Contract
 from apprentice.errors import UserError
 from apprentice.files import read_json, replacing, write_json
+from apprentice.libero.suites import SUITES
 from apprentice.libero.suites import tasks as tasks_of
+from apprentice.libero.wording import paraphrases
+from apprentice.libero.worlds import find_task
 from apprentice.pool import spread
 from apprentice.progress import Meter, console, track
 
@@ -42,14 +45,41 @@ class Job:
     seed: int
     render: str
     size: int
+    worlds: int = 0
+    reworded: bool = False
 
     @property
     def first_seed(self) -> int:
-        return ((self.seed * 100 + self.task) * 1000 + self.episode) * ATTEMPTS
+        return self._number(self.episode) * ATTEMPTS
+
+    @property
+    def world(self) -> int | None:
+        """The number of its own world: that of the task's first episode there."""
+        return self._number(self.episode % self.worlds) if self.worlds else None
+
+    @property
+    def instruction(self) -> str:
+        said = find_task(self.suite, self.task, self.world).instruction
+        others = paraphrases(said) if self.reworded else []
+        return str(np.random.default_rng([self.first_seed, 3]).choice(others)) if others else said
+
+    def _number(self, episode: int) -> int:
+        return (self.seed * 100 + self.task) * 1000 + episode
 
     @property
     def file(self) -> str:
         return f"{self.task:02d}_{self.episode:04d}.npz"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What an episode of a collected dataset was recorded in."""
+
+    suite: str
+    task: int
+    world: int | None
+    seed: int
+    start_noise: float  # m
 
 
 @dataclass(frozen=True)
@@ -82,6 +112,8 @@ def collect(
     render: str = "fast",
     size: int = 128,
     images: bool = False,
+    worlds: int = 0,
+    reworded: bool = False,
 ) -> dict[str, Any]:
     """Write `episodes` successful demonstrations of each task into the dataset folder `out`; returns a summary.
 
@@ -99,9 +131,12 @@ def collect(
         render: "fast" (simplified meshes) or "exact".
         size: of the images (px).
         images: keep each image as PNG in place of videos: exact and quick to read, many times larger.
+        worlds: play each task in so many worlds of its own, with objects exchanged and spread over the table;
+            0 plays it as published.
+        reworded: say each instruction in other words.
 
-    Raises UserError if `out` exists, if what waits beside it was collected with other settings, or, when all else is
-    done, if a task could not be demonstrated.
+    Raises UserError if `out` exists, if what waits beside it was collected with other settings, if a task can have no
+    own world, or, when all else is done, if a task could not be demonstrated.
     """
     out, known = Path(out), tasks_of(suite)
     chosen = list(tasks or range(len(known)))
@@ -109,13 +144,17 @@ def collect(
         raise UserError(f"expected no {out}, found one; fix: remove it or choose another folder")
     if unknown := [task for task in chosen if not 0 <= task < len(known)]:
         raise UserError(f"expected tasks 0 to {len(known) - 1} of {suite}, found {unknown}; fix: name existing tasks")
-    if not 0 < episodes <= 1000 or seed < 0:
+    if not 0 < episodes <= 1000 or min(seed, worlds) < 0:
         raise UserError(
-            f"expected 1 to 1000 episodes and a seed from 0 on, found {episodes} and {seed}; fix: change them"
+            "expected 1 to 1000 episodes, a seed and a number of worlds from 0 on, "
+            f"found {episodes}, {seed} and {worlds}; fix: change them"
         )
     settings: dict[str, Any] = {"suite": suite, "seed": seed, "render": render, "size": size}
+    settings |= {key: value for key, value in {"worlds": worlds, "reworded": reworded}.items() if value}
+    jobs = [Job(task=task, episode=episode, **settings) for task in chosen for episode in range(episodes)]
+    for task in chosen:
+        find_task(suite, task, 0 if worlds else None)
     scratch = _scratch(out, settings)
-    jobs = [Job(suite, task, episode, seed, render, size) for task in chosen for episode in range(episodes)]
     if failures := _run(jobs, scratch, workers, ray):
         raise UserError(_explained(failures, scratch))
     summary = {**settings, "tasks": chosen, "episodes": episodes, **_summary(jobs, scratch)}
@@ -128,10 +167,16 @@ def collect(
     return summary
 
 
-def scenes(root: Path) -> list[tuple[int, int]]:
-    """Task and seed of each episode of a collected dataset, in its order."""
+def scenes(root: Path) -> list[Scene]:
+    """What each episode of a collected dataset was recorded in, in its order."""
     collection = read_json(root / "meta" / "collection.json")
-    return [(task, seed) for task in collection["tasks"] for seed in collection["per_task"][str(task)]["seeds"]]
+    found = []
+    for task in collection["tasks"]:
+        kept = collection["per_task"][str(task)]
+        worlds = kept.get("worlds", [None] * len(kept["seeds"]))
+        for world, seed in zip(worlds, kept["seeds"], strict=True):
+            found.append(Scene(collection["suite"], task, world, seed, collection["start_noise"]))
+    return found
 
 
 def _scratch(out: Path, settings: dict[str, Any]) -> Path:
@@ -151,6 +196,7 @@ def _scratch(out: Path, settings: dict[str, Any]) -> Path:
 def _run(jobs: list[Job], scratch: Path, workers: int, ray: str | None) -> list[Outcome]:
     """Collect the episodes that are not there yet; returns those of which every attempt was rejected."""
     missing = [job for job in jobs if not (scratch / job.file).exists()]
+    missing.sort(key=lambda job: job.world or 0)  # making one takes seconds
     kept, tried, failures = Counter[int](), Counter[int](), []
     with Meter("demonstrations", len(jobs), done=len(jobs) - len(missing)) as meter:
         for outcome in spread(_collect_one, missing, workers, ray=ray):
@@ -167,23 +213,16 @@ def _run(jobs: list[Job], scratch: Path, workers: int, ray: str | None) -> list[
     return failures
 
 
-_env: Any = None  # a worker's environment: making one takes seconds
-
-
 def _collect_one(job: Job) -> Outcome:
     """Collect one episode in a worker."""
     from apprentice.libero.demonstrator import demonstrate
-    from apprentice.libero.env import LiberoEnv
+    from apprentice.libero.env import environment
 
-    global _env
-    if _env is None or (_env.suite, _env.task) != (job.suite, job.task):
-        if _env is not None:
-            _env.close()
-        _env = LiberoEnv(job.suite, job.task, render=job.render, size=job.size)
+    env = environment(job.suite, job.task, job.world, render=job.render, size=job.size)
     rejected: list[Rejected] = []
     for seed in range(job.first_seed, job.first_seed + ATTEMPTS):
         try:
-            episode = demonstrate(_env, seed)
+            episode = demonstrate(env, seed)
         except NotImplementedError as missing:  # no seed will help
             return Outcome(job, None, [Rejected(job.task, job.episode, seed, str(missing))])
         if episode.failure is None:
@@ -193,8 +232,8 @@ def _collect_one(job: Job) -> Outcome:
         return Outcome(job, None, rejected)
     frames = []
     for snapshot in episode.record.snapshots:
-        _env.restore(snapshot)
-        frames.append(_env.observe())
+        env.restore(snapshot)
+        frames.append(env.observe())
     return packed(job, seed, rejected, episode.record, frames)
 
 
@@ -242,17 +281,20 @@ def _summary(jobs: list[Job], scratch: Path) -> dict[str, Any]:
     per_task: dict[int, dict[str, Any]] = {}
     for job in jobs:
         with np.load(scratch / job.file, allow_pickle=False) as episode:
-            task = per_task.setdefault(job.task, {"seeds": [], "steps": []})
+            task = per_task.setdefault(job.task, {key: [] for key in ("steps", "seeds", "worlds", "instructions")})
+            task["worlds"].append(job.world)
+            task["instructions"].append(job.instruction)
             task["seeds"].append(int(episode["seed"]))
             task["steps"].append(len(episode["action"]))
             pairs = zip(episode["rejected_seeds"], episode["rejected_reasons"], strict=True)
             rejected += [Rejected(job.task, job.episode, int(seed), str(reason)) for seed, reason in pairs]
     failures = Counter(attempt.task for attempt in rejected)
+    told = {"seeds": True, "worlds": bool(jobs[0].worlds), "instructions": bool(jobs[0].worlds) or jobs[0].reworded}
     rates = {
         str(index): {
             "success_rate": round(len(task["seeds"]) / (len(task["seeds"]) + failures[index]), 4),
             "mean_steps": round(float(np.mean(task["steps"])), 1),
-            "seeds": task["seeds"],
+            **{key: task[key] for key, wanted in told.items() if wanted},
         }
         for index, task in per_task.items()
     }
@@ -297,9 +339,12 @@ def _assemble(jobs: list[Job], scratch: Path, root: Path, images: bool) -> None:
         },
         # About 0.7 KB a frame at 128 px, at 36 to 39 dB; one key frame a second.
         rgb_encoder=RGBEncoderConfig(vcodec="h264", crf=20, g=FPS, preset="slow"),
+        streaming_encoding=not images,
+        encoder_queue_maxsize=max(SUITES.values()),  # a full queue would drop frames
+        encoder_threads=1,  # with more, the bytes would depend on the number of cores
     )
     for job in track(jobs, "writing the dataset"):
-        instruction = tasks_of(job.suite)[job.task].instruction
+        instruction = job.instruction
         with np.load(scratch / job.file, allow_pickle=False) as episode:
             columns = {key: episode[key] for key in dataset.features if key in episode}
         for index in range(len(columns["action"])):

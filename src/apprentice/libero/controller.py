@@ -15,6 +15,8 @@ DOWN = np.array([[0, 1, 0], [1, 0, 0], [0, 0, -1.0]])  # home: the fingers open 
 UP = np.array([0, 0, 1.0])
 CLOSE, OPEN = 1.0, -1.0
 TRACKING = 1.8  # gain on the error
+OFF, WIDE = 0.010, 0.075  # m between the fingers: more than around an object, and as good as open
+EXACT, CALM_WITHIN = 0.010, 0.05  # m: a move this exact is not disturbed on its last stretch
 
 
 class Failure(Exception):
@@ -103,46 +105,58 @@ class Controller:
         gain: float = TRACKING,
         speed: float = 1.0,
         until: Callable[[], bool] = lambda: False,
+        calm: bool = False,
     ) -> None:
-        """Go to a pose, which may move, within `near` (m) and `turned` (rad); give up when nothing changes any more."""
+        """Go to a pose, which may move, within `near` (m) and `turned` (rad); give up when nothing changes any more.
+
+        A `calm` move is not disturbed, nor is the last stretch of an exact one: it ends at an object.
+        """
         before = float("inf")
         for count in range(steps):
             position = target() if callable(target) else target
             gap, twist = float(np.linalg.norm(position - self.position)), float(np.linalg.norm(self._turn_to(rotation)))
             if (gap < near and twist < turned) or until():
                 return
-            if count > 15 and count % 10 == 0 and not self._disturbance.astray:
+            quiet = calm or (near <= EXACT and gap < CALM_WITHIN)
+            if count > 15 and count % 10 == 0 and (quiet or not self._disturbance.astray):
                 if before - (gap + 0.1 * twist) < 0.002:
                     return
                 before = gap + 0.1 * twist
-            self.step(self.towards(position, rotation, gain, speed))
+            self.step(self.towards(position, rotation, gain, speed), quiet)
+
+    def guide(self, position: np.ndarray, rotation: np.ndarray, gain: float = 2.5, speed: float = 1.0) -> None:
+        """One undisturbed step towards a pose, with something in contact that is pulled or pushed along."""
+        self.step(self.towards(position, rotation, gain, speed), calm=True)
 
     def stay(self, steps: int) -> None:
         position, rotation = self.position, self.rotation
         for _ in range(steps):
-            self.step(self.towards(position, rotation, TRACKING, 1.0), calm=True)
+            self.guide(position, rotation, TRACKING)
 
     def close(self, position: np.ndarray, rotation: np.ndarray, steps: int = 14) -> None:
         """Close the fingers at a pose until they stop."""
         self.gripper = CLOSE
         before = np.inf
         for count in range(steps):
-            self.step(self.towards(position, rotation, TRACKING, 1.0), calm=True)
+            self.guide(position, rotation, TRACKING)
             if count > 5 and abs(self.opening - before) < 0.0006:
                 return
             before = self.opening
 
     def open(self, position: np.ndarray, rotation: np.ndarray, steps: int = 7) -> None:
-        """Open the fingers at a pose: full travel takes 8 steps."""
+        """Open the fingers at a pose until they are off what they held: full travel takes 8 steps."""
         self.gripper = OPEN
-        for _ in range(steps):
-            self.step(self.towards(position, rotation, TRACKING, 1.0), calm=True)
+        before = self.opening
+        for count in range(2 * steps):
+            self.guide(position, rotation, TRACKING)
+            if count + 1 >= steps and self.opening > min(before + OFF, WIDE):
+                return
 
     def release(self, way: np.ndarray) -> None:
         """Open the fingers and leave along `way` (3,) m."""
         position, rotation = self.position, self.rotation
         self.open(position, rotation)
-        self.go(position + way, rotation, near=0.02, steps=25)
+        self.go(position + way, rotation, near=0.02, steps=25, calm=True)
 
 
 class _Disturbance:
@@ -161,7 +175,7 @@ class _Disturbance:
         return self._active and self._sigma > 0
 
     def next(self, calm: bool) -> np.ndarray:
-        """The noise (6,) of this step; none while fingers move (`calm`)."""
+        """The noise (6,) of this step; none while fingers move or touch (`calm`)."""
         self._left -= 1
         if self._left < 0:
             self._active = not self._active

@@ -6,7 +6,6 @@ it went, and the pictures must show the same room from the same side. A fault th
 repeated: only a fault that explains everything is named, and what remains is the simulator's.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -19,7 +18,7 @@ from scipy.spatial.transform import Rotation
 from apprentice.data.contract import FILE, Contract
 from apprentice.data.dataset import column, image, instructions, open_dataset
 from apprentice.errors import UserError
-from apprentice.libero.collect import scenes
+from apprentice.libero.collect import Scene, scenes
 from apprentice.libero.diagnosis import (
     ORIENTATIONS,
     Fault,
@@ -31,7 +30,7 @@ from apprentice.libero.diagnosis import (
     label_fault,
     likeness,
 )
-from apprentice.libero.env import SETTLE, LiberoEnv
+from apprentice.libero.env import SETTLE, LiberoEnv, environment
 from apprentice.libero.suites import SUITES
 from apprentice.libero.suites import tasks as tasks_of
 from apprentice.pool import spread
@@ -49,11 +48,10 @@ FOLLOWS = 0.7  # correlation of motions below which actions do not drive this ha
 
 @dataclass(frozen=True)
 class Trial:
-    """A recorded episode to replay. Without a seed `tasks` are all that have its instruction."""
+    """A recorded episode to replay, in its scene, or in one of all whose task has its instruction if nobody kept it."""
 
-    tasks: tuple[tuple[str, int], ...]
-    seed: int | None
-    start_noise: float
+    scenes: tuple[Scene, ...]
+    known: bool
     states: np.ndarray  # (T, 8)
     actions: np.ndarray  # (T, 7), as executed
     looks: np.ndarray  # (K,) steps whose images are compared
@@ -117,7 +115,6 @@ def examine(root: Path, episodes: int, workers: int) -> list[Check]:
                 break
             fault = fault.then(rest)
     learnt = fault.then(replace(label_fault(labels, [t.actions for t in trials]), columns=Fault().columns))
-    known = trials[0].seed is not None
     alike = np.mean([outcome.alike for outcome in outcomes], axis=0)
     return [
         _agrees("simulator", Contract(versions=contract.versions), trials),
@@ -126,7 +123,7 @@ def examine(root: Path, episodes: int, workers: int) -> list[Check]:
         _gripper_check(learnt),
         _action_check(learnt, followed(replays)),
         *_view_checks(alike),
-        _success_check(outcomes, replays, fault) if known else _path_check(replays, fault),
+        _success_check(outcomes, replays, fault) if trials[0].known else _path_check(replays, fault),
     ]
 
 
@@ -146,19 +143,17 @@ def _trials(root: Path, episodes: int) -> tuple[list[Trial], list[np.ndarray]]:
     lengths = np.asarray(dataset.meta.episodes["length"])
     states, actions, texts = column(dataset, STATE), column(dataset, ACTION), instructions(dataset)
     executed = column(dataset, EXECUTED) if EXECUTED in features else actions
-    seeds = _scenes(root, len(lengths))
+    recorded = _scenes(root, len(lengths))
     trials, labels = [], []
     for episode in sorted({int(e) for e in np.linspace(0, len(lengths) - 1, max(episodes, 1))}):
         begin = int(lengths[:episode].sum())
         span = slice(begin, begin + int(lengths[episode]))
         looks = np.linspace(0, lengths[episode] // 3, LOOKS).astype(int)
         pictures = [[image(dataset, camera, begin + int(step)) for camera in CAMERAS] for step in looks]
-        known = seeds[episode] if seeds else None
         trials.append(
             Trial(
-                tasks=(known[:2],) if known else _tasks_named(texts[begin]),
-                seed=known[2] if known else None,
-                start_noise=known[3] if known else 0.0,
+                scenes=(recorded[episode],) if recorded else _scenes_named(texts[begin]),
+                known=bool(recorded),
                 states=states[span],
                 actions=executed[span],
                 looks=looks,
@@ -170,27 +165,25 @@ def _trials(root: Path, episodes: int) -> tuple[list[Trial], list[np.ndarray]]:
     return trials, labels
 
 
-def _scenes(root: Path, episodes: int) -> list[tuple[str, int, int, float]] | None:
-    """Suite, task, seed and start noise of each episode, or None if nobody kept them."""
+def _scenes(root: Path, episodes: int) -> list[Scene]:
+    """That of each episode, or none if nobody kept them."""
     path = root / "meta" / "collection.json"
     if not path.exists():
-        return None
+        return []
     found = scenes(root)
     if len(found) != episodes:
         raise UserError(
             f"expected the {len(found)} episodes that {path} lists, found {episodes}; fix: remove that file, "
             "to check the dataset without its seeds"
         )
-    collection = json.loads(path.read_text())
-    return [(collection["suite"], task, seed, collection["start_noise"]) for task, seed in found]
+    return found
 
 
 @cache
-def _tasks_named(instruction: str) -> tuple[tuple[str, int], ...]:
-    """Suite and index of the tasks with this instruction, those of the test suites first. Raises UserError."""
-    found = [
-        (task.suite, task.index) for suite in SUITES for task in tasks_of(suite) if task.instruction == instruction
-    ]
+def _scenes_named(instruction: str) -> tuple[Scene, ...]:
+    """Any of each task with this instruction, those of the test suites first. Raises UserError."""
+    named = [task for suite in SUITES for task in tasks_of(suite) if task.instruction == instruction]
+    found = [Scene(task.suite, task.index, None, 0, 0.0) for task in named]
     if not found:
         raise UserError(
             f"expected an instruction of the suites {', '.join(SUITES)}, found {instruction!r}; "
@@ -216,22 +209,10 @@ def _replayed(trials: Sequence[Trial], workers: int, meter: Meter) -> list[Outco
     return [outcomes[index] for index in range(len(trials))]
 
 
-_env: LiberoEnv | None = None  # a worker's environment: making one takes seconds
-
-
-def _environment(suite: str, task: int, render: str, size: int) -> LiberoEnv:
-    global _env
-    if _env is None or (_env.suite, _env.task) != (suite, task):
-        if _env is not None:
-            _env.close()
-        _env = LiberoEnv(suite, task, render=render, size=size)
-    return _env
-
-
 def _replay(job: tuple[int, Trial]) -> tuple[int, Outcome]:
     """Replay one episode in a worker, in that of its possible scenes which looks most like it."""
     index, trial = job
-    scene = trial.tasks[0] if len(trial.tasks) == 1 else max(trial.tasks, key=lambda s: _first_look(trial, s).max())
+    scene = max(trial.scenes, key=lambda s: _first_look(trial, s).max()) if trial.scenes[1:] else trial.scenes[0]
     env = _begun(trial, scene)
     states, alike, success = [], [], False
     for step, action in enumerate(trial.actions):
@@ -243,15 +224,15 @@ def _replay(job: tuple[int, Trial]) -> tuple[int, Outcome]:
     return index, Outcome(np.array(states), success, np.mean(alike, axis=0))
 
 
-def _first_look(trial: Trial, scene: tuple[str, int]) -> np.ndarray:
+def _first_look(trial: Trial, scene: Scene) -> np.ndarray:
     return _looked(_begun(trial, scene), trial.images[0])
 
 
-def _begun(trial: Trial, scene: tuple[str, int]) -> LiberoEnv:
-    """The environment at the episode's start; without a seed, at its hand's start if that is within reach."""
-    env = _environment(*scene, trial.render, trial.images.shape[-2])
-    env.reset(seed=trial.seed or 0, start_noise=trial.start_noise)
-    if trial.seed is None:
+def _begun(trial: Trial, scene: Scene) -> LiberoEnv:
+    """The environment at the episode's start; in a scene that is not known, at its hand's start if within reach."""
+    env = environment(scene.suite, scene.task, scene.world, render=trial.render, size=trial.images.shape[-2])
+    env.reset(seed=scene.seed, start_noise=scene.start_noise)
+    if not trial.known:
         now, then = env.proprioception(), trial.states[0]
         turn = (Rotation.from_rotvec(then[3:6]) * Rotation.from_rotvec(now[3:6]).inv()).as_rotvec()
         if np.abs(then[:3] - now[:3]).max() < 0.2 and np.abs(turn).max() < 0.8:

@@ -3,10 +3,10 @@
 import numpy as np
 
 from apprentice.libero.controller import CLOSE, DOWN, UP, Controller
-from apprentice.libero.grasping import TIP
+from apprentice.libero.grasping import REACH, TIP
 from apprentice.libero.world import World
 
-REACH = 0.74  # m from the robot's base
+DEEP = 0.03  # m from a bowl's floor to its rim
 
 
 def drag(hand: Controller, world: World, name: str, site: str) -> None:
@@ -21,7 +21,8 @@ def lead(hand: Controller, world: World, name: str, target: np.ndarray, near: fl
     """Plant the closed finger tips in a dish and lead it by its inner rim to `target` (2,)."""
     points, start = world.points(name, 0.004), world.position(name)
     middle = points[np.linalg.norm((points - start)[:, :2], axis=1) < 0.02]
-    height = middle[:, 2].max() + TIP - 0.010
+    deep = points[:, 2].max() - middle[:, 2].max() > DEEP  # a bowl is led by its steep wall, a plate by its low rim
+    height = middle[:, 2].max() + TIP + (0.012 if deep else -0.010)
     for _ in range(tries):
         if np.linalg.norm(target - world.position(name)[:2]) < near:
             return
@@ -49,11 +50,11 @@ def _pull(hand: Controller, world: World, name: str, target: np.ndarray, near: f
         dish = world.position(name)[:2]
         gap = target - dish
         past.append(dish)
-        if np.linalg.norm(gap) < near or (count > 45 and np.linalg.norm(dish - past[-15]) < 0.003):
+        if np.linalg.norm(gap) < near or (count > 30 and np.linalg.norm(dish - past[-15]) < 0.003):
             return
-        lead = min(0.036 + 0.0006 * count, 0.058)
+        lead = min(0.036 + 0.0012 * count, 0.058)
         position = np.array([*(dish + gap / np.linalg.norm(gap) * lead), height])
-        hand.step(hand.towards(position, DOWN, 1.5, 0.45))
+        hand.guide(position, DOWN, gain=1.5, speed=0.45)
 
 
 def _way(world: World, name: str, site: str) -> tuple[np.ndarray, np.ndarray]:

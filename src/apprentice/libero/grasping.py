@@ -20,7 +20,9 @@ FINGER_U = 0.018  # thickness of a finger
 WIDEST = 0.074
 PAD_BELOW, PAD_ABOVE = 0.008, 0.011  # the pads' contact zone
 YAW_COST = 0.6  # a rad: of two equal sides always take the same, or a policy cannot learn which
-YAWS = np.deg2rad(np.arange(-90, 90, 10))
+REACH = 0.74  # m from the robot's base: farther out the arm is straight, and sticks there
+FAR_COST = 60.0  # a m
+YAWS = np.deg2rad(np.arange(-60, 120, 10))  # the last joint's middle is at 45 degrees
 
 
 @dataclass
@@ -44,7 +46,7 @@ def yaw_along(direction: np.ndarray) -> float:
 
 
 def reachable(yaw: float) -> float:
-    """The same yaw of a gripper with two equal sides in [-60, 120) degrees: the last joint's middle is at 45."""
+    """The same yaw of a gripper with two equal sides in [-60, 120) degrees, as YAWS."""
     return float((yaw + np.pi / 3) % np.pi - np.pi / 3)
 
 
@@ -72,7 +74,7 @@ def plan_grasps(world: World, name: str, move: np.ndarray | None = None, turn: f
     if move is not None:
         there = _near(world.obstacles((name,), 0.008), centre + move) - move
         there = (there - centre) @ about_z(turn) + centre
-    com, heights = world.centre_of_mass(name), _heights(target, world.table_height())
+    com, heights, base = world.centre_of_mass(name), _heights(target, world.table_height()), world.base()
     grasps = []
     for yaw in YAWS:
         frame = about_z(yaw) @ DOWN
@@ -80,7 +82,8 @@ def plan_grasps(world: World, name: str, move: np.ndarray | None = None, turn: f
         slices = _Slices(*(_in_frame(points, centre, axes) for points in (target, around, there, com[None])))
         for (u, v, z), score in slices.candidates(heights):
             position = np.array([*centre[:2], 0]) + axes @ [u, v, z]
-            grasps.append(Grasp(position, float(yaw), score + YAW_COST * abs(yaw)))
+            far = max(0.0, float(np.linalg.norm((position - base)[:2])) - REACH)
+            grasps.append(Grasp(position, float(yaw), score + YAW_COST * abs(wrapped(yaw)) + FAR_COST * far))
     return sorted(grasps, key=lambda grasp: grasp.score)
 
 

@@ -109,8 +109,8 @@ def _slide_in(hand: Controller, world: World, name: str, hold: Hold, cavity: Cav
     if not world.held(name):
         raise Failure(f"dropped {name}")
     deep = min(hold.deep, cavity.depth - ahead - 0.01)
-    hand.go(object_at(-ahead - 0.01, below + 0.018, 1.0), hold.rotation, near=0.012, turned=0.3, steps=20)
-    hand.go(object_at(deep, below + 0.012), hold.rotation, near=0.008, turned=0.3, steps=70, speed=0.6)
+    hand.go(object_at(-ahead - 0.01, below + 0.018, 1.0), hold.rotation, near=0.012, turned=0.3, steps=20, calm=True)
+    hand.go(object_at(deep, below + 0.012), hold.rotation, near=0.008, turned=0.3, steps=70, speed=0.6, calm=True)
     down = object_at(deep, below - 0.004)
     hand.go(down, hold.rotation, near=0.004, turned=0.3, steps=15, until=lambda: world.rests(name))
     hand.release(hold.way_back)

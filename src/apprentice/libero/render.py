@@ -12,11 +12,11 @@ from apprentice.files import cache_folder, fingerprint, replacing
 from apprentice.libero.simplify import Mesh, decimate
 
 CAMERAS = {"image": "agentview", "image2": "robot0_eye_in_hand"}
-RECIPE = b"5"  # change it with the algorithm: it is part of the cache's key
+RECIPE = b"6"  # change it with the algorithm: it is part of the cache's key
 SMALL = 100  # faces: not worth simplifying
 # Tolerances, m. A pixel is 6 mm wide at the robot in the agent's view, 1 to 3 mm in the wrist's.
-TOLERANCE = {"robot": 0.0015, "mount": 0.006, "gripper": 0.0006}
-OBJECT, ROOM = 0.0006, 0.003  # of anything else: OBJECT + ROOM * its radius; what is large is far
+TOLERANCE = {"robot": 0.001, "mount": 0.006, "gripper": 0.0003}
+OBJECT, ROOM = 0.0004, 0.002  # of anything else: OBJECT + ROOM * its radius; what is large is far
 HIDDEN = mujoco.mjNGROUP - 1
 
 

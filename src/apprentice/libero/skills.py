@@ -10,6 +10,8 @@ from apprentice.libero.grasping import HAND, HAND_U, HAND_V, Grasp, about_z, dif
 from apprentice.libero.spots import Spot
 from apprentice.libero.world import World
 
+RIM = 0.05  # m above the place in a basket: what touches there is not its floor
+
 
 def pick(
     hand: Controller,
@@ -85,18 +87,26 @@ def place(hand: Controller, world: World, name: str, spot: Spot, grasp: Grasp) -
     height = spot.height
     if not spot.tilt.any():
         height = max(height, _clear_of_hand(hand, world, name, spot.xy, turn, rotation))
-    carry = max(world.highest_between(world.position(name), target, (name,), 0.11) + 0.02 + hang, height + 0.02)
+    room = 0.02 + 0.06 * np.sin(np.linalg.norm(spot.tilt))  # what is leant hangs lower
+    carry = max(world.highest_between(world.position(name), target, (name,), 0.11) + room + hang, height + 0.02)
 
     def so_that_object_is_at(z: float) -> Callable[[], np.ndarray]:
         return lambda: hand.position + np.array([*spot.xy, z]) - world.position(name)
 
+    def lost() -> bool:
+        return not world.held(name)
+
+    def arrived() -> bool:  # a basket's rim or handle may touch before
+        return world.rests(name) and not (spot.deep and world.position(name)[2] > height + RIM)
+
     lift = max(0.0, carry - world.position(name)[2])
     hand.go(hand.position + lift * UP, grasp.rotation, near=0.02, turned=1.0, steps=60)
-    hand.go(so_that_object_is_at(carry), rotation, near=0.012, turned=0.12, steps=120, speed=0.85)
-    if not world.held(name):
+    hand.go(so_that_object_is_at(carry), rotation, near=0.012, turned=0.12, steps=120, speed=0.85, until=lost)
+    if lost():
         raise Failure(f"dropped {name}")
-    hand.go(so_that_object_is_at(carry), rotation, near=0.006, turned=0.08, steps=15)
-    hand.go(so_that_object_is_at(height), rotation, near=0.004, steps=60, gain=1.3, until=lambda: world.rests(name))
+    hand.go(so_that_object_is_at(carry), rotation, near=0.006, turned=0.08, steps=15, calm=True)
+    down = so_that_object_is_at(height)
+    hand.go(down, rotation, near=0.004, steps=60, gain=1.3, until=arrived, calm=True)
     hand.release(-0.08 * hand.rotation[:, 2])
 
 

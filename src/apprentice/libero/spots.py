@@ -10,6 +10,7 @@ from apprentice.libero.grasping import wrapped, yaw_along
 from apprentice.libero.world import World
 
 IN_BASKET, ON_STOVE = 0.06, 0.10  # m between two objects that go to the same place
+SLACK = 0.010  # m below a region that still counts as inside; what stands on a caddy's floor may be lower yet
 DRAWER_FRONT = 0.035  # m from the handle to the inside of a drawer's front
 
 
@@ -51,7 +52,10 @@ def in_region(world: World, name: str, site: str, slot: float) -> Spot:
     axis = int(half[1] > half[0])
     xy = centre[:2] + slot * IN_BASKET * np.eye(2)[axis]
     turn = _turn_into(world, name, half) if "caddy" in site else 0.0
-    height = world.support_height(xy, (name,), 0.01) + hang + 0.004
+    height = world.support_height(xy, (name,), 0.01) + hang
+    if "caddy" in site and height < centre[2] - half[2] - SLACK:
+        return _wedged(Spot(xy, height, turn), half)
+    height += 0.004
     basket = "basket" in site
     if basket:
         height = max(height, centre[2] - half[2] + hang + 0.01)
@@ -74,6 +78,12 @@ def in_drawer(world: World, name: str, site: str) -> Spot:
 def _hang(world: World, name: str) -> float:
     """From the object's lowest point up to its origin (m)."""
     return float(world.position(name)[2] - world.bounds(name)[0][2])
+
+
+def _wedged(spot: Spot, half: np.ndarray) -> Spot:
+    """Leant along a compartment, so that the walls at its ends hold the object up."""
+    along = np.eye(3)[int(half[1] > half[0])]
+    return Spot(spot.xy - 0.012 * along[:2], spot.height, spot.turn, tilt=np.deg2rad(25) * np.cross(UP, along))
 
 
 def _turn_into(world: World, name: str, half: np.ndarray) -> float:

@@ -1,10 +1,12 @@
-"""Where things are: geometry of a scene from privileged simulator state, for the scripted demonstrator only."""
+"""Where things are: geometry of a scene from privileged simulator state, never for a policy."""
 
 from collections.abc import Collection
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from apprentice.libero.env import LiberoEnv
+if TYPE_CHECKING:
+    from apprentice.libero.env import LiberoEnv
 
 
 class World:
@@ -13,7 +15,7 @@ class World:
     Shapes are clouds of points that fill the bounding boxes of collision geoms, which is what a grasp can hit.
     """
 
-    def __init__(self, env: LiberoEnv):
+    def __init__(self, env: "LiberoEnv"):
         self.env, self.model, self.data = env, env.model, env.data
         self.domain = env.control.env
         self.root: dict[str, int] = dict(self.domain.obj_body_id)

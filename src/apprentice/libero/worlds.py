@@ -1,8 +1,9 @@
 """Own worlds: LIBERO's tasks with objects exchanged and spread over the table, so that a policy must look and listen.
 
 In the published suites objects stay within millimetres or centimetres; a policy can remember instead of looking. A
-world is a BDDL file of LIBERO's own language, written from a task's; what it says about fixtures stays. The LIBERO-PRO
-suites, which perturb tasks in similar ways, are for tests alone and are not used here.
+world is a BDDL file of LIBERO's own language, written from a task's; what it says about fixtures stays. Where things
+stand is drawn at each reset (`layout.py`). The LIBERO-PRO suites, which perturb tasks in similar ways, are for tests
+alone and are not used here.
 """
 
 import re
@@ -12,7 +13,7 @@ import numpy as np
 
 from apprentice.errors import UserError
 from apprentice.files import cache_folder, fingerprint, write_text
-from apprentice.libero.suites import Task
+from apprentice.libero.suites import Task, tasks
 
 # Things that can stand for one another, with what instructions call them.
 GROCERIES = {
@@ -24,10 +25,6 @@ GROCERIES = {
 }
 MUGS = {"porcelain_mug": "white mug", "red_coffee_mug": "red mug", "white_yellow_mug": "yellow and white mug"}
 CONTAINERS = ("basket", "wooden_tray")  # take any of them
-
-# Where the robot's base stands in a region's frame, along x (m), and what it reaches from there.
-BASE = {"floor": -0.60, "main_table": -0.66, "kitchen_table": -0.66, "living_room_table": -0.51, "study_table": -0.55}
-REACH_X, REACH_Y = (0.40, 0.66), 0.25
 
 
 @dataclass(frozen=True)
@@ -47,8 +44,14 @@ class Scene:
         return cls(text, categories, frozenset(re.findall(r"\w+", _block(text, "goal"))))
 
 
+def find_task(suite: str, index: int, world: int | None = None) -> Task:
+    """A suite's task, or its own world of that number. Raises UserError."""
+    task = tasks(suite)[index]
+    return task if world is None else own_world(task, world)
+
+
 def own_world(task: Task, seed: int) -> Task:
-    """The task in a world of its own: other things of the same kinds, anywhere within reach. Its file is cached.
+    """The task in a world of its own: other things of the same kinds. Its file is cached.
 
     Raises UserError if the instruction tells things apart by their places, which then would no longer hold.
     """
@@ -64,7 +67,7 @@ def own_world(task: Task, seed: int) -> Task:
     names = GROCERIES | MUGS
     spoken = task.instruction.replace("cream cheese box", "cream cheese") if swaps else task.instruction
     instruction = _replace({names[old]: names[new] for old, new in swaps.items()}, spoken)
-    text = re.sub(r"\(:language.*?\)", f"(:language {instruction})", _spread(scene), count=1)
+    text = re.sub(r"\(:language.*?\)", f"(:language {instruction})", scene.text, count=1)
     objects = {
         name: _replace({category: swaps.get(category, category)}, name) for name, category in scene.categories.items()
     }
@@ -82,23 +85,11 @@ def _exchange(scene: Scene, rng: np.random.Generator) -> dict[str, str]:
     for kind in (GROCERIES, MUGS):
         there = sorted({category for category in scene.categories.values() if category in kind})
         kept = set() if free else {scene.categories[name] for name in scene.goal & scene.categories.keys()}
+        kept |= {category for category in there for word in scene.goal if f"{category}_" in word.partition("table_")[2]}
         changed = [category for category in there if category not in kept]
         fresh = rng.permutation([category for category in kind if category not in kept])
         swaps |= {old: str(new) for old, new in zip(changed, fresh, strict=False)}
     return swaps
-
-
-def _spread(scene: Scene) -> str:
-    """The text with every movable thing's first region grown to all that the robot reaches."""
-    text = scene.text
-    for name, surface, region in re.findall(r"\(On (\w+) ((?:\w+_)?(?:table|floor))_(\w+)\)", _block(text, "init")):
-        if name in scene.categories and surface in BASE:
-            low, high = BASE[surface] + REACH_X[0], BASE[surface] + REACH_X[1]
-            pattern = rf"(\({region}\s*\(:target {surface}\)\s*\(:ranges \(\s*)\([^)]*\)"
-            text, found = re.subn(pattern, rf"\g<1>({low:.3f} {-REACH_Y} {high:.3f} {REACH_Y})", text)
-            if not found:
-                raise ValueError(f"no region {region} on {surface}")
-    return text
 
 
 def _block(text: str, name: str) -> str:

@@ -28,6 +28,7 @@ class ApprenticeConfig(PreTrainedConfig):
         stage: "align" trains action tokens, state encoder and mapper towards the expert's latents; "finetune" trains
             the language model and the decoder too, towards the demonstrated actions.
         align_loss: "mse" (PAPER, figure) or "l2", the mean norm of the difference (reference code).
+        latent_weight: how much of the alignment's loss stays in the fine-tuning's; 0 as in the paper.
         scratch: give the VLM random weights (a control).
         n_action_steps: actions executed before the policy plans again; None for half of the chunk.
         gripper_state_dims: how many of the last columns of the state belong to the gripper.
@@ -45,6 +46,7 @@ class ApprenticeConfig(PreTrainedConfig):
     expert: str = ""
     stage: str = "align"
     align_loss: str = "mse"
+    latent_weight: float = 0.0
     scratch: bool = False
     n_action_steps: int | None = None
     gripper_state_dims: int = 2
@@ -92,9 +94,9 @@ class ApprenticeConfig(PreTrainedConfig):
 
     @property
     def observation_delta_indices(self) -> list[int] | None:
-        """The present alone; to align, the past too if the expert reads it."""
+        """The present alone; the past too where the expert is asked and reads it."""
         self._know_expert()
-        past = 1 - self.expert_obs_steps if self.stage == "align" else 0
+        past = 1 - self.expert_obs_steps if self.stage == "align" or self.latent_weight else 0
         return list(range(past, 1)) if past else None
 
     @property

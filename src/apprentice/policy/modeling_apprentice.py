@@ -187,18 +187,30 @@ class ApprenticePolicy(PreTrainedPolicy):
         return image_tokens
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:  # type: ignore[override]
-        """The loss of the present stage on a raw batch, and its parts (PAPER, stages 1 and 2)."""
+        """The loss of the present stage on a raw batch, and its parts (PAPER, stages 1 and 2).
+
+        The paper drops the alignment when it fine-tunes; with `latent_weight` it stays, and the student closer to its
+        expert.
+        """
         latents = self.latents(self._present(batch)).float()
-        if self.config.stage == "finetune":
-            action = (batch[ACTION].float() - self.action_offset) / self.action_scale
-            return self.decoder.loss(latents, {**batch, ACTION: action})
+        if self.config.stage == "align":
+            loss = self._align_loss(latents, batch)
+            return loss, {"align": loss.item()}
+        action = (batch[ACTION].float() - self.action_offset) / self.action_scale
+        loss, parts = self.decoder.loss(latents, {**batch, ACTION: action})
+        if self.config.latent_weight:
+            align = self._align_loss(latents, batch)
+            loss, parts = loss + self.config.latent_weight * align, {**parts, "align": align.item()}
+        return loss, parts
+
+    def _align_loss(self, latents: Tensor, batch: Batch) -> Tensor:
+        """How far latents (B, N, D) are from the expert's, from the batch's cache if it has them."""
         target = batch[EXPERT_LATENTS] if EXPERT_LATENTS in batch else self.expert.encode(batch)
         difference = latents - target.to(latents)
-        loss = difference.square().mean() if self.config.align_loss == "mse" else difference.norm(dim=-1).mean()
-        return loss, {"align": loss.item()}
+        return difference.square().mean() if self.config.align_loss == "mse" else difference.norm(dim=-1).mean()
 
     def _present(self, batch: Batch) -> Batch:
-        """The last step of every observation, where a batch to align carries the past for the expert."""
+        """The last step of every observation, where a batch carries the past for the expert."""
         if self.config.observation_delta_indices is None or EXPERT_LATENTS in batch:
             return batch
         return {key: value[:, -1] if key.startswith("observation.") else value for key, value in batch.items()}

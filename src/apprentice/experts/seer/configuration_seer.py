@@ -73,17 +73,7 @@ class SeerConfig(PreTrainedConfig):
                 f"expected images of one size, sides a multiple of {IMAGE_STRIDE} px, found {sorted(sizes)}; "
                 "fix: record or resize every camera to the same size, 128 px say"
             )
-        state, action = self.robot_state_feature, self.action_feature
-        if state is None or state.shape[0] <= GRIPPER_STATES:
-            raise UserError(
-                f"expected observation.state with more than {GRIPPER_STATES} entries, the last {GRIPPER_STATES} "
-                f"the gripper's, found {None if state is None else tuple(state.shape)}; fix: add the arm's state"
-            )
-        if action is None or action.shape[0] < 2:
-            raise UserError(
-                f"expected an action whose last entry is the gripper's, found "
-                f"{None if action is None else tuple(action.shape)}; fix: check the dataset's features"
-            )
+        check_state_and_action(self, GRIPPER_STATES)
 
     def get_optimizer_preset(self) -> AdamWConfig:
         return AdamWConfig(lr=self.optimizer_lr, weight_decay=self.optimizer_weight_decay, grad_clip_norm=1.0)
@@ -102,3 +92,18 @@ class SeerConfig(PreTrainedConfig):
     @property
     def reward_delta_indices(self) -> None:
         return None
+
+
+def check_state_and_action(config: PreTrainedConfig, gripper_states: int) -> None:
+    """Raise UserError unless the state has an arm before its `gripper_states` last entries, and the action an arm."""
+    state, action = config.robot_state_feature, config.action_feature
+    if state is None or state.shape[0] <= gripper_states:
+        raise UserError(
+            f"expected observation.state with more than {gripper_states} entries, the last {gripper_states} "
+            f"the gripper's, found {None if state is None else tuple(state.shape)}; fix: add the arm's state"
+        )
+    if action is None or action.shape[0] < 2:
+        raise UserError(
+            f"expected an action whose last entry is the gripper's, found "
+            f"{None if action is None else tuple(action.shape)}; fix: check the dataset's features"
+        )

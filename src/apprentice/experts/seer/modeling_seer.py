@@ -10,7 +10,6 @@ hashed words that of the frozen CLIP text encoder (so nothing is downloaded), an
 import re
 import zlib
 from collections import deque
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from apprentice.data.contract import FILE as CONTRACT
 from apprentice.data.contract import Contract
 from apprentice.experts.base import ActionDecoder, Batch
+from apprentice.experts.contracted import Contracted
 from apprentice.experts.seer.configuration_seer import GRIPPER_STATES, IMAGE_STRIDE, SeerConfig
 
 VOCABULARY = 4096  # word hashes
@@ -147,7 +146,7 @@ def augment(images: Tensor, shift: int, jitter: float) -> Tensor:
     return (moved - 0.5) * (1 + contrast) + 0.5 + 0.5 * brightness
 
 
-class SeerPolicy(PreTrainedPolicy):
+class SeerPolicy(Contracted, PreTrainedPolicy):
     """LeRobot policy `seer`. Batches are normalised by its processors; images (B, 3, H, W) are in [0, 1].
 
     The contract of the dataset that it was trained on goes into its checkpoint.
@@ -185,20 +184,6 @@ class SeerPolicy(PreTrainedPolicy):
         self.norm = nn.LayerNorm(width)
         self.decoder = SeerDecoder(width, config.action_feature.shape[0], config.gripper_weight)
         self.reset()
-
-    def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
-        super()._save_pretrained(save_directory, state_dict)
-        self.contract.having(horizon=self.config.chunk_size).save(save_directory)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_name_or_path: str | Path, **kwargs: Any) -> "SeerPolicy":  # type: ignore[override]
-        """Load a checkpoint, as LeRobot does, with its contract. Fine-tuning on other data checks that it fits."""
-        policy = super().from_pretrained(pretrained_name_or_path, **kwargs)
-        if (Path(pretrained_name_or_path) / CONTRACT).exists():
-            trained = Contract.load(pretrained_name_or_path)
-            trained.check(policy.contract, f"expert {pretrained_name_or_path}", "the dataset")
-            policy.contract = trained
-        return policy
 
     def get_optim_params(self) -> Any:
         return self.parameters()

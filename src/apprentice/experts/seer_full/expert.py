@@ -1,0 +1,10 @@
+"""The full Seer behind the `ActionExpert` interface."""
+
+from apprentice.experts.seer.expert import SeerExpert
+from apprentice.experts.seer_full.modeling_seer_full import SeerFullPolicy
+
+
+class SeerFullExpert(SeerExpert):
+    """Frames of one time are a history of one; frames (B, F, ...) of several end with the present one."""
+
+    policy_class = SeerFullPolicy
