@@ -28,7 +28,7 @@ from apprentice.experts.base import SEED, ActionExpert, Batch, scaled_images
 from apprentice.policy.modeling_apprentice import ApprenticePolicy
 
 PAGE = Path(__file__).parents[2] / "docs" / "experts.md"
-FRAMES = (0, 1, 8, 11, 15)  # the first of an episode, its second, a later one, and of another episode and task
+FRAMES = (0, 1, 8, 15)  # the first of an episode, its second, a later one, and one of another episode and task
 
 
 class Candidate:
@@ -36,6 +36,7 @@ class Candidate:
 
     def __init__(self, name: str, dataset: Path, vlm: Path, folder: Path):
         self.name, self.dataset, self.vlm, self.folder = name, dataset, vlm, folder
+        self.frames = Frames(open_dataset(dataset), list(support.CAMERAS), 1)
         self.path = ZOO[name](folder / "expert", dataset)
 
     @cached_property
@@ -56,7 +57,7 @@ class Candidate:
 
     def batch(self, frame: int, steps: int) -> Batch:
         """One frame of the dataset, with the past that the expert reads."""
-        return next(Frames(open_dataset(self.dataset), list(support.CAMERAS), 1).batches(frame, 1, steps))
+        return next(self.frames.batches(frame, 1, steps))
 
     def losses(self, run: str) -> list[float]:
         return [json.loads(line)["loss"] for line in (self.folder / run / "log.jsonl").read_text().splitlines()]
@@ -88,7 +89,7 @@ def plans_itself(folder: Path, frames: list[Batch]) -> torch.Tensor:
 
 def decodes_to_its_own_plan(candidate: Candidate) -> None:
     expert = candidate.expert
-    tasks = instructions(open_dataset(candidate.dataset))
+    tasks = instructions(candidate.frames.dataset)
     folders = {task: candidate.path for task in tasks}
     if candidate.path.is_file():
         folders = {task: candidate.path.parent / f"act{n}" for n, task in enumerate(support.TASKS)}
@@ -101,9 +102,9 @@ def decodes_to_its_own_plan(candidate: Candidate) -> None:
         latents = expert.encode(candidate.batch(index, expert.n_obs_steps))
         assert latents.shape == (1, expert.latent_count, expert.latent_dim) and not latents.requires_grad
         torch.testing.assert_close(expert.decoded(latents), plans[-1], atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(expert.decoded(latents), expert.decoded(latents), atol=0, rtol=0)
+    torch.testing.assert_close(expert.decoded(latents), expert.decoded(latents), atol=0, rtol=0)
     assert plans[0].shape == (1, expert.horizon, expert.action_dim)
-    assert all((plans[0] - other).abs().max() > 1e-4 for other in plans[3:])
+    assert all((plans[0] - other).abs().max() > 1e-4 for other in plans[2:])
 
 
 def aligns(candidate: Candidate) -> None:

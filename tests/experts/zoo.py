@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
 from apprentice.data.dataset import open_dataset
+from apprentice.experts.seer_full.configuration_seer_full import SeerFullConfig
 
 EYES = {"pretrained_backbone_weights": None}
 DENOISING: dict[str, Any] = {"horizon": 8, "n_action_steps": 4, "num_train_timesteps": 6}
@@ -46,6 +47,14 @@ def save(kind: type, folder: Path, root: Path, seed: int = 0, cameras: int = 2, 
     for processor in make_pre_post_processors(config, dataset_stats=stats):
         processor.save_pretrained(folder)
     return folder
+
+
+def seer_full(folder: Path, root: Path) -> Path:
+    trunk = {"n_obs_steps": 3, "chunk_size": 2, "width": 32, "layers": 1, "heads": 2}
+    vision = {"mae": None, "image_size": 32, "vision_width": 32, "vision_layers": 1, "vision_heads": 2}
+    text = {"clip": None, "text_width": 16, "text_layers": 1, "text_heads": 2, "text_features": 16}
+    ahead = {"foresight_tokens": 4, "foresight_layers": 1, "resampler_tokens": 2, "resampler_layers": 1}
+    return save(SeerFullConfig, folder, root, **trunk, **vision, **text, **ahead)
 
 
 def act(folder: Path, root: Path, seed: int = 0) -> Path:
@@ -100,6 +109,7 @@ def by_task(folder: Path, root: Path) -> Path:
 
 ZOO: dict[str, Callable[[Path, Path], Path]] = {
     "seer": lambda folder, root: support.make_expert(folder, open_dataset(root)),
+    "seer_full": seer_full,
     "act": act,
     "act, one a task": by_task,
     "diffusion": diffusion,
