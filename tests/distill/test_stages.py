@@ -97,7 +97,7 @@ def test_fine_tuning_near_the_expert_ends_nearer_to_it(config: StageConfig, tmp_
         )
         policy.set_stage("align")
         rows = cached(policy, dataset)
-        batch = Samples(dataset, policy.config.chunk_size, rows, policy.vlm.device)[np.arange(16)]
+        batch = Samples(dataset, policy.config.action_window, rows, policy.vlm.device)[np.arange(16)]
         with torch.no_grad():
             distances.append(policy(batch)[0].item())
     assert distances[1] < 0.9 * distances[0]
