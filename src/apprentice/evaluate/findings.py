@@ -61,7 +61,7 @@ def _against_expert(student: Row, expert: Row) -> tuple[str, str]:
 
 
 def _against_only_ft(student: Row, control: Row) -> tuple[str, str]:
-    name = "The control, only-ft (the same fine-tuning without alignment),"
+    name = "The control, only-ft (fine-tuning without alignment),"
     if control.low95 > student.high95:
         return "only-ft did better", f"{name} did better: {count(control)}. Here alignment did harm."
     if control.rate >= student.rate:

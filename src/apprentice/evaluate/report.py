@@ -51,7 +51,7 @@ class Stage:
         return cls(
             name=name,
             seen=np.array([entry["samples"] for entry in log]),
-            loss=np.array([entry["loss"] for entry in log]),
+            loss=np.array([entry.get("action_loss", entry["loss"]) for entry in log]),
             **cost,
         )
 

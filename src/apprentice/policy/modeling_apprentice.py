@@ -211,7 +211,8 @@ class ApprenticePolicy(PreTrainedPolicy):
         loss, parts = self.decoder.loss(latents, {**batch, ACTION: action})
         if self.config.latent_weight:
             align = self._align_loss(latents, batch)
-            loss, parts = loss + self.config.latent_weight * align, {**parts, "align": align.item()}
+            parts = {**parts, "action_loss": loss.item(), "align": align.item()}
+            loss = loss + self.config.latent_weight * align
         return loss, parts
 
     def _align_loss(self, latents: Tensor, batch: Batch) -> Tensor:
