@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import transformers as hf
-from tests.vlm.tokenizers import FOR_EACH_PART, tiny_tokenizer
+from tests.vlm.tiny_tokenizers import FOR_EACH_PART, tiny_tokenizer
 from transformers.models.internvl.video_processing_internvl import InternVLVideoProcessor
 from transformers.models.llava_onevision.video_processing_llava_onevision import LlavaOnevisionVideoProcessor
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
