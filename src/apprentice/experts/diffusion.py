@@ -13,7 +13,7 @@ from lerobot.utils.constants import ACTION, OBS_ENV_STATE, OBS_STATE
 from torch import Tensor
 
 from apprentice.experts.base import ActionDecoder, Batch, seeded
-from apprentice.experts.lerobot import QueuedExpert
+from apprentice.experts.lerobot import DenoisingExpert
 
 # What decides the denoising network, its noise and its loss; the rest of the configuration is about seeing.
 OPTIONS = (
@@ -75,17 +75,8 @@ class DiffusionDecoder(ActionDecoder):
         return {OBS_STATE: latents.reshape(len(latents), self.steps, -1), OBS_ENV_STATE: latents}
 
 
-class DiffusionExpert(QueuedExpert):
+class DiffusionExpert(DenoisingExpert):
     """A Diffusion Policy: N = 1, T = n_action_steps."""
-
-    @property
-    def latent_count(self) -> int:
-        return 1
-
-    @property
-    def action_window(self) -> tuple[int, int]:
-        first = 1 - self.n_obs_steps
-        return first, first + self.config.horizon
 
     def cut(self) -> None:
         model = self.policy.diffusion

@@ -100,6 +100,19 @@ class QueuedExpert(LeRobotExpert):
             return self.postprocessor(self.policy.predict_action_chunk(prepared))
 
 
+class DenoisingExpert(QueuedExpert):
+    """A policy that denoises a chunk from one vector, the latent, beginning at the oldest step that it sees."""
+
+    @property
+    def latent_count(self) -> int:
+        return 1
+
+    @property
+    def action_window(self) -> tuple[int, int]:
+        first = 1 - self.n_obs_steps
+        return first, first + self.config.horizon
+
+
 def input_of(module: nn.Module, run: Callable[[], Any]) -> Tensor:
     """What `module` is given while `run` runs."""
     seen: list[Tensor] = []

@@ -13,7 +13,7 @@ from lerobot.utils.constants import ACTION
 from torch import Tensor
 
 from apprentice.experts.base import ActionDecoder, Batch, seeded
-from apprentice.experts.lerobot import QueuedExpert
+from apprentice.experts.lerobot import DenoisingExpert
 
 OPTIONS = (
     "n_obs_steps",
@@ -76,17 +76,8 @@ class MultiTaskDiTDecoder(ActionDecoder):
         return loss, {f"{self.config.objective}_loss": loss.item()}
 
 
-class MultiTaskDiTExpert(QueuedExpert):
+class MultiTaskDiTExpert(DenoisingExpert):
     """A multi-task DiT: N = 1, T = n_action_steps."""
-
-    @property
-    def latent_count(self) -> int:
-        return 1
-
-    @property
-    def action_window(self) -> tuple[int, int]:
-        first = 1 - self.n_obs_steps
-        return first, first + self.config.horizon
 
     def offline(self, config: Any) -> Any:
         return config  # its CLIP has no switch of that kind
