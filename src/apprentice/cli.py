@@ -52,6 +52,11 @@ COMMANDS = {
         "apprentice.distill.check:expert_check",
         "apprentice.distill.check:expert_check",
     ),
+    "plan": (
+        "tell what training will take: parameters, memory of a GPU, disk; no weights are fetched",
+        "apprentice.distill.plan:plan",
+        "apprentice.distill.plan:plan",
+    ),
     "align": (
         "teach a VLM to produce an expert's latents",
         "apprentice.distill.stages:StageConfig",

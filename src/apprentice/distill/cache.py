@@ -85,7 +85,7 @@ def cached(
     """
     source = Frames(dataset, list(policy.config.image_features), every)
     content = fingerprint(Path(dataset.root), *source.cameras, str(every))
-    vision = policy.parts()["vision tower, projector, embeddings, head"]
+    vision = [*policy.parts()["vision tower"], *policy.parts()["projector"]]
     tokens = _filled(
         "image tokens", (content, _weights(vision)), source, partial(_image_tokens, policy, source), torch.bfloat16
     )

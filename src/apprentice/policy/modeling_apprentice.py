@@ -124,11 +124,8 @@ class ApprenticePolicy(PreTrainedPolicy):
 
     def parts(self) -> dict[str, list[nn.Parameter]]:
         """Every parameter under the name of its part; no parameter in two."""
-        language = self.vlm.language_parameters()
-        inside = {id(p) for p in language}
         return {
-            "vision tower, projector, embeddings, head": [p for p in self.vlm.parameters() if id(p) not in inside],
-            "language model": language,
+            **self.vlm.parts(),
             "state encoder": list(self.state_encoder.parameters()),
             "action tokens": list(self.action_tokens.parameters()),
             "mapper": list(self.mapper.parameters()),

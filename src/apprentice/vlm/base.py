@@ -10,7 +10,7 @@ trains the suffix alone need not go back through the prefix. `VLM.splits` tells 
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -108,6 +108,22 @@ class VLM(nn.Module):
         self.model.config.save_pretrained(folder)
         self.model.generation_config.save_pretrained(folder)
         self.processor.save_pretrained(folder)
+
+    def parts(self) -> dict[str, list[nn.Parameter]]:
+        """Every parameter under the name of its part; no parameter in two."""
+        claimed: set[int] = set()
+
+        def rest(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+            found = [p for p in dict.fromkeys(parameters) if id(p) not in claimed]
+            claimed.update(map(id, found))
+            return found
+
+        ends = (self.model.get_input_embeddings(), self.model.get_output_embeddings())
+        language = rest(self.language_parameters())
+        head = rest(p for end in ends if end is not None for p in end.parameters())
+        vision = rest(self.model.get_encoder(modality="image").parameters())
+        projector = rest(self.parameters())
+        return {"vision tower": vision, "projector": projector, "embeddings, head": head, "language model": language}
 
     def language_parameters(self) -> list[nn.Parameter]:
         """The language model's parameters, without those that it shares with the output head (tied embeddings)."""
