@@ -8,10 +8,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from apprentice.vlm.nano.batches import Corpus, Item, pack, prefix, tokenise
+from apprentice.vlm.nano.batches import Chat, Corpus, Item, pack
 from apprentice.vlm.nano.model import NanoConfig, build_model, build_processor
-from apprentice.vlm.nano.pretrain import PretrainConfig, Trainer, answer_logits, image_tokens, pretrain, rows_of
+from apprentice.vlm.nano.pretrain import PretrainConfig, answer_logits, image_tokens, pretrain
 from apprentice.vlm.nano.questions import Question
+from apprentice.vlm.nano.trainer import Trainer, rows_of
 
 TINY = NanoConfig(width=32, vision_layers=1, vision_mlp=32, text_layers=2, text_mlp=32, heads=2, kv_heads=1)
 WORDS = ["put the bowl on the plate", "how far is the plate?", "point to the stove", "which objects are there?"]
@@ -50,9 +51,10 @@ def test_a_packed_question_is_answered_as_if_it_were_alone(tokenizer, attention)
     torch.manual_seed(0)
     model, processor = build_model(TINY, tokenizer).eval(), build_processor(TINY, tokenizer)
     asked = [Question("height", WORDS[1], "<cm+12>"), Question("point", WORDS[2], "<loc003><loc100>", 0)]
-    items = tokenise([asked], tokenizer)
+    chat = Chat.of(processor)
+    items = chat.tokenise([asked])
     images = [np.random.default_rng(i).integers(0, 256, (128, 128, 3), dtype=np.uint8) for i in range(2)]
-    packed = pack(items, prefix(tokenizer), tokenizer.pad_token_id)
+    packed = pack(items, chat.start, tokenizer.pad_token_id)
     content = [{"type": "image"}, {"type": "image"}]
     with torch.no_grad():
         pixels = processor.image_processor([images], return_tensors="pt")["pixel_values"]
@@ -69,7 +71,7 @@ def test_a_packed_question_is_answered_as_if_it_were_alone(tokenizer, attention)
 
 def test_shifted_images_move_their_locations(tokenizer, fake_scenes, tmp_path):
     fake_scenes(tmp_path, "KITCHEN_SCENE1", 20)
-    corpus = Corpus(tmp_path, "train", tokenizer, pool=8)
+    corpus = Corpus(tmp_path, "train", Chat.of(build_processor(TINY, tokenizer)), pool=8)
     first = corpus.first
     item = Item(0, np.array([1]), np.array([first + 10, first + 20, 2]), image=1)
     moved = corpus._move(item, np.array([[0, 0], [4, -4]]))

@@ -9,7 +9,7 @@ import yaml
 from transformers import AutoProcessor
 
 from apprentice.errors import UserError
-from apprentice.vlm.nano.batches import Item
+from apprentice.vlm.nano.batches import Chat, Item
 from apprentice.vlm.nano.catalogue import CATEGORIES, HELD_OUT
 from apprentice.vlm.nano.marks import Marker
 from apprentice.vlm.nano.model import NanoConfig, build_model, build_processor
@@ -83,7 +83,7 @@ def test_answers_are_what_generating_gives(tokenizer, fake_scenes, tmp_path):
     torch.manual_seed(0)
     model, processor = build_model(TINY, tokenizer).eval(), build_processor(TINY, tokenizer)
     model.get_input_embeddings().weight.data *= 10  # answers that depend on what came before
-    exam = Exam(tmp_path, "layouts", tokenizer, layouts=2)
+    exam = Exam(tmp_path, "layouts", Chat.of(processor), layouts=2)
     found, compared = answers(model, exam, blind=False), set()
     for images, items, guesses in zip(exam.images, exam.items, found, strict=True):
         for item, guess in zip(items, guesses, strict=True):
@@ -106,11 +106,12 @@ def test_answers_are_what_generating_gives(tokenizer, fake_scenes, tmp_path):
 
 def test_a_scholar_gets_full_marks_and_constants_do_not(tokenizer, fake_scenes, tmp_path):
     fake_scenes(tmp_path, "KITCHEN_SCENE1", 24)
-    exam = Exam(tmp_path, "layouts", tokenizer)
+    chat = Chat.of(build_processor(TINY, tokenizer))
+    exam = Exam(tmp_path, "layouts", chat)
     assert len(exam.items) == 15  # the layouts that are never trained on
     right = exam.marks([[item.answer for item in items] for items in exam.items])
     assert all(mark.right for mark in right)
-    constants = constant_answers(load(tmp_path, "train", ())["facts"], tokenizer)
+    constants = constant_answers(load(tmp_path, "train", ())["facts"], chat)
     fixed = exam.marks([[constants[item.kind] for item in items] for items in exam.items])
     counted = {s.kind: s for s in tally("layouts", exam.examples, right, fixed, fixed)}
     assert counted["point"].right == counted["point"].asked > counted["point"].constant
@@ -142,7 +143,7 @@ def test_the_card_holds_the_numbers(trained):
 
 
 def test_the_twin_sees_nothing(trained, tokenizer):
-    exam = Exam(trained, "layouts", tokenizer)
+    exam = Exam(trained, "layouts", Chat.of(build_processor(TINY, tokenizer)))
     before = answers(_model(trained / "twin"), exam, blind=True)
     exam.images = 255 - exam.images
     after = answers(_model(trained / "twin"), exam, blind=True)

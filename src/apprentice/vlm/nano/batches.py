@@ -33,20 +33,71 @@ class Item:
     image: int
 
 
+@dataclass(frozen=True)
+class Chat:
+    """How a VLM's processor writes a question about two images, and its answer.
+
+    Attributes:
+        tokenizer: the processor's.
+        start: token ids (n,) of what stands before the question, the images included.
+        close: text between question and answer.
+        end: text that ends an answer.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    start: np.ndarray
+    close: str
+    end: str
+
+    @classmethod
+    def of(cls, processor: Any) -> "Chat":
+        """As the processor's chat template has it."""
+        content = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "QUESTION"}]
+        turns = [{"role": "user", "content": content}]
+        before, close = processor.apply_chat_template(turns, add_generation_prompt=True).split("QUESTION")
+        blank = np.zeros((SIZE, SIZE, 3), np.uint8)
+        start = processor(text=before, images=[blank, blank], return_tensors="np")
+        return cls(processor.tokenizer, start["input_ids"][0], close, processor.tokenizer.eos_token)
+
+    @property
+    def points(self) -> bool:
+        """Whether pixels and centimetres are tokens; if not, nothing is asked that is answered in them."""
+        return LOCATIONS[0] in self.tokenizer.get_vocab()
+
+    def questions(self, facts: dict[str, Any], rng: np.random.Generator, count: int) -> list[Question]:
+        """Draw at most `count` questions that can be answered in its tokens."""
+        drawn = questions(facts, rng, count)
+        return drawn if self.points else [q for q in drawn if q.image < 0 and "<" not in q.answer]
+
+    def asked(self, item: Item) -> str:
+        """A question's words."""
+        return "".join(self.tokenizer.batch_decode(item.ask)).split(self.close)[0].strip()
+
+    def tokenise(self, drawn: list[list[Question]]) -> list[list[Item]]:
+        """Tokenise pools of questions."""
+        flat = [question for pool in drawn for question in pool]
+        asks = self.tokenizer([q.ask + self.close for q in flat], add_special_tokens=False)["input_ids"]
+        answers = self.tokenizer([q.answer + self.end for q in flat], add_special_tokens=False)["input_ids"]
+        items = iter(
+            Item(KINDS.index(q.kind), np.array(ask), np.array(answer), q.image)
+            for q, ask, answer in zip(flat, asks, answers, strict=True)
+        )
+        return [[next(items) for _ in pool] for pool in drawn]
+
+
 class Corpus:
     """Layouts in memory with a pool of questions each. `batch` is a pure function of its arguments."""
 
-    def __init__(self, folder: Path | str, part: str, tokenizer: PreTrainedTokenizerBase, pool: int, seed: int = 0):
+    def __init__(self, folder: Path | str, part: str, chat: Chat, pool: int, seed: int = 0):
         data = load(folder, part)
         self.images, self.category, self.depth = data["images"], data["category"], data["depth"]
         self.facts: list[dict[str, Any]] = data["facts"]
         rng = np.random.default_rng(seed)
-        drawn = [questions(facts, rng, pool) for facts in self.facts]
-        self.items = tokenise(drawn, tokenizer)
+        self.items = chat.tokenise([chat.questions(facts, rng, pool) for facts in self.facts])
         self.positions, self.known = positions(self.facts)
-        self.prefix = prefix(tokenizer)
-        self.first = tokenizer.get_vocab()[LOCATIONS[0]]
-        self.pad = int(tokenizer.pad_token_id)
+        self.prefix = chat.start
+        self.first = chat.tokenizer.get_vocab().get(LOCATIONS[0], -SIZE)
+        self.pad = int(chat.tokenizer.pad_token_id)
 
     def __len__(self) -> int:
         return len(self.facts)
@@ -93,24 +144,6 @@ class Corpus:
             return None
         answer[at] = moved + self.first
         return Item(item.kind, item.ask, answer, item.image)
-
-
-def tokenise(drawn: list[list[Question]], tokenizer: PreTrainedTokenizerBase) -> list[list[Item]]:
-    """Tokenise pools of questions."""
-    flat = [question for pool in drawn for question in pool]
-    asks = tokenizer([q.ask + "<end_of_utterance>Assistant:" for q in flat], add_special_tokens=False)["input_ids"]
-    answers = tokenizer([q.answer + "<end_of_utterance>" for q in flat], add_special_tokens=False)["input_ids"]
-    items = iter(
-        Item(KINDS.index(q.kind), np.array(ask), np.array(answer), q.image)
-        for q, ask, answer in zip(flat, asks, answers, strict=True)
-    )
-    return [[next(items) for _ in pool] for pool in drawn]
-
-
-def prefix(tokenizer: PreTrainedTokenizerBase, image_tokens: int = 16) -> np.ndarray:
-    """Token ids of a conversation's start, with two images, as the processor writes it."""
-    image = "<fake_token_around_image><global-img>" + "<image>" * image_tokens + "<fake_token_around_image>"
-    return np.array(tokenizer("<|im_start|>User:" + image * 2, add_special_tokens=False)["input_ids"])
 
 
 def positions(facts: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
@@ -182,9 +215,11 @@ def texts(corpus_facts: list[dict[str, Any]], seed: int = 0) -> list[str]:
 
 def special_values(tokenizer: PreTrainedTokenizerBase) -> Tensor:
     """(V,) int: 1000 + px for location tokens, 3000 + cm for distances, 0 elsewhere: near values are near answers."""
-    values = torch.zeros(len(tokenizer), dtype=torch.long)
-    values[tokenizer.convert_tokens_to_ids(LOCATIONS)] = 1000 + torch.arange(len(LOCATIONS))
-    values[tokenizer.convert_tokens_to_ids(DISTANCES)] = 3000 + torch.arange(len(DISTANCES))
+    vocabulary, values = tokenizer.get_vocab(), torch.zeros(len(tokenizer), dtype=torch.long)
+    for first, tokens in ((1000, LOCATIONS), (3000, DISTANCES)):
+        for value, token in enumerate(tokens, first):
+            if token in vocabulary:
+                values[vocabulary[token]] = value
     return values
 
 

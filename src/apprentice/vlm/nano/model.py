@@ -71,9 +71,11 @@ def build_model(config: NanoConfig, tokenizer: PreTrainedTokenizerBase) -> SmolV
     return SmolVLMForConditionalGeneration(SmolVLMConfig(**whole, **ids))
 
 
-def build_processor(config: NanoConfig, tokenizer: PreTrainedTokenizerBase) -> SmolVLMProcessor:
+def build_processor(
+    config: NanoConfig, tokenizer: PreTrainedTokenizerBase, chat_template: str = CHAT_TEMPLATE
+) -> SmolVLMProcessor:
     """The processor that goes with it: one tile an image, resized to a square."""
     size = {"longest_edge": config.image}
     images = SmolVLMImageProcessor(size=size, max_image_size=size, do_image_splitting=False)
     videos = SmolVLMVideoProcessor(size=size, max_image_size=size, do_image_splitting=False)
-    return SmolVLMProcessor(images, tokenizer, videos, image_seq_len=config.image_tokens, chat_template=CHAT_TEMPLATE)
+    return SmolVLMProcessor(images, tokenizer, videos, image_seq_len=config.image_tokens, chat_template=chat_template)

@@ -4,31 +4,22 @@ The vision tower stays frozen when a policy is taught, so its tokens must hold g
 category and the depth of every 4 px cell from its image token, and the position of every object from all of them.
 """
 
-import json
-import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, SmolVLMForConditionalGeneration
 
-from apprentice.device import best_device, mixed_precision
+from apprentice.device import best_device
 from apprentice.files import replacing, write_json
-from apprentice.progress import Meter
-from apprentice.vlm.nano.batches import ENTITIES, Corpus, special_values, texts
+from apprentice.vlm.nano.batches import ENTITIES, Chat, Corpus, special_values, texts
 from apprentice.vlm.nano.catalogue import CATEGORIES, CELL
 from apprentice.vlm.nano.model import NanoConfig, build_model, build_processor
 from apprentice.vlm.nano.scenes import load
 from apprentice.vlm.nano.tokenizer import train_tokenizer
-
-COOL_DOWN = 0.4
+from apprentice.vlm.nano.trainer import Trainer, train
 
 
 @dataclass
@@ -131,28 +122,27 @@ def answer_logits(model: SmolVLMForConditionalGeneration, tokens: Tensor, batch:
 
 
 def image_tokens(model: SmolVLMForConditionalGeneration, pixels: Tensor, blind: bool = False) -> Tensor:
-    """Tokens (2 B, T, H) of images (B, 2, 3, S, S); blind: of grey images."""
+    """Tokens (2 B, T, H) of images (B, 2, 3, S, S), resized to what the model reads; blind: of grey images."""
+    size = model.model.vision_model.config.image_size
+    if pixels.shape[-1] != size:
+        pixels = F.interpolate(pixels.flatten(0, 1), (size, size), mode="bilinear", antialias=True)
+        pixels = pixels.unflatten(0, (-1, 2))
     if blind:
         grey = torch.full_like(pixels[:1], 0.1)
         return model.model.get_image_features(grey).pooler_output.repeat(len(pixels), 1, 1)
     return model.model.get_image_features(pixels).pooler_output
 
 
-class Trainer:
-    """Model, auxiliary head and optimizer, with a checkpoint that resumes exactly."""
+class PretrainTrainer(Trainer):
+    """All of the model and the auxiliary head."""
 
     def __init__(self, config: PretrainConfig, tokenizer: PreTrainedTokenizerBase):
         torch.manual_seed(config.seed)
-        self.config, self.device, self.step = config, best_device(), 0
-        self.model = build_model(config.nano, tokenizer)
-        self.model.to(self.device).train()  # type: ignore[arg-type]
-        self.model.set_attn_implementation("eager")  # a third faster than "sdpa" on a CPU at these lengths
-        self.head = AuxiliaryHead(config.nano).to(self.device)
-        self.targets = Targets(tokenizer, config.nano.vocab).to(self.device)
-        self.named = dict(self.model.named_parameters(prefix="model")) | dict(self.head.named_parameters(prefix="head"))
+        model, head = build_model(config.nano, tokenizer), AuxiliaryHead(config.nano)
+        named = dict(model.named_parameters(prefix="model")) | dict(head.named_parameters(prefix="head"))
         # The position heads sum thousands of inputs: at the full rate they overshoot.
-        wide = [p for name, p in self.named.items() if name.startswith(("head.workspace", "head.offset"))]
-        rest = {name: p for name, p in self.named.items() if not name.startswith(("head.workspace", "head.offset"))}
+        wide = [p for name, p in named.items() if name.startswith(("head.workspace", "head.offset"))]
+        rest = {name: p for name, p in named.items() if not name.startswith(("head.workspace", "head.offset"))}
         decayed = [p for name, p in rest.items() if p.ndim > 1 and "embed" not in name]
         others = [p for name, p in rest.items() if p.ndim < 2 or "embed" in name]
         groups = [
@@ -160,74 +150,19 @@ class Trainer:
             {"params": others, "weight_decay": 0.0, "scale": 1.0},
             {"params": wide, "weight_decay": config.weight_decay, "scale": 0.1},
         ]
-        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), fused=True)
+        device = best_device()
+        self.blind, self.first_answers = config.blind, config.vision_share * config.steps
+        self.model, self.head = model.to(device).train(), head.to(device)  # type: ignore[arg-type]
+        self.model.set_attn_implementation("eager")  # a third faster than "sdpa" on a CPU at these lengths
+        self.targets = Targets(tokenizer, config.nano.vocab).to(device)
+        super().__init__(config, named, groups)
 
-    def rate(self) -> float:
-        """Learning rate: up linearly, level, and down to nothing over the last COOL_DOWN of the steps."""
-        config = self.config
-        up = (self.step + 1) / max(1.0, config.warmup * config.steps)
-        return config.lr * min(1.0, up, (config.steps - self.step) / (COOL_DOWN * config.steps))
-
-    def update(self, batch: dict[str, Tensor]) -> dict[str, float]:
-        """One optimizer step; returns the losses."""
-        batch = {key: value.to(self.device) for key, value in batch.items()}
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["scale"] * self.rate()
-        with mixed_precision(self.device):
-            tokens = image_tokens(self.model, batch["pixel_values"], self.config.blind)
-            losses = {} if self.config.blind else self.head(tokens, batch)
-            if self.config.blind or self.step >= self.config.vision_share * self.config.steps:
-                losses["answer"] = self.targets(answer_logits(self.model, tokens, batch), batch["target"])
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.stack(list(losses.values())).sum().backward()
-        nn.utils.clip_grad_norm_(list(self.named.values()), 1.0)
-        self.optimizer.step()
-        self.step += 1
-        return {name: float(loss.detach()) for name, loss in losses.items()}
-
-    def save(self, path: Path) -> None:
-        """Write weights, optimizer state and the step into one safetensors file, atomically."""
-        tensors = {name: p.detach().cpu().contiguous() for name, p in self.named.items()}
-        for name, parameter in self.named.items():
-            state = self.optimizer.state.get(parameter, {})
-            tensors |= {f"{key}/{name}": value.detach().cpu().contiguous() for key, value in state.items()}
-        with replacing(path) as fresh:
-            save_file(tensors, fresh, metadata={"step": str(self.step)})
-
-    def resume(self, path: Path) -> None:
-        """Continue from a checkpoint, if there is one."""
-        if not path.exists():
-            return
-        with safe_open(path, "pt") as stored, torch.no_grad():
-            self.step = int(stored.metadata()["step"])
-            keys = set(stored.keys())
-            for name, parameter in self.named.items():
-                parameter.copy_(stored.get_tensor(name))
-                states = [key.split("/")[0] for key in keys if key.endswith("/" + name)]
-                self.optimizer.state[parameter] = {
-                    s: stored.get_tensor(f"{s}/{name}").to("cpu" if s == "step" else self.device) for s in states
-                }
-
-
-def rows_of(step: int, config: PretrainConfig, size: int) -> np.ndarray:
-    """Rows of the batch of a step: a new permutation every epoch."""
-    index = np.arange(step * config.batch, (step + 1) * config.batch)
-    epochs = {int(e): np.random.default_rng([config.seed, int(e)]).permutation(size) for e in set(index // size)}
-    return np.array([epochs[int(i // size)][i % size] for i in index])
-
-
-def _batches(corpus: Corpus, config: PretrainConfig, first: int) -> Iterator[dict[str, Tensor]]:
-    """Batches from step `first` on, the next one made while the last one is used."""
-
-    def make(step: int) -> dict[str, Tensor]:
-        rng = np.random.default_rng([config.seed, step, 7])
-        return corpus.batch(rows_of(step, config, len(corpus)), rng, config.questions, augment=True)
-
-    with ThreadPoolExecutor(1) as pool:
-        following = pool.submit(make, first)
-        for step in range(first, config.steps):
-            ready, following = following.result(), pool.submit(make, step + 1)
-            yield ready
+    def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        tokens = image_tokens(self.model, batch["pixel_values"], self.blind)
+        losses = {} if self.blind else self.head(tokens, batch)
+        if self.blind or self.step >= self.first_answers:
+            losses["answer"] = self.targets(answer_logits(self.model, tokens, batch), batch["target"])
+        return losses
 
 
 def pretrain(config: PretrainConfig) -> Path:
@@ -239,26 +174,12 @@ def pretrain(config: PretrainConfig) -> Path:
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "config.json", asdict(config))
     tokenizer = _tokenizer(config, output / "tokenizer")
-    corpus = Corpus(config.data, "train", tokenizer, config.pool, config.seed)
-    trainer = Trainer(config, tokenizer)
-    trainer.resume(output / "checkpoint.safetensors")
-    started = saved = time.monotonic()
-    with Meter("pre-training", config.steps, trainer.step) as meter, (output / "log.jsonl").open("a") as log:
-        for batch in _batches(corpus, config, trainer.step):
-            losses = trainer.update(batch)
-            meter.advance(note=" ".join(f"{name} {loss:.3f}" for name, loss in losses.items()))
-            now = time.monotonic()
-            if trainer.step % 20 == 0:
-                line = {"step": trainer.step, "seconds": round(now - started, 1), "loss": sum(losses.values())}
-                log.write(json.dumps(line | losses | {"samples": trainer.step * config.batch}) + "\n")
-                log.flush()
-            if now - saved > config.checkpoint_every:
-                trainer.save(output / "checkpoint.safetensors")
-                saved = now
-    trainer.save(output / "checkpoint.safetensors")
+    processor = build_processor(config.nano, tokenizer)
+    trainer = PretrainTrainer(config, tokenizer)
+    train(trainer, Corpus(config.data, "train", Chat.of(processor), config.pool, config.seed), output)
     with replacing(output / "model") as fresh:
         trainer.model.to(torch.bfloat16).save_pretrained(fresh)  # type: ignore[arg-type]
-        build_processor(config.nano, tokenizer).save_pretrained(fresh)
+        processor.save_pretrained(fresh)
     return output / "model"
 
 

@@ -10,18 +10,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForImageTextToText, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from apprentice.device import best_device
 from apprentice.errors import UserError
 from apprentice.files import read_json, write_text
 from apprentice.progress import track
-from apprentice.vlm.nano.batches import Corpus, Item, pack, tokenise
+from apprentice.vlm.nano.batches import Chat, Corpus, Item, pack
 from apprentice.vlm.nano.card import PARTS, Score, card
 from apprentice.vlm.nano.catalogue import CATEGORIES
 from apprentice.vlm.nano.marks import Mark, Marker
 from apprentice.vlm.nano.pretrain import answer_logits, image_tokens
-from apprentice.vlm.nano.questions import KINDS, questions
+from apprentice.vlm.nano.questions import KINDS
 from apprentice.vlm.nano.scenes import load
 
 LAYOUTS, QUESTIONS = 200, 16  # at most so many layouts of a part, and questions about each
@@ -41,15 +41,15 @@ def score(data: Path | str, run: Path | str, twin: Path | str) -> list[Score]:
     """
     run, twin = Path(run), Path(twin)
     config, twin_config = _config(run, blind=False), _config(twin, blind=True)
-    tokenizer = AutoTokenizer.from_pretrained(run / "model")
+    chat, its_chat = (Chat.of(AutoProcessor.from_pretrained(folder / "model")) for folder in (run, twin))
     facts = load(data, "train", ())["facts"]
-    constants = constant_answers([facts[row] for row in _spread(len(facts), SURVEYED)], tokenizer)
+    constants = constant_answers(facts, chat)
     scores: list[Score] = []
     for part in PARTS:
-        exam = Exam(data, part, tokenizer)
+        exam = Exam(data, part, chat)
         seeing = exam.marks(answers(_model(run), exam, blind=False))
         fixed = exam.marks([[constants.get(item.kind, item.answer[:0]) for item in items] for items in exam.items])
-        exam = Exam(data, part, AutoTokenizer.from_pretrained(twin / "model"))
+        exam = Exam(data, part, its_chat)
         guessing = exam.marks(answers(_model(twin), exam, blind=True))
         scores += tally(part, exam.examples, seeing, guessing, fixed)
     size = _model(run).num_parameters()
@@ -58,7 +58,7 @@ def score(data: Path | str, run: Path | str, twin: Path | str) -> list[Score]:
 
 
 class Exam:
-    """Questions about held-out layouts, as one tokenizer writes them. The same for every tokenizer.
+    """Questions about held-out layouts, as one chat writes them. The same for every chat that has words for them.
 
     Attributes:
         images: (N, 2, S, S, 3) uint8.
@@ -66,16 +66,16 @@ class Exam:
         examples: a short question of each kind.
     """
 
-    def __init__(self, data: Path | str, part: str, tokenizer: PreTrainedTokenizerBase, layouts: int = LAYOUTS):
-        corpus = Corpus(data, part, tokenizer, QUESTIONS, seed=1)
+    def __init__(self, data: Path | str, part: str, chat: Chat, layouts: int = LAYOUTS):
+        corpus = Corpus(data, part, chat, QUESTIONS, seed=1)
         rows = _spread(len(corpus), layouts)
-        self.part, self.marker, self.prefix, self.pad = part, Marker(tokenizer), corpus.prefix, corpus.pad
+        self.part, self.marker, self.prefix, self.pad = part, Marker(chat.tokenizer), corpus.prefix, corpus.pad
         self.images, self.category = corpus.images[rows], corpus.category[rows]
         self.items = [corpus.items[row] for row in rows]
         names = [Counter(thing["name"] for thing in corpus.facts[row]["things"]) for row in rows]
         self.single = [{CATEGORIES.index(name) for name, count in held.items() if count == 1} for held in names]
         longest_first = sorted((item for items in self.items for item in items), key=lambda item: -len(item.ask))
-        self.examples = {KINDS[item.kind]: str(tokenizer.decode(item.ask[:-2])).strip() for item in longest_first}
+        self.examples = {KINDS[item.kind]: chat.asked(item) for item in longest_first}
 
     def marks(self, guesses: list[list[np.ndarray]]) -> list[Mark]:
         """Judge an answer to every question."""
@@ -124,10 +124,11 @@ def _answers(model: Any, exam: Exam, rows: slice, blind: bool) -> list[list[np.n
     return guesses
 
 
-def constant_answers(facts: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> dict[int, np.ndarray]:
-    """To each kind of question (its index in KINDS), the one answer that is right most often about these layouts."""
-    rng, marker = np.random.default_rng(2), Marker(tokenizer)
-    items = [item for row in tokenise([questions(f, rng, QUESTIONS) for f in facts], tokenizer) for item in row]
+def constant_answers(facts: list[dict[str, Any]], chat: Chat) -> dict[int, np.ndarray]:
+    """To each kind of question (its index in KINDS), the one answer that is right most often about such layouts."""
+    rng, marker = np.random.default_rng(2), Marker(chat.tokenizer)
+    surveyed = [facts[row] for row in _spread(len(facts), SURVEYED)]
+    items = [item for row in chat.tokenise([chat.questions(f, rng, QUESTIONS) for f in surveyed]) for item in row]
     kinds = {item.kind for item in items}
     return {kind: marker.constant([item.answer for item in items if item.kind == kind]) for kind in kinds}
 

@@ -1,0 +1,133 @@
+"""Training on packed questions, of the nano VLM or of a projector: one loop, and a checkpoint that resumes exactly."""
+
+import json
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from apprentice.device import best_device, mixed_precision
+from apprentice.files import replacing
+from apprentice.progress import Meter
+from apprentice.vlm.nano.batches import Corpus
+
+COOL_DOWN = 0.4
+CHECKPOINT = "checkpoint.safetensors"
+
+
+class Settings(Protocol):
+    """What the loop reads of a configuration; see `PretrainConfig`."""
+
+    steps: int
+    batch: int
+    questions: int
+    lr: float
+    warmup: float
+    seed: int
+    checkpoint_every: float
+
+
+class Trainer(ABC):
+    """Named parameters and their optimizer. Groups of parameters have a `scale`, of the learning rate."""
+
+    def __init__(self, config: Settings, named: dict[str, nn.Parameter], groups: list[dict[str, Any]]):
+        self.config, self.named, self.device, self.step = config, named, best_device(), 0
+        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), fused=True)
+
+    @abstractmethod
+    def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What is minimised, in parts (scalars)."""
+
+    def rate(self) -> float:
+        """Learning rate: up linearly, level, and down to nothing over the last COOL_DOWN of the steps."""
+        config = self.config
+        up = (self.step + 1) / max(1.0, config.warmup * config.steps)
+        return config.lr * min(1.0, up, (config.steps - self.step) / (COOL_DOWN * config.steps))
+
+    def update(self, batch: dict[str, Tensor]) -> dict[str, float]:
+        """One optimizer step; returns the losses."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["scale"] * self.rate()
+        with mixed_precision(self.device):
+            losses = self.losses({key: value.to(self.device) for key, value in batch.items()})
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.stack(list(losses.values())).sum().backward()
+        nn.utils.clip_grad_norm_(list(self.named.values()), 1.0)
+        self.optimizer.step()
+        self.step += 1
+        return {name: float(loss.detach()) for name, loss in losses.items()}
+
+    def save(self, path: Path) -> None:
+        """Write weights, optimizer state and the step into one safetensors file, atomically."""
+        tensors = {name: p.detach().cpu().contiguous() for name, p in self.named.items()}
+        for name, parameter in self.named.items():
+            state = self.optimizer.state.get(parameter, {})
+            tensors |= {f"{key}/{name}": value.detach().cpu().contiguous() for key, value in state.items()}
+        with replacing(path) as fresh:
+            save_file(tensors, fresh, metadata={"step": str(self.step)})
+
+    def resume(self, path: Path) -> None:
+        """Continue from a checkpoint, if there is one."""
+        if not path.exists():
+            return
+        with safe_open(path, "pt") as stored, torch.no_grad():
+            self.step = int(stored.metadata()["step"])
+            keys = set(stored.keys())
+            for name, parameter in self.named.items():
+                parameter.copy_(stored.get_tensor(name))
+                states = [key.split("/")[0] for key in keys if key.endswith("/" + name)]
+                self.optimizer.state[parameter] = {
+                    s: stored.get_tensor(f"{s}/{name}").to("cpu" if s == "step" else self.device) for s in states
+                }
+
+
+def rows_of(step: int, config: Settings, size: int) -> np.ndarray:
+    """Rows of the batch of a step: a new permutation every epoch."""
+    index = np.arange(step * config.batch, (step + 1) * config.batch)
+    epochs = {int(e): np.random.default_rng([config.seed, int(e)]).permutation(size) for e in set(index // size)}
+    return np.array([epochs[int(i // size)][i % size] for i in index])
+
+
+def _batches(corpus: Corpus, config: Settings, first: int) -> Iterator[dict[str, Tensor]]:
+    """Batches from step `first` on, the next one made while the last one is used."""
+
+    def make(step: int) -> dict[str, Tensor]:
+        rng = np.random.default_rng([config.seed, step, 7])
+        return corpus.batch(rows_of(step, config, len(corpus)), rng, config.questions, augment=True)
+
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(make, first)
+        for step in range(first, config.steps):
+            ready, following = following.result(), pool.submit(make, step + 1)
+            yield ready
+
+
+def train(trainer: Trainer, corpus: Corpus, output: Path) -> None:
+    """Train to the end, going on from `output`'s checkpoint if there is one; log to log.jsonl there.
+
+    Killed at any moment and called again, it ends with the same weights.
+    """
+    config = trainer.config
+    trainer.resume(output / CHECKPOINT)
+    started = saved = time.monotonic()
+    with Meter("pre-training", config.steps, trainer.step) as meter, (output / "log.jsonl").open("a") as log:
+        for batch in _batches(corpus, config, trainer.step):
+            losses = trainer.update(batch)
+            meter.advance(note=" ".join(f"{name} {loss:.3f}" for name, loss in losses.items()))
+            now = time.monotonic()
+            if trainer.step % 20 == 0:
+                line = {"step": trainer.step, "seconds": round(now - started, 1), "loss": sum(losses.values())}
+                log.write(json.dumps(line | losses | {"samples": trainer.step * config.batch}) + "\n")
+                log.flush()
+            if now - saved > config.checkpoint_every:
+                trainer.save(output / CHECKPOINT)
+                saved = now
+    trainer.save(output / CHECKPOINT)
