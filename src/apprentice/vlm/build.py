@@ -101,7 +101,7 @@ def build_vlm(config: BuildConfig) -> Path:
     exam = Exam(config.data, PART, chat, config.held_out)
     trainer = ProjectorTrainer(config, model, _pixels(corpus.images[:16], model))
     before = marks(model, exam, config.blind)
-    train(trainer, corpus, output)
+    train(trainer, corpus, output, "projector")
     model.set_attn_implementation("sdpa")
     with replacing(output / "model") as fresh:
         model.save_pretrained(fresh)

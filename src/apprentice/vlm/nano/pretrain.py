@@ -176,7 +176,7 @@ def pretrain(config: PretrainConfig) -> Path:
     tokenizer = _tokenizer(config, output / "tokenizer")
     processor = build_processor(config.nano, tokenizer)
     trainer = PretrainTrainer(config, tokenizer)
-    train(trainer, Corpus(config.data, "train", Chat.of(processor), config.pool, config.seed), output)
+    train(trainer, Corpus(config.data, "train", Chat.of(processor), config.pool, config.seed), output, "pre-training")
     with replacing(output / "model") as fresh:
         trainer.model.to(torch.bfloat16).save_pretrained(fresh)  # type: ignore[arg-type]
         processor.save_pretrained(fresh)

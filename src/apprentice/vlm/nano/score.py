@@ -89,8 +89,8 @@ class Exam:
 def answers(model: Any, exam: Exam, blind: bool) -> list[list[np.ndarray]]:
     """Greedy answers, as token ids, to all questions of an exam."""
     found: list[list[np.ndarray]] = []
-    name = "the text-only twin" if blind else "the VLM"
-    for start in track(range(0, len(exam.items), BATCH), f"asking {name} about held-out {exam.part}"):
+    name = "grey pictures" if blind else "pictures"
+    for start in track(range(0, len(exam.items), BATCH), f"asking about {name} of held-out {exam.part}"):
         found += _answers(model, exam, slice(start, start + BATCH), blind)
     return found
 

@@ -110,15 +110,15 @@ def _batches(corpus: Corpus, config: Settings, first: int) -> Iterator[dict[str,
             yield ready
 
 
-def train(trainer: Trainer, corpus: Corpus, output: Path) -> None:
-    """Train to the end, going on from `output`'s checkpoint if there is one; log to log.jsonl there.
+def train(trainer: Trainer, corpus: Corpus, output: Path, what: str) -> None:
+    """Train `what` to the end, going on from `output`'s checkpoint if there is one; log to log.jsonl there.
 
     Killed at any moment and called again, it ends with the same weights.
     """
     config = trainer.config
     trainer.resume(output / CHECKPOINT)
     started = saved = time.monotonic()
-    with Meter("pre-training", config.steps, trainer.step) as meter, (output / "log.jsonl").open("a") as log:
+    with Meter(what, config.steps, trainer.step) as meter, (output / "log.jsonl").open("a") as log:
         for batch in _batches(corpus, config, trainer.step):
             losses = trainer.update(batch)
             meter.advance(note=" ".join(f"{name} {loss:.3f}" for name, loss in losses.items()))
