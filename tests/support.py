@@ -91,7 +91,7 @@ def make_vlm(folder: Path) -> Path:
     return folder
 
 
-def make_student(dataset: Path, expert: Path, vlm: Path) -> ApprenticePolicy:
+def make_student(dataset: Path, expert: Path, vlm: Path, **fields: Any) -> ApprenticePolicy:
     """A fresh student of the expert, in eval mode."""
     torch.manual_seed(0)
     meta = open_dataset(dataset).meta
@@ -102,6 +102,7 @@ def make_student(dataset: Path, expert: Path, vlm: Path) -> ApprenticePolicy:
         input_features={k: f for k, f in features.items() if f.type is not FeatureType.ACTION},
         output_features={k: f for k, f in features.items() if f.type is FeatureType.ACTION},
         device="cpu",
+        **fields,
     )
     return ApprenticePolicy(config, dataset_stats=meta.stats, dataset_meta=meta).eval()
 

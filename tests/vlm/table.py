@@ -34,10 +34,10 @@ classes of model and processor. How to add one: [adding-a-vlm.md](adding-a-vlm.m
   prompts padded on either side.
 - **prefix on disk**: keys and values of the prompt are kept while aligning; where layers have a sliding window, only if
   the prompt fits into it, else they are computed again in each step.
-- **history carried**: the steps of a history as turns of a chat, with keys and values carried from each to the next, give
-  to 1e-4 what all of them in one pass give, for unequal prompts and histories of unequal length. A chat of ours is, token
-  by token, the family's own; without a chat template (PaliGemma) turns just follow each other, and each turn's images and
-  text see one another and all that was before.
+- **history carried**: the steps of a history as turns of a chat, with keys and values carried from each to the next,
+  give to 1e-4 what all of them in one pass give, for unequal prompts and histories of unequal length. A chat of ours is,
+  token by token, the family's own; without a chat template (PaliGemma) turns just follow each other, and each turn's
+  images and text see one another and all that was before.
 - **LoRA**: LeRobot's `--peft.*` with PEFT.
 """
 

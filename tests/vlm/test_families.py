@@ -218,7 +218,7 @@ def conversation(vlm: VLM, images: Tensor, question: str, answer: str) -> Any:
 
 @torch.no_grad()
 def test_turns(vlm: VLM) -> None:
-    """A chat of ours is what the family's own template, processor and forward pass make of it, our tokens its answers."""
+    """A chat is what the family's own template, processor and forward pass make of it, our tokens its answers."""
     if vlm.processor.chat_template is None:
         pytest.skip("this family has no turns")
     images = pictures(2, batch=1)
@@ -240,8 +240,8 @@ def test_turns(vlm: VLM) -> None:
 
 @torch.no_grad()
 def test_history(vlm: VLM) -> None:
-    """Turns with the keys and values carried from one to the next give what all turns in one pass give; turns from before
-    an episode leave no trace.
+    """Turns with keys and values carried from one to the next give what all turns in one pass give; turns from before an
+    episode leave no trace.
     """
     steps, size = 4, (2, 64, 64)
     assert vlm.converses

@@ -79,6 +79,11 @@ class ActionExpert(ABC):
         return self.horizon
 
     @property
+    def most_obs_steps(self) -> int:
+        """Steps of observation that it makes use of if it is given more than `n_obs_steps`."""
+        return self.n_obs_steps
+
+    @property
     def action_window(self) -> tuple[int, int]:
         """First step, and the one after the last, of the actions that the decoder's loss is told; 0 is now."""
         return 0, self.horizon
@@ -88,7 +93,8 @@ class ActionExpert(ABC):
         """Map a raw batch, as a LeRobotDataset yields it (un-normalised), to latents (B, N, D), without gradient.
 
         If `n_obs_steps` is more than one, observations have a second axis of that many steps, oldest first; at the
-        start of an episode its first frame is repeated, as LeRobot does in datasets and at run time. Deterministic.
+        start of an episode its first frame is repeated, as LeRobot does in datasets and at run time, and
+        `observation.state_is_pad` (B, steps) marks what is repeated. Deterministic.
         """
 
     @abstractmethod
