@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 from lerobot.configs import FeatureType
+from lerobot.datasets.factory import resolve_delta_timestamps
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.utils.feature_utils import dataset_to_policy_features
+from torch.utils.data import default_collate
 
 from apprentice.data.contract import Contract
 from apprentice.data.dataset import open_dataset
@@ -113,3 +115,11 @@ def make_batch(root: Path, frames: Sequence[int]) -> dict[str, Any]:
     items = [dataset[i] for i in frames]
     keys = [*CAMERAS, "observation.state"]
     return {key: torch.stack([item[key] for item in items]) for key in keys} | {"task": [i["task"] for i in items]}
+
+
+def make_history(root: Path, config: ApprenticeConfig, frames: Sequence[int]) -> dict[str, Any]:
+    """Frames of a dataset as LeRobot's data loader yields them to a student with a history."""
+    meta = open_dataset(root).meta
+    deltas = resolve_delta_timestamps(config, meta)
+    dataset = LeRobotDataset(meta.repo_id, root=root, delta_timestamps=deltas, video_backend="pyav", return_uint8=True)
+    return default_collate([dataset[i] for i in frames])

@@ -18,6 +18,7 @@ COLUMNS = {
     "test_history": "history carried",
     "test_align_step": "align step",
     "test_finetune_step": "fine-tune step",
+    "test_history_step": "both with history",
     "test_lora": "LoRA",
     "test_checkpoint": "checkpoint round trip",
 }
@@ -35,9 +36,9 @@ classes of model and processor. How to add one: [adding-a-vlm.md](adding-a-vlm.m
 - **prefix on disk**: keys and values of the prompt are kept while aligning; where layers have a sliding window, only if
   the prompt fits into it, else they are computed again in each step.
 - **history carried**: the steps of a history as turns of a chat, with keys and values carried from each to the next,
-  give to 1e-4 what all of them in one pass give, for unequal prompts and histories of unequal length. A chat of ours is,
-  token by token, the family's own; without a chat template (PaliGemma) turns just follow each other, and each turn's
-  images and text see one another and all that was before.
+  give to 1e-4 what all of them in one pass give, for unequal prompts and histories of unequal length. Token by token
+  the chat is the family's own; without a chat template (PaliGemma) turns just follow each other, and each turn's images
+  and text see one another and all that was before.
 - **LoRA**: LeRobot's `--peft.*` with PEFT.
 """
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support import make_batch, make_student
+from tests.support import make_batch, make_history, make_student
 from tests.vlm import table
 from tests.vlm.families import FAMILIES
 from torch import Tensor
@@ -240,8 +240,8 @@ def test_turns(vlm: VLM) -> None:
 
 @torch.no_grad()
 def test_history(vlm: VLM) -> None:
-    """Turns with keys and values carried from one to the next give what all turns in one pass give; turns from before an
-    episode leave no trace.
+    """Turns with keys and values carried from one to the next give what all turns in one pass give; turns from before
+    an episode leave no trace.
     """
     steps, size = 4, (2, 64, 64)
     assert vlm.converses
@@ -263,6 +263,22 @@ def test_history(vlm: VLM) -> None:
     for row in (1, 2):
         alone = [vlm.prompt(ASKED, size, first=[k == 0] * 3) for k in range(steps - late[row])]
         near(vlm.turns(alone, seen[:, late[row] :], tokens[:, late[row] :])[0][row], together[row, late[row] :])
+
+
+def test_history_step(folder: Path, small_dataset: Path, small_expert: Path) -> None:
+    """A student with a history learns in both stages, and plans from what it remembers as from all of it anew."""
+    student = make_student(small_dataset, small_expert, folder, n_obs_steps=3)
+    batch = make_history(small_dataset, student.config, (0, 9, 30))
+    assert not batch["observation.state_is_pad"][1].any() and batch["observation.state_is_pad"][0, :2].all()
+    for stage in TRAINED:
+        student.set_stage(stage)
+        losses = steps(student, batch)
+        assert losses[-1] < losses[0]
+    seen = {key: value[1:2] for key, value in batch.items()}
+    student.reset()
+    for step in range(3):
+        plan = student.predict_action_chunk({k: v[:, step] if k.startswith("obs") else v for k, v in seen.items()})
+    near(plan, student.predict_action_chunk(seen))
 
 
 def test_align_step(student: ApprenticePolicy, batch: dict[str, Any]) -> None:

@@ -69,8 +69,8 @@ class Samples:
         self.rows, self.device = rows, device
         if config.n_obs_steps > 1 and config.history_spacing % every:
             raise UserError(
-                f"expected --every to divide the {config.history_spacing} frames between the steps of a history, found {every}; "
-                "fix: --every=1"
+                f"expected --every to divide the {config.history_spacing} frames between steps of a history, "
+                f"found {every}; fix: --every=1"
             )
         self.state = torch.from_numpy(column(dataset, OBS_STATE)[::every])
         self.task = instructions(dataset)[::every]

@@ -89,8 +89,8 @@ class ApprenticeConfig(PreTrainedConfig):
             )
         if self.n_obs_steps > 1 and self.history_spacing not in (0, self.n_action_steps):
             raise UserError(
-                f"expected n_action_steps {self.history_spacing}, how far apart the steps of a history were in training, "
-                f"found {self.n_action_steps}; fix: --policy.n_action_steps={self.history_spacing}"
+                f"expected n_action_steps {self.history_spacing}, how far apart steps of a history were in training,"
+                f" found {self.n_action_steps}; fix: --policy.n_action_steps={self.history_spacing}"
             )
 
     def get_optimizer_preset(self) -> AdamWConfig:

@@ -1,9 +1,9 @@
 """The steps that a student reads: those of a batch in training, and the episode that it remembers while it acts.
 
 A history is a chat. Each step is a turn: the user shows the images and says the instruction, the assistant's turn is
-the state token and the action tokens. Steps lie as far apart as plans do, `n_action_steps` frames, so that at run time a
-student sees what it saw in training. There every step of a history is supervised, so one that begins in the middle of an
-episode is as familiar as one that begins with it, at every length up to K.
+the state token and the action tokens. Steps lie as far apart as plans do, `n_action_steps` frames, so that at run time
+a student sees what it saw in training. There every step of a history is supervised, so one that begins in the middle of
+an episode is as familiar as one that begins with it, at every length up to K.
 """
 
 from dataclasses import dataclass
@@ -35,9 +35,9 @@ class History:
     """The steps of an episode up to now, at most K of them, and the keys and values that the VLM keeps of them.
 
     A step is read after those keys and values, so it costs about what a step without history costs. When K steps are
-    full, the older half is forgotten and the others, K // 2 + 1 with the new one, are read anew from their image tokens.
-    So what comes out is at all times what reading the remembered steps from nothing would give; no trace of older ones is
-    left in keys and values. Over a long episode a step then costs 1.75 turns on average at K = 7, and 2 at K = 10.
+    full, the older half is forgotten and the others, K // 2 + 1 with the new one, are read anew from their image
+    tokens. So what comes out is at all times what reading the remembered steps from nothing would give; keys and values
+    hold no trace of older ones. Over a long episode a step then costs 1.75 turns on average at K = 7, and 2 at K = 10.
     """
 
     def __init__(self, most: int):
@@ -77,8 +77,8 @@ class History:
 
 
 def own_steps(config: ApprenticeConfig, batch: Batch) -> Batch:
-    """The student's own steps of every observation (B, K, ...), or (B, ...) if it reads the present alone, of a batch that
-    may hold more for the expert.
+    """The student's own steps of every observation (B, K, ...), or (B, ...) if it reads the present alone, of a batch
+    that may hold more for the expert.
     """
     deltas, found = config.observation_delta_indices, batch[OBS_STATE].shape
     if deltas is None or len(found) == 2 or found[1] == config.n_obs_steps > 1:

@@ -99,7 +99,7 @@ class ApprenticePolicy(PreTrainedPolicy):
             self.vlm = VLM.from_config(checkpoint / "vlm")
         if config.n_obs_steps > 1 and not self.vlm.converses:
             raise UserError(
-                f"expected a VLM whose turns read nothing that comes after them, found {type(self.vlm.model).__name__}; "
+                f"expected a VLM whose turns read nothing that comes after, found {type(self.vlm.model).__name__}; "
                 "fix: --n-obs-steps=1, or another VLM"
             )
         hidden, latent = self.vlm.hidden_size, config.latent_dim
