@@ -62,6 +62,19 @@ def test_lerobot_train_aligns_and_then_finetunes(aligned: Path, small_dataset: P
     assert not any("vision_model" in key or "connector" in key for key in moved)
 
 
+def test_lerobot_train_teaches_a_history(
+    small_dataset: Path, small_expert: Path, small_vlm: Path, tmp_path: Path
+) -> None:
+    fresh = ("--policy.type=apprentice", f"--policy.vlm={small_vlm}", f"--policy.expert={small_expert}")
+    train(small_dataset, tmp_path / "align", *fresh, "--policy.n_obs_steps=3")
+    aligned = tmp_path / "align" / "checkpoints" / "last" / "pretrained_model"
+    train(small_dataset, tmp_path / "finetune", f"--policy.path={aligned}", "--policy.stage=finetune")
+    config = json.loads(
+        (tmp_path / "finetune" / "checkpoints" / "last" / "pretrained_model" / "config.json").read_text()
+    )
+    assert (config["n_obs_steps"], config["history_spacing"], config["stage"]) == (3, 2, "finetune")
+
+
 def test_lerobot_train_finetunes_adapters(aligned: Path, small_dataset: Path, tmp_path: Path) -> None:
     out = tmp_path / "lora"
     train(small_dataset, out, f"--policy.path={aligned}", "--policy.stage=finetune", "--peft.method_type=LORA")
