@@ -71,6 +71,17 @@ def test_what_is_remembered_is_what_would_be_read_anew(
     assert (alone - plan).abs().max() > 1e-3
 
 
+@torch.no_grad()
+def test_each_step_keeps_the_instruction_that_was_given_with_it(
+    policy: ApprenticePolicy, episode: list[dict[str, Any]]
+) -> None:
+    episode[3]["task"] = ["now turn on the stove, please", "stop"]
+    plans = [policy.predict_action_chunk(step) for step in episode[:4]]
+    policy.reset()
+    again = [policy.predict_action_chunk(step) for step in episode[2:4]]  # what the fourth step is read with
+    torch.testing.assert_close(plans[3], again[1], atol=1e-4, rtol=0)
+
+
 def test_select_action_remembers_what_it_planned_from_until_reset(
     policy: ApprenticePolicy, episode: list[dict[str, Any]], passed: list[int]
 ) -> None:

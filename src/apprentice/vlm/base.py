@@ -188,7 +188,7 @@ class VLM(nn.Module):
         """Run K turns of a chat, each with our tokens at its end, in one pass: all see those before them.
 
         Args:
-            prompts: K turns of one length, without our tokens.
+            prompts: K turns, without our tokens.
             image_tokens: (B, K, n, K' * H), each turn's images.
             tokens: (B, K, S, H), ours.
             past: the turns before, whose keys and values grow by these.
@@ -197,7 +197,8 @@ class VLM(nn.Module):
         Returns:
             The last hidden states of our tokens (B, K, S, H), and if `keep` the past of the next turn.
         """
-        ours = [self._extended(prompt, tokens.shape[2]) for prompt in prompts]
+        length, padding = max(map(len, prompts)), self.processor.tokenizer.pad_token_id or 0
+        ours = [self._extended(prompt.padded(length, padding), tokens.shape[2]) for prompt in prompts]
         chat = joined(ours if past is None else [past.prompt, *ours])
         new = slice(-sum(map(len, ours)), None)
         # A model that reads types with images (Gemma 3, PaliGemma) wants those of the past too.
