@@ -11,7 +11,7 @@ from apprentice.errors import UserError
 from apprentice.files import read_json
 from apprentice.libero import collect as collecting
 from apprentice.libero.controller import Record
-from apprentice.libero.demonstrator import AFTER_SUCCESS, START_NOISE, demonstrate, in_order
+from apprentice.libero.demonstrator import AFTER_SUCCESS, PATIENCE, START_NOISE, demonstrate, in_order
 from apprentice.libero.env import LiberoEnv
 from apprentice.libero.world import World
 
