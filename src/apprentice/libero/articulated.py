@@ -10,7 +10,7 @@ DRAWER_OPEN, DRAWER_SHUT = -0.150, 0.001  # m, beyond what the goals ask
 MOST_COVERED, UNCOVERED = 0.030, 0.018  # m of an object under a drawer: that can still be grasped, and to leave
 LOW_HANDLE = 0.09  # m above the table: a level hand would touch it
 KNOB_ON, KNOB_OFF = 0.62, -0.001  # rad
-DOOR_OPEN, DOOR_AJAR, DOOR_SHUT = -1.40, -0.50, -0.001  # rad
+DOOR_OPEN, DOOR_AJAR, DOOR_SHUT = -1.40, -0.80, -0.001  # rad
 
 
 class Part:
