@@ -1,13 +1,19 @@
-"""Small real things that tests are made of: a LeRobotDataset, an expert's checkpoint, a VLM folder."""
+"""Small real things that tests are made of: a LeRobotDataset, an expert's checkpoint, a VLM folder; LeRobot's commands."""
 
-from collections.abc import Sequence
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from lerobot.configs import FeatureType
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.scripts import lerobot_train
 from lerobot.utils.feature_utils import dataset_to_policy_features
 
 from apprentice.data.contract import Contract
@@ -112,3 +118,52 @@ def make_batch(root: Path, frames: Sequence[int]) -> dict[str, Any]:
     items = [dataset[i] for i in frames]
     keys = [*CAMERAS, "observation.state"]
     return {key: torch.stack([item[key] for item in items]) for key in keys} | {"task": [i["task"] for i in items]}
+
+
+def command(name: str, *arguments: str, **environment: str) -> str:
+    """Run a command of the environment in a process of its own; what it printed."""
+    program = str(Path(sys.executable).with_name(name))
+    done = subprocess.run([program, *arguments], env={**os.environ, **environment}, capture_output=True, text=True)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    return done.stdout + done.stderr
+
+
+def call(main: Callable[[], None], *arguments: str) -> None:
+    """Run the function behind one of LeRobot's commands in this process: importing it all again takes long."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", [main.__module__, *arguments])
+        try:
+            main()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def train_flags(dataset: Path, out: Path, *arguments: str) -> list[str]:
+    """Arguments of `lerobot-train` for two steps on a small dataset; later ones override."""
+    return [
+        "--policy.push_to_hub=false",
+        "--policy.device=cpu",
+        "--dataset.repo_id=local/small",
+        f"--dataset.root={dataset}",
+        "--dataset.video_backend=pyav",
+        f"--output_dir={out}",
+        "--batch_size=4",
+        "--steps=2",
+        "--num_workers=0",
+        "--wandb.enable=false",
+        *arguments,
+    ]
+
+
+def train(dataset: Path, out: Path, *arguments: str) -> Path:
+    """Run `lerobot-train` in this process; the checkpoint."""
+    call(lerobot_train.main, *train_flags(dataset, out, *arguments))
+    return out / "checkpoints" / "last" / "pretrained_model"
+
+
+def resume(out: Path, step: int) -> None:
+    """Let `lerobot-train` go on from a checkpoint, in this process."""
+    config = out / "checkpoints" / f"{step:06}" / "pretrained_model" / "train_config.json"
+    call(lerobot_train.main, f"--config_path={config}", "--resume=true", f"--output_dir={out}")

@@ -26,6 +26,7 @@ from apprentice.data.contract import Contract, check_features, hash_of
 from apprentice.errors import UserError
 from apprentice.experts import DECODERS, checkpoints, load_expert
 from apprentice.experts.base import ActionDecoder, ActionExpert, Batch
+from apprentice.experts.realtime import RealTime
 from apprentice.policy.configuration_apprentice import ApprenticeConfig
 from apprentice.vlm.base import VLM, Prefix, Prompt
 
@@ -55,7 +56,7 @@ class StateEncoder(nn.Module):
         return self.join(torch.cat([self.arm(arm), self.gripper(gripper)], -1))[:, None]
 
 
-class ApprenticePolicy(PreTrainedPolicy):
+class ApprenticePolicy(RealTime, PreTrainedPolicy):
     """A LeRobot policy. Its batches are raw: it normalises by itself, with statistics kept in its weights."""
 
     config_class = ApprenticeConfig  # type: ignore[assignment]
@@ -231,7 +232,8 @@ class ApprenticePolicy(PreTrainedPolicy):
     def predict_action_chunk(self, batch: Batch, **kwargs: Any) -> Tensor:  # type: ignore[override]
         """Plan: a chunk of actions (B, T, A) in the robot's own units."""
         self.eval()
-        return self.decoder.decode(self.latents(batch).float()) * self.action_scale + self.action_offset
+        actions = self.decoder.decode(self.latents(batch).float()) * self.action_scale + self.action_offset
+        return self.continued(actions, **kwargs)
 
     @torch.no_grad()
     def select_action(self, batch: Batch, **kwargs: Any) -> Tensor:  # type: ignore[override]
