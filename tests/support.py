@@ -1,4 +1,4 @@
-"""Small real things that tests are made of: a LeRobotDataset, an expert's checkpoint, a VLM folder; LeRobot's commands."""
+"""Small real things that tests are made of: a LeRobotDataset, an expert's checkpoint, a VLM; LeRobot's commands."""
 
 import os
 import signal
@@ -11,10 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lerobot.configs import FeatureType
+from lerobot.configs import FeatureType, PreTrainedConfig
+from lerobot.datasets.factory import resolve_delta_timestamps
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from lerobot.scripts import lerobot_train
 from lerobot.utils.feature_utils import dataset_to_policy_features
+from torch.utils.data import DataLoader
 
 from apprentice.data.contract import Contract
 from apprentice.data.dataset import open_dataset
@@ -31,11 +34,18 @@ TASKS = ("put the bowl on the stove", "turn on the stove")
 
 
 def make_dataset(
-    root: Path, video: bool = True, episodes: int = 3, size: int = 64, state: int = 8, scenes: int = 2
+    root: Path,
+    video: bool = True,
+    episodes: int = 3,
+    size: int = 64,
+    state: int = 8,
+    scenes: int = 2,
+    file_mb: float | None = None,
 ) -> Path:
     """Two cameras that see a square wander, a state that knows where it is, actions that push it.
 
-    With two scenes each task has its own; with one, every episode shows the same, whatever its instruction.
+    With two scenes each task has its own; with one, every episode shows the same, whatever its instruction. A file
+    that is larger than `file_mb` (MB) takes no further episode.
     """
     image = {"dtype": "video" if video else "image", "shape": (size, size, 3), "names": ["height", "width", "channel"]}
     vector = {"observation.state": state, "action": 7}
@@ -44,6 +54,7 @@ def make_dataset(
         k: {"dtype": "float32", "shape": (n,), "names": [f"{k}{i}" for i in range(n)]} for k, n in vector.items()
     }
     dataset = LeRobotDataset.create("local/small", 20, features, root=root, robot_type="panda", use_videos=video)
+    dataset.meta.update_chunk_settings(data_files_size_in_mb=file_mb, video_files_size_in_mb=file_mb)
     rng = np.random.default_rng(0)
     for episode in range(episodes):
         if scenes == 1:
@@ -128,7 +139,7 @@ def command(name: str, *arguments: str, **environment: str) -> str:
     return done.stdout + done.stderr
 
 
-def call(main: Callable[[], None], *arguments: str) -> None:
+def call(main: Callable[[], Any], *arguments: str) -> None:
     """Run the function behind one of LeRobot's commands in this process: importing it all again takes long."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     with pytest.MonkeyPatch.context() as patch:
@@ -151,15 +162,21 @@ def train_flags(dataset: Path, out: Path, *arguments: str) -> list[str]:
         f"--output_dir={out}",
         "--batch_size=4",
         "--steps=2",
+        "--save_freq=1",
         "--num_workers=0",
         "--wandb.enable=false",
         *arguments,
     ]
 
 
-def train(dataset: Path, out: Path, *arguments: str) -> Path:
-    """Run `lerobot-train` in this process; the checkpoint."""
-    call(lerobot_train.main, *train_flags(dataset, out, *arguments))
+def train(dataset: Path, out: Path, *arguments: str, alone: bool = False) -> Path:
+    """Run `lerobot-train`, in this process or alone in one of its own, which leaves `printed.txt`; the checkpoint."""
+    flags = train_flags(dataset, out, *arguments)
+    if alone:
+        printed = command("lerobot-train", *flags)
+        (out / "printed.txt").write_text(printed)
+    else:
+        call(lerobot_train.main, *flags)
     return out / "checkpoints" / "last" / "pretrained_model"
 
 
@@ -167,3 +184,18 @@ def resume(out: Path, step: int) -> None:
     """Let `lerobot-train` go on from a checkpoint, in this process."""
     config = out / "checkpoints" / f"{step:06}" / "pretrained_model" / "train_config.json"
     call(lerobot_train.main, f"--config_path={config}", "--resume=true", f"--output_dir={out}")
+
+
+HELD_OUT = ["--dataset.eval_split=0.3", "--eval_steps=2"]  # of each task's episodes, those that begin last
+
+
+def loss_on_held_out(checkpoint: Path, root: Path) -> float:
+    """What `lerobot-train` should print with `HELD_OUT` on `make_dataset`: an episode of each task, in batches of 4."""
+    config = PreTrainedConfig.from_pretrained(checkpoint)
+    policy = get_policy_class(config.type).from_pretrained(checkpoint)
+    before, _ = make_pre_post_processors(config, str(checkpoint))
+    deltas = resolve_delta_timestamps(config, open_dataset(root).meta)
+    dataset = LeRobotDataset("local/small", root=root, episodes=[2, 1], delta_timestamps=deltas, video_backend="pyav")
+    with torch.no_grad():
+        losses = [policy(before(batch))[0].item() for batch in DataLoader(dataset, batch_size=4)]
+    return sum(losses) / len(losses)

@@ -1,4 +1,4 @@
-"""Real-time chunking of policies that plan in one pass: closed forms of the mixture, and LeRobot's own queue of actions."""
+"""Real-time chunking of policies that plan in one pass: closed forms of the mixture, and LeRobot's queue of actions."""
 
 from pathlib import Path
 from typing import Any

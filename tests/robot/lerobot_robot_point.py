@@ -1,6 +1,6 @@
 """A robot plugin for LeRobot: a hand without an arm, simulated. With this folder on the path, LeRobot finds it.
 
-Two cameras, 8 states and 7 actions, laid out as in LIBERO. Each action moves the hand by what it says: nothing has mass.
+Two cameras, 8 states and 7 actions, laid out as in LIBERO. An action moves the hand by what it says: nothing has mass.
 """
 
 import json
