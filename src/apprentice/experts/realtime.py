@@ -23,8 +23,11 @@ class RealTime:
     rtc: RTCProcessor | None = None
 
     def supports_rtc(self) -> bool:
-        """Tell LeRobot that `predict_action_chunk` hears of the left-over of the last chunk."""
-        return True
+        """Tell LeRobot whether `predict_action_chunk` may be called whenever there is time, with what is left over.
+
+        A policy with a history plans at its own intervals.
+        """
+        return self.config.n_obs_steps == 1
 
     def init_rtc_processor(self) -> None:
         """LeRobot calls this when it has put its settings into `config.rtc_config`."""
