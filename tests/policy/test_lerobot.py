@@ -12,6 +12,7 @@ import torch
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies.factory import make_pre_post_processors
 from lerobot.rollout.context import _load_pretrained_policy
+from lerobot.rollout.inference.rtc import supports_rtc_inference
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tests.support import HELD_OUT, TASKS, command, loss_on_held_out, make_batch, resume, train
@@ -111,7 +112,9 @@ def acts_as_for_lerobot(adapters: Path, base: Path, dataset: Path) -> None:
     config.pretrained_path = adapters
     before, _ = make_pre_post_processors(config, str(adapters))
     raw = {k: v / 255 if ".images." in k else v for k, v in make_batch(dataset, [3, 20]).items()}
-    wanted = _load_pretrained_policy(config).eval().predict_action_chunk(before(dict(raw)))
+    theirs = _load_pretrained_policy(config).eval()
+    assert supports_rtc_inference(theirs)
+    wanted = theirs.predict_action_chunk(before(dict(raw)))
     found = load_policy(adapters, config).predict_action_chunk(before(dict(raw)))
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
     alone = load_policy(base, PreTrainedConfig.from_pretrained(base)).predict_action_chunk(before(dict(raw)))
@@ -135,6 +138,9 @@ def test_adapters_of_a_student_are_opened(
     Image.fromarray(images["observation.images.image"]).save(tmp_path / "a.png")
     assert main(["ask", str(adapters), str(tmp_path / "a.png"), "what is this?", "--tokens", "2"]) == 0
     assert "the language model's weights changed by" in capsys.readouterr().out
+    more = ["--student", str(adapters), "--dataset", str(small_dataset), "--out", str(tmp_path / "more")]
+    assert main(["finetune", *more, "--steps", "1", "--batch-size", "4"]) == 0
+    assert (tmp_path / "more" / "checkpoint" / "model.safetensors").exists()
 
 
 def test_adapters_without_what_they_belong_to_are_refused(lora: Path, tmp_path: Path) -> None:

@@ -37,8 +37,10 @@ def use_rtc(policy: Any, **settings: Any) -> RTCConfig:
     return policy.config.rtc_config
 
 
-def test_lerobot_takes_them_for_rtc(policy: Any) -> None:
+def test_lerobot_takes_them_for_rtc_unless_they_have_a_history(policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert supports_rtc_inference(policy)
+    monkeypatch.setattr(policy.config, "n_obs_steps", 2)
+    assert not supports_rtc_inference(policy)
 
 
 @pytest.mark.parametrize(
