@@ -47,7 +47,6 @@ def flags(checkpoint: Path, folder: Path, *more: str) -> list[str]:
         "--robot.type=point",
         f"--robot.log={folder / 'log.jsonl'}",
         f"--robot.calibration_dir={folder}",
-        "--fps=10",
         "--return_to_initial_position=false",
         "--play_sounds=false",
         *more,
@@ -80,7 +79,7 @@ def planned(checkpoint: Path, task: str, count: int) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", ["apprentice", "seer"])
 def test_in_step_with_the_robot(kind: str, checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    call(lerobot_rollout.main, *flags(checkpoints[kind], tmp_path, "--duration=1", f"--task={TASKS[1]}"))
+    call(lerobot_rollout.main, *flags(checkpoints[kind], tmp_path, "--fps=20", "--duration=1", f"--task={TASKS[1]}"))
     actions, states = done(tmp_path)
     assert len(actions) > 4  # more than a chunk
     np.testing.assert_allclose(actions, planned(checkpoints[kind], TASKS[1], len(actions)), atol=1e-5)
@@ -90,10 +89,12 @@ def test_in_step_with_the_robot(kind: str, checkpoints: dict[str, Path], tmp_pat
 
 def test_what_a_student_does_becomes_a_dataset(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     root = tmp_path / "rollout_point"
-    recording = ["repo_id=local/rollout_point", f"root={root}", f"single_task={TASKS[0]}", "fps=10", "no_stamp=true"]
+    recording = ["repo_id=local/rollout_point", f"root={root}", f"single_task={TASKS[0]}", "fps=20", "no_stamp=true"]
     recording += ["num_episodes=1", "episode_time_s=1", "push_to_hub=false", "video=false"]
     more = [f"--dataset.{setting}" for setting in recording]
-    call(lerobot_rollout.main, *flags(checkpoints["apprentice"], tmp_path, "--strategy.type=episodic", *more))
+    call(
+        lerobot_rollout.main, *flags(checkpoints["apprentice"], tmp_path, "--fps=20", "--strategy.type=episodic", *more)
+    )
     actions, _ = done(tmp_path)
     dataset = open_dataset(root)
     np.testing.assert_allclose(column(dataset, "action"), actions, atol=1e-6)
@@ -103,14 +104,14 @@ def test_what_a_student_does_becomes_a_dataset(checkpoints: dict[str, Path], tmp
 
 def test_while_the_robot_moves(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     """The actual command for the student, its expert in this process."""
-    rtc = ["--inference.type=rtc", "--duration=3", f"--task={TASKS[0]}"]
+    rtc = ["--fps=10", "--inference.type=rtc", "--duration=3", f"--task={TASKS[0]}"]
     for kind, checkpoint in checkpoints.items():
         folder = tmp_path / kind
         folder.mkdir()
         if kind == "apprentice":
             path = os.pathsep.join([str(PLUGIN), *sys.path])
             printed = command("lerobot-rollout", *flags(checkpoint, folder, *rtc), PYTHONPATH=path)
-            assert "RTC inference thread started" in printed and "error" not in printed.lower()
+            assert "RTC inference thread started" in printed and "RTC inference error" not in printed
         else:
             call(lerobot_rollout.main, *flags(checkpoint, folder, *rtc))
         actions, states = done(folder)

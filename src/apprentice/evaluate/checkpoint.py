@@ -13,7 +13,7 @@ from apprentice.errors import UserError
 from apprentice.evaluate.results import PolicyCard
 from apprentice.files import fingerprint, read_json
 
-FILES = ("config.json", "policy_preprocessor.json", "policy_postprocessor.json")
+PROCESSORS = ("policy_preprocessor.json", "policy_postprocessor.json")
 ACTION_DIM = 7
 
 
@@ -21,7 +21,7 @@ def inspect_checkpoint(name: str, folder: Path, environment: Contract) -> Policy
     """Look at a checkpoint before anything is loaded. Raises UserError if it is incomplete or does not fit."""
     whole = whole_checkpoint(folder)
     weights = "model.safetensors" if whole == folder else "adapter_model.safetensors"
-    missing = [file for file in (*FILES, weights) if not (folder / file).exists()]
+    missing = [file for file in ("config.json", weights, *PROCESSORS) if not (folder / file).exists()]
     if missing:
         raise UserError(
             f"policy {name}: expected a LeRobot checkpoint in {folder}, found no {', '.join(missing)}; "
