@@ -12,12 +12,13 @@ from apprentice.experts.diffusion import DiffusionDecoder, DiffusionExpert
 from apprentice.experts.multi_task_dit import MultiTaskDiTDecoder, MultiTaskDiTExpert
 from apprentice.experts.seer.expert import SeerExpert
 from apprentice.experts.seer.modeling_seer import SeerDecoder
+from apprentice.experts.seer_full.expert import SeerFullExpert
 from apprentice.experts.vqbet import VQBeTDecoder, VQBeTExpert
 from apprentice.files import read_json
 
 EXPERTS: dict[str, Callable[[Path, torch.device], ActionExpert]] = {
     "seer": SeerExpert,
-    "seer_full": SeerExpert,
+    "seer_full": SeerFullExpert,
     "act": ACTExpert,
     "diffusion": DiffusionExpert,
     "vqbet": VQBeTExpert,

@@ -12,10 +12,7 @@ from apprentice.experts.base import ActionExpert, Batch, affine_of, scaled_image
 
 
 class SeerExpert(ActionExpert):
-    """A trained Seer, small or full, with its own processors, whose statistics need not be those of a dataset.
-
-    For the full one, frames of one time are a history of one; frames (B, F, ...) of several end with the present one.
-    """
+    """A trained Seer with its own processors, whose statistics need not be those of the dataset at hand."""
 
     kind = "seer"
 
