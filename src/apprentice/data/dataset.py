@@ -32,7 +32,7 @@ def open_dataset(folder: Path | str) -> LeRobotDataset:
     if version != "v3.0":
         raise UserError(
             f"expected dataset version v3.0 in {folder}, found {version}; fix: "
-            f"python -m lerobot.scripts.convert_dataset_v21_to_v30 --repo-id=local --root={folder}"
+            f"python -m lerobot.scripts.convert_dataset_v21_to_v30 --repo-id=local --root={folder} --push-to-hub=false"
         )
     missing = {OBS_STATE, ACTION} - set(info["features"])
     if missing:
@@ -83,7 +83,7 @@ def frames(dataset: LeRobotDataset, camera: str, start: int = 0) -> Iterator[NDA
     if dataset.meta.features[camera]["dtype"] != "video":
         images = dataset.hf_dataset.with_format(None).select_columns([camera])
         for index in range(start, len(images)):
-            yield np.asarray(images[index][camera].convert("RGB"))
+            yield np.array(images[index][camera].convert("RGB"))
         return
     passed = 0
     for path, group in groupby(

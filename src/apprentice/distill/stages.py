@@ -13,6 +13,7 @@ from lerobot.configs import FeatureType
 from lerobot.utils.feature_utils import dataset_to_policy_features
 from rich.table import Table
 
+from apprentice.adapters import load_policy
 from apprentice.data.contract import Contract, check_features
 from apprentice.data.dataset import open_dataset
 from apprentice.device import best_device
@@ -89,7 +90,8 @@ def _stage(stage: str, config: StageConfig) -> Path:
     if checkpoint.exists():
         policy = ApprenticePolicy.from_pretrained(checkpoint)
     elif config.student:
-        policy = ApprenticePolicy.from_pretrained(_checkpoint(config.student))
+        student = _checkpoint(config.student)
+        policy = load_policy(student, ApprenticeConfig.from_pretrained(student))
     else:
         policy = _fresh(config, dataset)
     policy.config.learning_rate, policy.config.align_loss = config.learning_rate, config.align_loss

@@ -47,6 +47,10 @@ class ActionDecoder(nn.Module, ABC):
         actions outside the episode; they count as little as in the expert's own training.
         """
 
+    def mix(self, actions: Tensor, earlier: Tensor, weights: Tensor) -> Tensor:
+        """Actions (B, n, A) as planned now, mixed with `weights` (n, 1) in 0..1 of those planned earlier (n, A)."""
+        return torch.lerp(actions, earlier.expand_as(actions), weights.expand_as(actions))
+
 
 class ActionExpert(ABC):
     """A frozen LeRobot policy, seen as encoder and decoder. Not a module: it never enters a student's weights.

@@ -29,6 +29,7 @@ from apprentice.data.contract import Contract, check_features, hash_of
 from apprentice.errors import UserError
 from apprentice.experts import DECODERS, checkpoints, load_expert
 from apprentice.experts.base import ActionDecoder, ActionExpert, Batch
+from apprentice.experts.realtime import RealTime
 from apprentice.policy.configuration_apprentice import ApprenticeConfig
 from apprentice.policy.history import EXPERT_LATENTS, History, Step, absent_steps, each_step, own_steps
 from apprentice.vlm.base import VLM, Prefix
@@ -59,7 +60,7 @@ class StateEncoder(nn.Module):
         return self.join(torch.cat([self.arm(arm), self.gripper(gripper)], -1)).unsqueeze(-2)
 
 
-class ApprenticePolicy(PreTrainedPolicy):
+class ApprenticePolicy(RealTime, PreTrainedPolicy):
     """A LeRobot policy. Its batches are raw: it normalises by itself, with statistics kept in its weights."""
 
     config_class = ApprenticeConfig  # type: ignore[assignment]
@@ -280,7 +281,8 @@ class ApprenticePolicy(PreTrainedPolicy):
         else:
             latents = self.latents(batch)
             latents = latents[:, -1] if latents.ndim == 4 else latents
-        return self.decoder.decode(latents.float()) * self.action_scale + self.action_offset
+        actions = self.decoder.decode(latents.float()) * self.action_scale + self.action_offset
+        return self.continued(actions, **kwargs)
 
     @torch.no_grad()
     def select_action(self, batch: Batch, **kwargs: Any) -> Tensor:  # type: ignore[override]

@@ -1,7 +1,6 @@
 """The full Seer behind the `ActionExpert` interface."""
 
 from apprentice.experts.seer.expert import SeerExpert
-from apprentice.experts.seer_full.modeling_seer_full import SeerFullPolicy
 
 
 class SeerFullExpert(SeerExpert):
@@ -10,8 +9,6 @@ class SeerFullExpert(SeerExpert):
     A student that reads the present alone is taught with a history of one; a student with a history of its own with all
     that the window holds.
     """
-
-    policy_class = SeerFullPolicy
 
     @property
     def most_obs_steps(self) -> int:
