@@ -1,14 +1,23 @@
-"""Small real things that tests are made of: a LeRobotDataset, an expert's checkpoint, a VLM folder."""
+"""Small real things that tests are made of: a LeRobotDataset, an expert's checkpoint, a VLM; LeRobot's commands."""
 
-from collections.abc import Sequence
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
-from lerobot.configs import FeatureType
+from lerobot.configs import FeatureType, PreTrainedConfig
+from lerobot.datasets.factory import resolve_delta_timestamps
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+from lerobot.scripts import lerobot_train
 from lerobot.utils.feature_utils import dataset_to_policy_features
+from torch.utils.data import DataLoader, default_collate
 
 from apprentice.data.contract import Contract
 from apprentice.data.dataset import open_dataset
@@ -25,11 +34,18 @@ TASKS = ("put the bowl on the stove", "turn on the stove")
 
 
 def make_dataset(
-    root: Path, video: bool = True, episodes: int = 3, size: int = 64, state: int = 8, scenes: int = 2
+    root: Path,
+    video: bool = True,
+    episodes: int = 3,
+    size: int = 64,
+    state: int = 8,
+    scenes: int = 2,
+    file_mb: float | None = None,
 ) -> Path:
     """Two cameras that see a square wander, a state that knows where it is, actions that push it.
 
-    With two scenes each task has its own; with one, every episode shows the same, whatever its instruction.
+    With two scenes each task has its own; with one, every episode shows the same, whatever its instruction. A file
+    that is larger than `file_mb` (MB) takes no further episode.
     """
     image = {"dtype": "video" if video else "image", "shape": (size, size, 3), "names": ["height", "width", "channel"]}
     vector = {"observation.state": state, "action": 7}
@@ -38,6 +54,7 @@ def make_dataset(
         k: {"dtype": "float32", "shape": (n,), "names": [f"{k}{i}" for i in range(n)]} for k, n in vector.items()
     }
     dataset = LeRobotDataset.create("local/small", 20, features, root=root, robot_type="panda", use_videos=video)
+    dataset.meta.update_chunk_settings(data_files_size_in_mb=file_mb, video_files_size_in_mb=file_mb)
     rng = np.random.default_rng(0)
     for episode in range(episodes):
         if scenes == 1:
@@ -91,7 +108,7 @@ def make_vlm(folder: Path) -> Path:
     return folder
 
 
-def make_student(dataset: Path, expert: Path, vlm: Path) -> ApprenticePolicy:
+def make_student(dataset: Path, expert: Path, vlm: Path, **fields: Any) -> ApprenticePolicy:
     """A fresh student of the expert, in eval mode."""
     torch.manual_seed(0)
     meta = open_dataset(dataset).meta
@@ -102,6 +119,7 @@ def make_student(dataset: Path, expert: Path, vlm: Path) -> ApprenticePolicy:
         input_features={k: f for k, f in features.items() if f.type is not FeatureType.ACTION},
         output_features={k: f for k, f in features.items() if f.type is FeatureType.ACTION},
         device="cpu",
+        **fields,
     )
     return ApprenticePolicy(config, dataset_stats=meta.stats, dataset_meta=meta).eval()
 
@@ -112,3 +130,81 @@ def make_batch(root: Path, frames: Sequence[int]) -> dict[str, Any]:
     items = [dataset[i] for i in frames]
     keys = [*CAMERAS, "observation.state"]
     return {key: torch.stack([item[key] for item in items]) for key in keys} | {"task": [i["task"] for i in items]}
+
+
+def make_history(root: Path, config: ApprenticeConfig, frames: Sequence[int]) -> dict[str, Any]:
+    """Frames of a dataset as LeRobot's data loader yields them to a student with a history."""
+    meta = open_dataset(root).meta
+    deltas = resolve_delta_timestamps(config, meta)
+    dataset = LeRobotDataset(meta.repo_id, root=root, delta_timestamps=deltas, video_backend="pyav", return_uint8=True)
+    return default_collate([dataset[i] for i in frames])
+
+
+def command(name: str, *arguments: str, **environment: str) -> str:
+    """Run a command of the environment in a process of its own; what it printed."""
+    program = str(Path(sys.executable).with_name(name))
+    done = subprocess.run([program, *arguments], env={**os.environ, **environment}, capture_output=True, text=True)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    return done.stdout + done.stderr
+
+
+def call(main: Callable[[], Any], *arguments: str) -> None:
+    """Run the function behind one of LeRobot's commands in this process: importing it all again takes long."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", [main.__module__, *arguments])
+        try:
+            main()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def train_flags(dataset: Path, out: Path, *arguments: str) -> list[str]:
+    """Arguments of `lerobot-train` for two steps on a small dataset; later ones override."""
+    return [
+        "--policy.push_to_hub=false",
+        "--policy.device=cpu",
+        "--dataset.repo_id=local/small",
+        f"--dataset.root={dataset}",
+        "--dataset.video_backend=pyav",
+        f"--output_dir={out}",
+        "--batch_size=4",
+        "--steps=2",
+        "--save_freq=1",
+        "--num_workers=0",
+        "--wandb.enable=false",
+        *arguments,
+    ]
+
+
+def train(dataset: Path, out: Path, *arguments: str, alone: bool = False) -> Path:
+    """Run `lerobot-train`, in this process or alone in one of its own, which leaves `printed.txt`; the checkpoint."""
+    flags = train_flags(dataset, out, *arguments)
+    if alone:
+        printed = command("lerobot-train", *flags)
+        (out / "printed.txt").write_text(printed)
+    else:
+        call(lerobot_train.main, *flags)
+    return out / "checkpoints" / "last" / "pretrained_model"
+
+
+def resume(out: Path, step: int) -> None:
+    """Let `lerobot-train` go on from a checkpoint, in this process."""
+    config = out / "checkpoints" / f"{step:06}" / "pretrained_model" / "train_config.json"
+    call(lerobot_train.main, f"--config_path={config}", "--resume=true", f"--output_dir={out}")
+
+
+HELD_OUT = ["--dataset.eval_split=0.3", "--eval_steps=2"]  # of each task's episodes, those that begin last
+
+
+def loss_on_held_out(checkpoint: Path, root: Path) -> float:
+    """What `lerobot-train` should print with `HELD_OUT` on `make_dataset`: an episode of each task, in batches of 4."""
+    config = PreTrainedConfig.from_pretrained(checkpoint)
+    policy = get_policy_class(config.type).from_pretrained(checkpoint)
+    before, _ = make_pre_post_processors(config, str(checkpoint))
+    deltas = resolve_delta_timestamps(config, open_dataset(root).meta)
+    dataset = LeRobotDataset("local/small", root=root, episodes=[2, 1], delta_timestamps=deltas, video_backend="pyav")
+    with torch.no_grad():
+        losses = [policy(before(batch))[0].item() for batch in DataLoader(dataset, batch_size=4)]
+    return sum(losses) / len(losses)

@@ -35,7 +35,7 @@ def test_frames_and_columns_are_those_of_lerobot(tmp_path: Path, video: bool) ->
 
 @pytest.mark.parametrize("window", [(0, 4), (-2, 3)])
 def test_action_chunks_are_those_of_lerobot(small_dataset: Path, window: tuple[int, int]) -> None:
-    chunks, pad = action_chunks(open_dataset(small_dataset), window)
+    chunks, pad = action_chunks(open_dataset(small_dataset), range(*window))
     deltas = {"action": [k / 20 for k in range(*window)]}
     peer = LeRobotDataset("local/small", root=small_dataset, delta_timestamps=deltas, video_backend="pyav")
     for index in (0, 1, 8, 9, 10, 11, 12, 35):

@@ -24,11 +24,12 @@ from apprentice.distill.memory import Account
 from apprentice.distill.plan import Sketch, configuration, plan, step_memory, weights_of
 from apprentice.distill.trainer import Samples
 from apprentice.errors import UserError
-from apprentice.policy.modeling_apprentice import EXPERT_LATENTS, IMAGE_TOKENS, PREFIX
+from apprentice.policy.history import EXPERT_LATENTS
+from apprentice.policy.modeling_apprentice import IMAGE_TOKENS, PREFIX
 from apprentice.vlm.nano.model import NanoConfig, build_model, build_processor
 from apprentice.vlm.nano.tokenizer import train_tokenizer
 
-SIZE = 6
+FRAMES = np.array([8, 9, 10, 20, 21, 22])  # late in two episodes with an instruction each
 CACHES = {IMAGE_TOKENS: "image tokens", EXPERT_LATENTS: "expert latents", PREFIX: "keys and values"}
 TOLERANCE = 0.15  # of memory as the operating system sees it
 
@@ -43,7 +44,7 @@ def measured(student: Any, dataset: Path, stage: str, precision: torch.dtype, ra
     student.set_stage(stage)
     data = open_dataset(dataset)
     rows = cached(student, data, prefix_gb=1.0)
-    samples = Samples(data, student.config.action_window, rows, torch.device("cpu"))
+    samples = Samples(data, student.config, rows, torch.device("cpu"))
     student.config.pretrained_path = dataset
     adapters = {"method_type": "lora", "r": rank}
     model = (student.wrap_with_peft(peft_cli_overrides=adapters) if rank else student).train()
@@ -53,16 +54,16 @@ def measured(student: Any, dataset: Path, stage: str, precision: torch.dtype, ra
         account.meet(weights_of(student.expert))
     weights = account.live
     with account:
-        found = step_memory(model, student, samples[np.arange(9, 9 + SIZE)], account, precision)
+        found = step_memory(model, student, samples[FRAMES], account, precision)
     caches = {key: row.row_bytes for key, row in rows.items()}
     return {"weights": weights} | dict(zip(("gradients", "optimizer", "saved", "peak"), found, strict=True)) | caches
 
 
 @contextmanager
-def sketched(vlm: Path, expert: Path, dataset: Path, precision: torch.dtype) -> Iterator[Sketch]:
+def sketched(vlm: Path, expert: Path, dataset: Path, precision: torch.dtype, steps: int = 1) -> Iterator[Sketch]:
     """The same student without weights."""
     with configuration(str(vlm)) as folder:
-        sketch = Sketch(folder, str(expert), open_dataset(dataset), SIZE, precision)
+        sketch = Sketch(folder, str(expert), open_dataset(dataset), len(FRAMES), steps, precision)
         sketch.seeing = 0  # lerobot-train sees in each step, our students do not
         yield sketch
 
@@ -82,6 +83,14 @@ def test_an_imagined_step_keeps_what_a_real_one_keeps(
     real = measured(make_student(small_dataset, small_expert, small_vlm), small_dataset, stage, torch.float32, rank)
     with sketched(small_vlm, small_expert, small_dataset, torch.float32) as sketch:
         agree(sketch, real, stage, rank)
+
+
+@pytest.mark.parametrize("stage", ["align", "finetune"])
+def test_of_a_history(stage: str, small_dataset: Path, small_expert: Path, small_vlm: Path) -> None:
+    student = make_student(small_dataset, small_expert, small_vlm, n_obs_steps=3)
+    real = measured(student, small_dataset, stage, torch.float32, 0)
+    with sketched(small_vlm, small_expert, small_dataset, torch.float32, steps=3) as sketch:
+        agree(sketch, real, stage, 0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -75,7 +75,7 @@ def test_cached_batches_give_the_loss_of_uncached_ones(config: StageConfig, ever
     dataset = open_dataset(config.dataset)
     rows = cached(policy, dataset, every, prefix_gb)
     assert (PREFIX in rows) == (prefix_gb > 0) and (IMAGE_TOKENS in rows) == (prefix_gb == 0)
-    samples = Samples(dataset, policy.config.action_window, rows, policy.vlm.device, every)
+    samples = Samples(dataset, policy.config, rows, policy.vlm.device, every)
     assert len(samples) == len(range(0, len(dataset), every))
     index = np.array([0, 4, 10])
     items = [dataset[int(i) * every] for i in index]
@@ -97,7 +97,7 @@ def test_fine_tuning_near_the_expert_ends_nearer_to_it(config: StageConfig, tmp_
         )
         policy.set_stage("align")
         rows = cached(policy, dataset)
-        batch = Samples(dataset, policy.config.action_window, rows, policy.vlm.device)[np.arange(16)]
+        batch = Samples(dataset, policy.config, rows, policy.vlm.device)[np.arange(16)]
         with torch.no_grad():
             distances.append(policy(batch)[0].item())
     assert distances[1] < 0.9 * distances[0]

@@ -17,7 +17,7 @@ from lerobot.configs import PreTrainedConfig
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from lerobot.utils.constants import ACTION
 from safetensors.torch import load_file
-from tests import support
+from tests import support, tables
 from tests.experts.zoo import ZOO
 
 from apprentice.data.dataset import instructions, open_dataset
@@ -157,10 +157,7 @@ CHECKS = {
 
 def recorded() -> dict[str, dict[str, str]]:
     """The table of the page: a dict of cells by check for each expert."""
-    rows = [
-        [cell.strip() for cell in line.strip("|\n").split("|")] for line in PAGE.read_text().splitlines() if "|" in line
-    ]
-    return {row[0]: dict(zip(rows[0][1:], row[1:], strict=True)) for row in rows[2:]}
+    return {row.pop("expert"): row for row in tables.rows(PAGE.read_text())}
 
 
 def measured(name: str, folder: Path) -> list[str]:
@@ -187,6 +184,7 @@ def write() -> None:
         shutil.rmtree(folder)
     text = re.sub(r"(?m)(^\|.*\n)+", "\n".join(lines) + "\n", PAGE.read_text(), count=1)
     PAGE.write_text(text)
+    tables.write()
 
 
 if __name__ == "__main__":

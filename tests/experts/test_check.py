@@ -62,7 +62,7 @@ def trained(real: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     policy, dataset = ACTPolicy.from_pretrained(folder), open_dataset(real)
     before, _ = make_pre_post_processors(policy.config, str(folder))
-    chunks, pad = (torch.from_numpy(values[::3]) for values in action_chunks(dataset, (0, 8)))
+    chunks, pad = (torch.from_numpy(values[::3]) for values in action_chunks(dataset, range(8)))
     batch = next(Frames(dataset, list(support.CAMERAS), 3).batches(0, len(chunks)))
     batch |= {key: batch[key] / 255 for key in support.CAMERAS}
     told = before({**batch, "action": chunks, "action_is_pad": pad})

@@ -1,6 +1,7 @@
 """Seer: the decoder's loss against its formula, the policy as LeRobot runs it, and the cut into encoder and decoder."""
 
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ import torch
 from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies.factory import make_pre_post_processors
-from lerobot.scripts import lerobot_train
+from tests.support import loss_on_held_out, resume
 from torch.utils.data import default_collate
 
 from apprentice.data.contract import Contract
@@ -175,12 +176,16 @@ def test_lerobot_train_writes_a_checkpoint_that_another_policy_reads_back(checkp
     assert torch.equal(again.latents(data), policy.latents(data))
 
 
-def test_training_resumes(run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_held_out_episodes_are_scored(run: Path, checkpoint: Path, small_dataset: Path) -> None:
+    found = re.findall(r"step (\d+): eval_loss=([\d.]+)", (run / "printed.txt").read_text())
+    assert [step for step, _ in found] == ["2"]
+    assert float(found[0][1]) == pytest.approx(loss_on_held_out(checkpoint, small_dataset), abs=1e-4)
+
+
+def test_training_resumes(run: Path) -> None:
     first, second = (run / "checkpoints" / step / "pretrained_model" for step in ("000001", "000002"))
     straight = SeerPolicy.from_pretrained(second).state_dict()
-    resume = [f"--config_path={first / 'train_config.json'}", "--resume=true", f"--output_dir={run}"]
-    monkeypatch.setattr("sys.argv", ["lerobot-train", *resume])
-    lerobot_train.main()  # in this process: importing it all again would take most of a minute
+    resume(run, 1)
     resumed = SeerPolicy.from_pretrained(second).state_dict()
     start = SeerPolicy.from_pretrained(first).state_dict()
     assert any(not torch.equal(resumed[key], start[key]) for key in start)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.policies.factory import make_pre_post_processors
-from lerobot.scripts import lerobot_train
+from tests.support import train
 from torch import Tensor
 
 import lerobot_policy_apprentice  # noqa: F401  registers the policy
@@ -235,25 +235,7 @@ def checkpoint(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """The checkpoint of two steps of `lerobot-train --policy.type=seer_full`, in this process: imports take long."""
     output = tmp_path_factory.mktemp("runs") / "seer_full"
     sizes = [f"--policy.{name}={'null' if value is None else value}" for name, value in TINY.items()]
-    arguments = [
-        "--policy.type=seer_full",
-        "--policy.push_to_hub=false",
-        "--policy.device=cpu",
-        *sizes,
-        "--dataset.repo_id=local/small",
-        f"--dataset.root={small_dataset}",
-        "--dataset.video_backend=pyav",
-        f"--output_dir={output}",
-        "--batch_size=3",
-        "--steps=2",
-        "--save_freq=2",
-        "--num_workers=0",
-        "--wandb.enable=false",
-    ]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["lerobot-train", *arguments])
-        lerobot_train.main()
-    return output / "checkpoints" / "last" / "pretrained_model"
+    return train(small_dataset, output, "--policy.type=seer_full", *sizes)
 
 
 def test_lerobot_train_writes_a_checkpoint_that_acts_and_teaches(checkpoint: Path, small_dataset: Path) -> None:

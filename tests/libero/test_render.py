@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from apprentice.libero.detail import LARGEST, lighter, shrink_textures
 from apprentice.libero.env import LiberoEnv
-from apprentice.libero.render import CAMERAS, Renderer
+from apprentice.libero.render import CAMERAS, DETAIL, Renderer
 
 import mujoco  # isort: skip  after apprentice.libero, which chooses how to draw without a display
 
@@ -27,3 +28,37 @@ def test_what_is_left_out_cannot_be_seen(exact: LiberoEnv) -> None:
         renderer.close()
     assert min(geoms) < max(geoms) / 2
     np.testing.assert_array_equal(model.geom_group, group)
+
+
+def test_large_textures_are_averaged_and_small_ones_left() -> None:
+    textures = [(2 * LARGEST, LARGEST // 4), (LARGEST, 64)]
+    model = mujoco.MjModel.from_xml_string(
+        "<mujoco><asset>"
+        + "".join(
+            f'<texture name="{i}" type="2d" builtin="gradient" rgb1="0 1 0" rgb2="1 0 0" mark="random" '
+            f'random="0.1" markrgb="1 1 1" width="{width}" height="{height}"/>'
+            for i, (width, height) in enumerate(textures)
+        )
+        + "</asset><worldbody/></mujoco>"
+    )
+    before = [model.texture(str(i)).data.reshape(height, width, 3).copy() for i, (width, height) in enumerate(textures)]
+    shrink_textures(model)
+    wide, narrow = before
+    corners = np.stack([wide[y::2, x::2] for y in (0, 1) for x in (0, 1)]).astype(float)
+    assert model.tex_width.tolist() == [LARGEST, LARGEST] and model.tex_height.tolist() == [LARGEST // 8, 64]
+    seen = model.tex_data[: corners[0].size].reshape(corners[0].shape)
+    assert np.abs(seen - corners.mean(axis=0)).max() <= 0.5 < np.ptp(corners, axis=0).max()
+    start = model.tex_adr[1]
+    np.testing.assert_array_equal(model.tex_data[start : start + narrow.size].reshape(narrow.shape), narrow)
+
+
+def test_cameras_have_meshes_as_fine_as_they_can_show(exact: LiberoEnv) -> None:
+    """The gripper is near to the wrist's camera, the robot's mount never in its view."""
+    faces = {}
+    for camera, detail in DETAIL.items():
+        found = lighter(exact.model, detail)
+        for part in ("gripper0", "mount0"):
+            meshes = [mesh for index, mesh in found.items() if exact.model.mesh(index).name.startswith(part)]
+            faces[camera, part] = sum(len(mesh.faces) for mesh in meshes)
+    assert faces["agentview", "gripper0"] < faces["robot0_eye_in_hand", "gripper0"] / 2
+    assert faces["robot0_eye_in_hand", "mount0"] < faces["agentview", "mount0"]

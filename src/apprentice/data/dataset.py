@@ -5,7 +5,7 @@ each file from its beginning to its end.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def open_dataset(folder: Path | str) -> LeRobotDataset:
     if version != "v3.0":
         raise UserError(
             f"expected dataset version v3.0 in {folder}, found {version}; fix: "
-            f"python -m lerobot.scripts.convert_dataset_v21_to_v30 --repo-id=local --root={folder}"
+            f"python -m lerobot.scripts.convert_dataset_v21_to_v30 --repo-id=local --root={folder} --push-to-hub=false"
         )
     missing = {OBS_STATE, ACTION} - set(info["features"])
     if missing:
@@ -55,15 +55,21 @@ def episode_bounds(dataset: LeRobotDataset) -> tuple[NDArray[np.int64], NDArray[
     return np.repeat(ends - lengths, lengths), np.repeat(ends, lengths)
 
 
-def action_chunks(dataset: LeRobotDataset, window: tuple[int, int]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Every frame's actions (F, W, A) of the steps in `window` (0 is the frame's own), and which are padding (F, W).
+def neighbours(dataset: LeRobotDataset, steps: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """For every frame (F, W), the indices of the frames `steps` after it, and which are padding.
 
-    Outside the episode its first or last action is repeated, as LeRobot does.
+    Outside the episode its first or last frame is repeated, as LeRobot does.
     """
-    actions, (starts, ends) = column(dataset, ACTION), episode_bounds(dataset)
-    wanted = np.arange(len(actions))[:, None] + np.arange(*window)
+    starts, ends = episode_bounds(dataset)
+    wanted = np.arange(len(starts))[:, None] + np.asarray(steps)
     inside = np.clip(wanted, starts[:, None], ends[:, None] - 1)
-    return actions[inside], wanted != inside
+    return inside, wanted != inside
+
+
+def action_chunks(dataset: LeRobotDataset, steps: Sequence[int]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Every frame's actions (F, W, A) at `steps` (0 is the frame's own), and which are padding (F, W)."""
+    inside, absent = neighbours(dataset, steps)
+    return column(dataset, ACTION)[inside], absent
 
 
 def instructions(dataset: LeRobotDataset) -> list[str]:
@@ -77,7 +83,7 @@ def frames(dataset: LeRobotDataset, camera: str, start: int = 0) -> Iterator[NDA
     if dataset.meta.features[camera]["dtype"] != "video":
         images = dataset.hf_dataset.with_format(None).select_columns([camera])
         for index in range(start, len(images)):
-            yield np.asarray(images[index][camera].convert("RGB"))
+            yield np.array(images[index][camera].convert("RGB"))
         return
     passed = 0
     for path, group in groupby(

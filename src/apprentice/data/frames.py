@@ -11,7 +11,7 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.utils.constants import OBS_STATE
 from torch import Tensor
 
-from apprentice.data.dataset import column, episode_bounds, frames, instructions
+from apprentice.data.dataset import column, frames, instructions, neighbours
 
 
 @dataclass(frozen=True)
@@ -30,19 +30,21 @@ class Frames:
         state (b, S), task.
 
         With more than one step, images (b, steps, 3, h, w) and state (b, steps, S) of the present and the frames right
-        before it, oldest first; at the start of an episode its first frame is repeated.
+        before it, oldest first; at the start of an episode its first frame is repeated, and `observation.state_is_pad`
+        (b, steps) says so.
         """
         state, task = torch.from_numpy(column(self.dataset, OBS_STATE)), instructions(self.dataset)
-        steps_of = seen_with(self.dataset, steps)
+        steps_of, absent = neighbours(self.dataset, range(1 - steps, 1))
         streams = [self._images(camera, start, steps_of) for camera in self.cameras]
         for first in range(start, len(self), size):
             index = np.arange(first, min(first + size, len(self))) * self.every
             batch: dict[str, Any] = {OBS_STATE: state[steps_of[index]], "task": [task[i] for i in index]}
+            batch[f"{OBS_STATE}_is_pad"] = torch.from_numpy(absent[index])
             batch |= {
                 camera: torch.stack([next(stream) for _ in index])
                 for camera, stream in zip(self.cameras, streams, strict=True)
             }
-            yield batch if steps > 1 else {k: v[:, 0] if isinstance(v, Tensor) else v for k, v in batch.items()}
+            yield batch if steps > 1 else present(batch)
 
     def _images(self, camera: str, start: int, steps_of: np.ndarray) -> Iterator[Tensor]:
         """One camera's images (steps, 3, h, w) of every n-th frame from the `start`-th on."""
@@ -55,15 +57,20 @@ class Frames:
                 yield torch.stack([recent[i - index - 1] for i in steps_of[index]])
 
 
-def seen_with(dataset: LeRobotDataset, steps: int) -> np.ndarray:
-    """For every frame (F, steps), the indices of the frames that are seen with it, oldest first."""
-    wanted = np.arange(dataset.num_frames)[:, None] + np.arange(1 - steps, 1)
-    return np.maximum(wanted, episode_bounds(dataset)[0][:, None])
+def present(batch: dict[str, Any]) -> dict[str, Any]:
+    """The last step of observations that have an axis of time."""
+    kept = {key: value for key, value in batch.items() if not key.endswith("_is_pad")}
+    return {key: value[:, -1] if key.startswith("observation.") else value for key, value in kept.items()}
 
 
 def seen_at(dataset: LeRobotDataset, index: np.ndarray, steps: int = 1) -> dict[str, Any]:
     """A batch as `Frames` makes it, of frames anywhere (b,): videos are searched, which is slow for many frames."""
-    items = [[dataset[int(i)] for i in seen] for seen in seen_with(dataset, steps)[index]]
+    seen, absent = (each[index] for each in neighbours(dataset, range(1 - steps, 1)))
+    items = [[dataset[int(i)] for i in row] for row in seen]
     keys = [key for key in items[0][0] if key.startswith("observation.")]
-    batch = {key: torch.stack([torch.stack([item[key] for item in row]) for row in items]) for key in keys}
-    return {k: v if steps > 1 else v[:, 0] for k, v in batch.items()} | {"task": [row[-1]["task"] for row in items]}
+    batch: dict[str, Any] = {
+        key: torch.stack([torch.stack([item[key] for item in row]) for row in items]) for key in keys
+    }
+    batch[f"{OBS_STATE}_is_pad"] = torch.from_numpy(absent)
+    batch |= {"task": [row[-1]["task"] for row in items]}
+    return batch if steps > 1 else present(batch)

@@ -69,9 +69,9 @@ class Rows:
         os.replace(self.partial, self.path)
 
     def __getitem__(self, index: np.ndarray) -> Tensor:
-        """Rows (b, *shape) at `index` (b,)."""
+        """Rows (*index's shape, *shape) at `index`."""
         raw = np.memmap(self.path, mode="r", dtype=np.uint8).reshape(self.count, self.row_bytes)[index]
-        return torch.from_numpy(np.ascontiguousarray(raw)).view(self.dtype).reshape(len(index), *self.shape)
+        return torch.from_numpy(np.ascontiguousarray(raw)).view(self.dtype).reshape(*index.shape, *self.shape)
 
 
 def cached(
@@ -81,7 +81,7 @@ def cached(
 
     To fine-tune, that is image tokens, and the expert's latents if they count. To align, those latents and the prefix's
     keys and values, or image tokens again if those would take more than `prefix_gb` (GB), are not all that a suffix
-    needs, or the VLM does not split.
+    needs, the VLM does not split, or there is a history.
     """
     source = Frames(dataset, list(policy.config.image_features), every)
     content = fingerprint(Path(dataset.root), *source.cameras, str(every))
@@ -89,11 +89,17 @@ def cached(
     tokens = _filled(
         "image tokens", (content, _weights(vision)), source, partial(_image_tokens, policy, source), torch.bfloat16
     )
-    if policy.config.stage == "finetune" and not policy.config.latent_weight:
+    if not policy.config.reads_expert:
         return {IMAGE_TOKENS: tokens}
     expert = sorted({Path(policy.config.expert), *checkpoints(policy.config.expert)})
-    latents = _filled("expert latents", (content, *expert), source, partial(_latents, policy, source), torch.float32)
+    past = str(policy.config.expert_obs_steps)
+    latents = _filled(
+        "expert latents", (content, past, *expert), source, partial(_latents, policy, source), torch.float32
+    )
     if policy.config.stage == "finetune":
+        return {IMAGE_TOKENS: tokens, EXPERT_LATENTS: latents}
+    if policy.config.n_obs_steps > 1:
+        console.print("each step runs the whole history: later turns read tokens that train")
         return {IMAGE_TOKENS: tokens, EXPERT_LATENTS: latents}
     if not policy.vlm.splits:
         console.print("each step runs the whole prompt: this VLM's prompt reads what comes after it")
@@ -131,7 +137,7 @@ def _image_tokens(policy: ApprenticePolicy, source: Frames, start: int, size: in
 
 
 def _latents(policy: ApprenticePolicy, source: Frames, start: int, size: int) -> Iterator[Tensor]:
-    return map(policy.expert.encode, source.batches(start, size, policy.expert.n_obs_steps))
+    return map(policy.expert.encode, source.batches(start, size, policy.config.expert_obs_steps))
 
 
 @torch.no_grad()

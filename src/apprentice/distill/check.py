@@ -149,7 +149,7 @@ def foreign_units(expert: ActionExpert, dataset: LeRobotDataset) -> list[str]:
 def look(expert: ActionExpert, dataset: LeRobotDataset, count: int) -> Findings:
     """Compare the expert's decoded latents with its own and with the recorded actions, on `count` frames at most."""
     index = np.unique(np.linspace(0, dataset.num_frames - 1, count).round().astype(int))
-    truth, pad = (torch.from_numpy(values[index]) for values in action_chunks(dataset, (0, expert.horizon)))
+    truth, pad = (torch.from_numpy(values[index]) for values in action_chunks(dataset, range(expert.horizon)))
     decoded, difference = [], 0.0
     scale = expert.action_affine()[1].cpu()
     for first in range(0, len(index), BATCH):
@@ -179,4 +179,4 @@ def unfit(findings: Findings) -> list[str]:
 
 
 def _recorded(dataset: LeRobotDataset) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(action_chunks(dataset, (0, 1))[0][:, 0]))
+    return torch.from_numpy(np.ascontiguousarray(action_chunks(dataset, [0])[0][:, 0]))

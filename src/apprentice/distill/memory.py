@@ -34,6 +34,7 @@ class Account(TorchDispatchMode):
         super().__init__()
         self.live = self.peak = 0
         self._met: set[int] = set()
+        self._imagines = False
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
 
     def imagined(self, tensor: Tensor) -> Tensor:
@@ -41,6 +42,7 @@ class Account(TorchDispatchMode):
         shape, dtype = tuple(tensor.shape), tensor.dtype
         if not dtype.is_floating_point:
             return torch.zeros(shape, dtype=dtype)
+        self._imagines = True
         with self._fake:
             return torch.empty(shape, dtype=dtype, device="cpu")
 
@@ -67,7 +69,8 @@ class Account(TorchDispatchMode):
         return result
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if func is not aten.where.self and not any(isinstance(each, FakeTensor) for each in tree_iter((args, kwargs))):
+        of_mask = self._imagines and func is aten.where.self
+        if not of_mask and not any(isinstance(each, FakeTensor) for each in tree_iter((args, kwargs))):
             return func(*args, **kwargs)
         if func is aten._local_scalar_dense.default:
             return NEXT_TO_NOTHING

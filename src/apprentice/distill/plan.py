@@ -32,7 +32,8 @@ from apprentice.experts import load_expert
 from apprentice.experts.base import ActionExpert, Batch
 from apprentice.experts.by_task import ByTaskExpert
 from apprentice.policy.configuration_apprentice import ApprenticeConfig
-from apprentice.policy.modeling_apprentice import EXPERT_LATENTS, IMAGE_TOKENS, PREFIX, ApprenticePolicy
+from apprentice.policy.history import ABSENT, EXPERT_LATENTS
+from apprentice.policy.modeling_apprentice import IMAGE_TOKENS, PREFIX, ApprenticePolicy
 from apprentice.progress import console
 
 INSTRUCTIONS = ["pick up the black bowl and place it on the plate", "turn on the stove"]  # where no dataset tells
@@ -85,6 +86,7 @@ def plan(
     batch: int = 64,
     dataset: str = "",
     frames: int = 0,
+    n_obs_steps: int = 1,
     lora_rank: int = 16,
     precision: Literal["bfloat16", "float32"] = "bfloat16",
 ) -> Plan:
@@ -96,6 +98,7 @@ def plan(
         batch: samples a step.
         dataset: folder of a LeRobotDataset v3.0; without one, cameras are the expert's and instructions ours.
         frames: how many frames will be cached, instead of the dataset's.
+        n_obs_steps: steps of observation that the student reads, the present one included.
         lora_rank: rank of LoRA's matrices.
         precision: what the GPU computes with; weights, gradients and averages are float32 in any case.
 
@@ -103,7 +106,7 @@ def plan(
     """
     data = open_dataset(dataset) if dataset else None
     with configuration(vlm) as folder:
-        sketch = Sketch(folder, expert, data, batch, getattr(torch, precision))
+        sketch = Sketch(folder, expert, data, batch, n_obs_steps, getattr(torch, precision))
         stages = {stage: sketch.memory(stage) for stage in ("align", "finetune")}
         if importlib.util.find_spec("peft"):
             stages["finetune, LoRA"] = sketch.memory("finetune", lora_rank)
@@ -125,8 +128,10 @@ class Sketch:
         seeing: bytes that it takes to compute them.
     """
 
-    def __init__(self, folder: Path, expert: str, data: LeRobotDataset | None, batch: int, precision: torch.dtype):
-        self.folder, self.batch, self.precision = folder, batch, precision
+    def __init__(
+        self, folder: Path, expert: str, data: LeRobotDataset | None, batch: int, steps: int, precision: torch.dtype
+    ):
+        self.batch, self.steps, self.precision = batch, steps, precision
         self.expert = load_expert(expert, torch.device("cpu"))
         features = dataset_to_policy_features(data.meta.features) if data else _features(self.expert)
         tasks = sorted(set(instructions(data))) if data else INSTRUCTIONS
@@ -187,6 +192,7 @@ class Sketch:
         """The student wrapped in LoRA's adapters if they have a rank, itself, and an account of its weights."""
         policy = copy.deepcopy(self._student)
         policy.set_stage(stage)
+        policy.config.n_obs_steps = self.steps
         policy.vlm.splits = True  # weights alone could tell, and all tested families do
         model: nn.Module = policy
         if lora_rank:
@@ -199,29 +205,39 @@ class Sketch:
 
     def _batch(self, policy: ApprenticePolicy, account: Account) -> Batch:
         """What `Samples` would yield, imagined."""
-        batch = self._prompted(account, self.batch)
-        sizes = {OBS_STATE: self.config.robot_state_feature.shape}  # type: ignore[union-attr]
-        if policy.config.stage == "align":
-            sizes[EXPERT_LATENTS] = (self.config.latent_count, self.config.latent_dim)
-            packed = self._prefix(policy, account)
-            if packed is not None:
-                del batch[IMAGE_TOKENS]
-                batch[PREFIX] = account.imagined(packed.expand(self.batch, *packed.shape[1:]))
-        else:
-            first, stop = self.config.action_window
-            sizes[ACTION] = (stop - first, *self.config.action_feature.shape)  # type: ignore[union-attr]
-            batch["action_is_pad"] = torch.zeros(self.batch, stop - first, dtype=torch.bool)
+        config, batch = policy.config, self._prompted(account, self.batch)
+        actions = len(config.action_delta_indices)
+        sizes = {
+            OBS_STATE: (*self._history, *config.robot_state_feature.shape),  # type: ignore[union-attr]
+            ACTION: (actions, *config.action_feature.shape),  # type: ignore[union-attr]
+        }
+        if config.reads_expert:
+            sizes[EXPERT_LATENTS] = (*self._history, config.latent_count, config.latent_dim)
+        packed = self._prefix(policy, account) if config.stage == "align" else None
+        if packed is not None:
+            del batch[IMAGE_TOKENS]
+            batch[PREFIX] = account.imagined(packed.expand(self.batch, *packed.shape[1:]))
+        if self._history:
+            batch[ABSENT] = torch.zeros(self.batch, *self._history, dtype=torch.bool)
+        batch["action_is_pad"] = torch.zeros(self.batch, actions, dtype=torch.bool)
         return batch | {key: account.imagined(torch.empty(self.batch, *size)) for key, size in sizes.items()}
+
+    @property
+    def _history(self) -> list[int]:
+        """The axis that a history adds to a batch's observations, if there is one."""
+        return [self.steps] if self.steps > 1 else []
 
     def _prefix(self, policy: ApprenticePolicy, account: Account) -> Tensor | None:
         """The longest prompt's keys and values (1, layers, 2, heads, L, d), as they are cached, if they can be."""
+        if self._history:
+            return None
         with torch.no_grad(), self._autocast():
             packed = policy.vlm.pack(policy.prefix(self._prompted(account, 1)))
         return None if packed is None else packed.bfloat16()
 
     def _prompted(self, account: Account, size: int) -> Batch:
         """Image tokens and instructions, for `size` samples."""
-        tokens = torch.empty(size, *self.image_tokens, dtype=torch.bfloat16)
+        tokens = torch.empty(size, *self._history, *self.image_tokens, dtype=torch.bfloat16)
         return {"task": [self.tasks[i % len(self.tasks)] for i in range(size)], IMAGE_TOKENS: account.imagined(tokens)}
 
     def _autocast(self) -> torch.autocast:

@@ -13,6 +13,7 @@ from lerobot.configs import FeatureType
 from lerobot.utils.feature_utils import dataset_to_policy_features
 from rich.table import Table
 
+from apprentice.adapters import load_policy
 from apprentice.data.contract import Contract, check_features
 from apprentice.data.dataset import open_dataset
 from apprentice.device import best_device
@@ -37,6 +38,7 @@ class StageConfig:
             fine-tune a `student`.
         student: checkpoint (or run) to go on from.
         scratch: give the VLM random weights.
+        n_obs_steps: steps of observation that a new student reads, the present one included.
         every: learn from every n-th frame alone. Neighbours differ little, and caching costs a time for each.
         prefix_gb: to align, keep the keys and values of the VLM's prefix on disk if they take up to that much (GB).
         steps: optimizer steps.
@@ -54,6 +56,7 @@ class StageConfig:
     expert: str = ""
     student: str = ""
     scratch: bool = False
+    n_obs_steps: int = 1
     every: int = 1
     prefix_gb: float = 4.0
     steps: int = 1000
@@ -87,7 +90,8 @@ def _stage(stage: str, config: StageConfig) -> Path:
     if checkpoint.exists():
         policy = ApprenticePolicy.from_pretrained(checkpoint)
     elif config.student:
-        policy = ApprenticePolicy.from_pretrained(_checkpoint(config.student))
+        student = _checkpoint(config.student)
+        policy = load_policy(student, ApprenticeConfig.from_pretrained(student))
     else:
         policy = _fresh(config, dataset)
     policy.config.learning_rate, policy.config.align_loss = config.learning_rate, config.align_loss
@@ -99,7 +103,7 @@ def _stage(stage: str, config: StageConfig) -> Path:
     policy.to(best_device())
     console.print(parameter_table(policy))
     rows = cached(policy, dataset, config.every, config.prefix_gb)
-    samples = Samples(dataset, policy.config.action_window, rows, policy.vlm.device, config.every)
+    samples = Samples(dataset, policy.config, rows, policy.vlm.device, config.every)
     train(policy, samples, Schedule(config.steps, config.batch_size, config.seed), run)
     return checkpoint
 
@@ -125,6 +129,7 @@ def _fresh(config: StageConfig, dataset: object) -> ApprenticePolicy:
         vlm=config.vlm,
         expert=config.expert,
         scratch=config.scratch,
+        n_obs_steps=config.n_obs_steps,
         input_features={k: f for k, f in features.items() if f.type is not FeatureType.ACTION},
         output_features={k: f for k, f in features.items() if f.type is FeatureType.ACTION},
         push_to_hub=False,

@@ -20,11 +20,14 @@ from lerobot.optim import load_optimizer_state, save_optimizer_state
 from lerobot.utils.constants import ACTION, OBS_STATE
 from torch.optim.lr_scheduler import LambdaLR
 
-from apprentice.data.dataset import action_chunks, column, instructions
+from apprentice.data.dataset import action_chunks, column, instructions, neighbours
 from apprentice.device import fast_bfloat16
 from apprentice.distill.cache import Rows
+from apprentice.errors import UserError
 from apprentice.experts.base import Batch
 from apprentice.files import read_json, replacing, write_json, write_text
+from apprentice.policy.configuration_apprentice import ApprenticeConfig
+from apprentice.policy.history import ABSENT
 from apprentice.policy.modeling_apprentice import ApprenticePolicy
 from apprentice.policy.processor_apprentice import make_apprentice_pre_post_processors
 from apprentice.progress import Meter
@@ -50,33 +53,47 @@ class Schedule:
 
 
 class Samples:
-    """Batches of every n-th frame of a dataset, whose images are cached; the rest is small and kept in memory."""
+    """Batches of every n-th frame of a dataset, whose images are cached; the rest is small and kept in memory.
+
+    Observations are of the student's own steps. Raises UserError if these are not among every n-th frame.
+    """
 
     def __init__(
         self,
         dataset: LeRobotDataset,
-        window: tuple[int, int],
+        config: ApprenticeConfig,
         rows: dict[str, Rows],
         device: torch.device,
         every: int = 1,
     ):
         self.rows, self.device = rows, device
+        if config.n_obs_steps > 1 and config.history_spacing % every:
+            raise UserError(
+                f"expected --every to divide the {config.history_spacing} frames between steps of a history, "
+                f"found {every}; fix: --every=1"
+            )
         self.state = torch.from_numpy(column(dataset, OBS_STATE)[::every])
         self.task = instructions(dataset)[::every]
-        actions, pad = action_chunks(dataset, window)
+        actions, pad = action_chunks(dataset, config.action_delta_indices)
         self.actions, self.pad = torch.from_numpy(actions[::every]), torch.from_numpy(pad[::every])
+        seen, absent = (each[::every] for each in neighbours(dataset, config.history))
+        # What lies before an episode is not read; its first frame need not be among every n-th.
+        self.seen = np.where(absent, np.arange(len(seen))[:, None], seen // every)
+        self.absent = torch.from_numpy(absent)
 
     def __len__(self) -> int:
         return len(self.task)
 
     def __getitem__(self, index: np.ndarray) -> Batch:
         """A raw batch with cached rows, for frames `index` (B,)."""
-        tensors = {
-            OBS_STATE: self.state[index],
-            ACTION: self.actions[index],
-            "action_is_pad": self.pad[index],
-        }
-        tensors |= {key: rows[index] for key, rows in self.rows.items()}
+        tensors = {ACTION: self.actions[index], "action_is_pad": self.pad[index]}
+        seen = self.seen[index]
+        if seen.shape[1] == 1:
+            seen = seen[:, 0]
+        else:
+            tensors[ABSENT] = self.absent[index]
+        tensors[OBS_STATE] = self.state[seen]
+        tensors |= {key: rows[seen] for key, rows in self.rows.items()}
         batch: Batch = {key: value.to(self.device) for key, value in tensors.items()}
         return batch | {"task": [self.task[i] for i in index]}
 

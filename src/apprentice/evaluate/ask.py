@@ -1,7 +1,5 @@
 """Ask a VLM a question about images: a plain one, or the one inside a student, and how far that has drifted."""
 
-import contextlib
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +10,11 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from transformers.utils import logging
 
+from apprentice.adapters import load_policy
 from apprentice.device import best_device
 from apprentice.errors import UserError
 from apprentice.files import read_json
-from apprentice.policy.modeling_apprentice import ApprenticePolicy
+from apprentice.policy.configuration_apprentice import ApprenticeConfig
 from apprentice.vlm.base import VLM
 
 
@@ -52,8 +51,7 @@ def ask(model: str, images: list[str], question: str, tokens: int = 64) -> None:
         vlm = VLM.from_pretrained(model)
         print(_text(vlm, answer(vlm, vlm.inputs([pictures], [question]), tokens)))
         return
-    with contextlib.redirect_stdout(io.StringIO()):  # LeRobot prints where it loads from
-        policy = ApprenticePolicy.from_pretrained(folder)
+    policy = load_policy(folder, ApprenticeConfig.from_pretrained(folder))
     student = policy.vlm.to(best_device()).eval()
     inputs = student.inputs([pictures], [question])
     print("the student:", _text(student, answer(student, inputs, tokens)))

@@ -1,33 +1,34 @@
 """Any LeRobot checkpoint as something that turns an observation into the next actions, as `lerobot-eval` runs it."""
 
-import contextlib
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from apprentice.adapters import load_policy, whole_checkpoint
 from apprentice.data.contract import FILE as CONTRACT
 from apprentice.data.contract import Contract
 from apprentice.errors import UserError
 from apprentice.evaluate.results import PolicyCard
 from apprentice.files import fingerprint, read_json
 
-FILES = ("config.json", "model.safetensors", "policy_preprocessor.json", "policy_postprocessor.json")
+PROCESSORS = ("policy_preprocessor.json", "policy_postprocessor.json")
 ACTION_DIM = 7
 
 
 def inspect_checkpoint(name: str, folder: Path, environment: Contract) -> PolicyCard:
     """Look at a checkpoint before anything is loaded. Raises UserError if it is incomplete or does not fit."""
-    missing = [file for file in FILES if not (folder / file).exists()]
+    whole = whole_checkpoint(folder)
+    weights = "model.safetensors" if whole == folder else "adapter_model.safetensors"
+    missing = [file for file in ("config.json", weights, *PROCESSORS) if not (folder / file).exists()]
     if missing:
         raise UserError(
             f"policy {name}: expected a LeRobot checkpoint in {folder}, found no {', '.join(missing)}; "
             "fix: give the folder that holds config.json (for lerobot-train: checkpoints/last/pretrained_model)"
         )
-    if (folder / CONTRACT).exists():
-        environment.check(Contract.load(folder), "the environment", f"policy {name}")
+    if (whole / CONTRACT).exists():
+        environment.check(Contract.load(whole), "the environment", f"policy {name}")
     config = read_json(folder / "config.json")
     offered = (*(environment.cameras or ()), "observation.state")
     asked = [key for key in config["input_features"] if key.startswith("observation.") and key not in offered]
@@ -36,7 +37,7 @@ def inspect_checkpoint(name: str, folder: Path, environment: Contract) -> Policy
             f"policy {name}: expected inputs among {', '.join(offered)}, found {', '.join(asked)}; "
             "fix: train it on a dataset with LeRobot's LIBERO features"
         )
-    return PolicyCard(config["type"], fingerprint(folder), config.get("n_action_steps", 1))
+    return PolicyCard(config["type"], fingerprint(*dict.fromkeys((folder, whole))), config.get("n_action_steps", 1))
 
 
 class Checkpoint:
@@ -44,20 +45,21 @@ class Checkpoint:
 
     def __init__(self, name: str, folder: Path, device: torch.device):
         from lerobot.configs import PreTrainedConfig
-        from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+        from lerobot.policies.factory import make_pre_post_processors
 
         import lerobot_policy_apprentice  # noqa: F401  registers our policies with LeRobot
 
         self.name = name
         config: Any = PreTrainedConfig.from_pretrained(folder)
         config.pretrained_path, config.device = folder, str(device)
-        with contextlib.redirect_stdout(io.StringIO()):  # LeRobot prints where it loads from
-            self.policy = get_policy_class(config.type).from_pretrained(folder, config=config).eval()
+        self.policy = load_policy(folder, config)
         self.preprocess, self.postprocess = make_pre_post_processors(
             config, str(folder), preprocessor_overrides={"device_processor": {"device": str(device)}}
         )
-        # Only `select_action` keeps a history of observations or an ensemble of chunks; it has to see every frame.
-        self.every_step = config.n_obs_steps > 1 or getattr(config, "temporal_ensemble_coeff", None) is not None
+        # Only `select_action` keeps a history of observations or an ensemble of chunks, and it has to see every frame;
+        # our students remember what they planned from.
+        history = config.n_obs_steps > 1 and config.type != "apprentice"
+        self.every_step = history or getattr(config, "temporal_ensemble_coeff", None) is not None
         self.n_action_steps = 1 if self.every_step else config.n_action_steps
 
     def reset(self, seed: int) -> None:

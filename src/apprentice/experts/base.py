@@ -47,6 +47,10 @@ class ActionDecoder(nn.Module, ABC):
         actions outside the episode; they count as little as in the expert's own training.
         """
 
+    def mix(self, actions: Tensor, earlier: Tensor, weights: Tensor) -> Tensor:
+        """Actions (B, n, A) as planned now, mixed with `weights` (n, 1) in 0..1 of those planned earlier (n, A)."""
+        return torch.lerp(actions, earlier.expand_as(actions), weights.expand_as(actions))
+
 
 class ActionExpert(ABC):
     """A frozen LeRobot policy, seen as encoder and decoder. Not a module: it never enters a student's weights.
@@ -79,6 +83,11 @@ class ActionExpert(ABC):
         return self.horizon
 
     @property
+    def most_obs_steps(self) -> int:
+        """Steps of observation that it makes use of if it is given more than `n_obs_steps`."""
+        return self.n_obs_steps
+
+    @property
     def action_window(self) -> tuple[int, int]:
         """First step, and the one after the last, of the actions that the decoder's loss is told; 0 is now."""
         return 0, self.horizon
@@ -88,7 +97,8 @@ class ActionExpert(ABC):
         """Map a raw batch, as a LeRobotDataset yields it (un-normalised), to latents (B, N, D), without gradient.
 
         If `n_obs_steps` is more than one, observations have a second axis of that many steps, oldest first; at the
-        start of an episode its first frame is repeated, as LeRobot does in datasets and at run time. Deterministic.
+        start of an episode its first frame is repeated, as LeRobot does in datasets and at run time, and
+        `observation.state_is_pad` (B, steps) marks what is repeated. Deterministic.
         """
 
     @abstractmethod

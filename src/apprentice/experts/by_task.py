@@ -122,6 +122,10 @@ class ByTaskExpert(ActionExpert):
         return self.first.latent_count
 
     @property
+    def most_obs_steps(self) -> int:
+        return min(expert.most_obs_steps for expert in self.experts)
+
+    @property
     def action_window(self) -> tuple[int, int]:
         return self.first.action_window
 

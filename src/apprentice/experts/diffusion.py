@@ -1,7 +1,7 @@
 """LeRobot's Diffusion Policy: one latent a chunk, the vector that conditions its denoising network.
 
-The latent is the state and the visual features of `n_obs_steps` steps, one after the other. A student sees the present
-alone; what the past adds to the latent it can only guess, so an expert of one step teaches more than one of two.
+The latent is the state and the visual features of `n_obs_steps` steps, one after the other. What the past adds to it, a
+student without a history can only guess, and an expert of one step teaches it more than one of two.
 """
 
 from typing import Any

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from lerobot.configs import PreTrainedConfig
-from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+from lerobot.policies.factory import make_pre_post_processors
 from lerobot.policies.utils import populate_queues
 from lerobot.utils.constants import OBS_ENV_STATE, OBS_IMAGES, OBS_STATE
 from torch import Tensor, nn
 
+from apprentice.adapters import load_policy
 from apprentice.errors import UserError
 from apprentice.experts.base import ActionExpert, Batch, affine_of, scaled_images, seeded
 
@@ -28,7 +29,7 @@ class LeRobotExpert(ActionExpert):
         self.kind = config.type
         self.config = self.offline(config)
         try:
-            self.policy = get_policy_class(config.type).from_pretrained(path, config=config, strict=True).eval()
+            self.policy = load_policy(path, config, strict=True)
             self.preprocessor, self.postprocessor = make_pre_post_processors(
                 config, str(path), preprocessor_overrides={"device_processor": {"device": str(device)}}
             )

@@ -7,10 +7,10 @@ from apprentice.libero.grasping import TIP, about_z, leaning, wrapped, yaw_along
 from apprentice.libero.world import World
 
 DRAWER_OPEN, DRAWER_SHUT = -0.150, 0.001  # m, beyond what the goals ask
-MOST_COVERED, UNCOVERED = 0.036, 0.030  # m of an object under a drawer: that can still be grasped, and to leave
+MOST_COVERED, UNCOVERED = 0.030, 0.018  # m of an object under a drawer: that can still be grasped, and to leave
 LOW_HANDLE = 0.09  # m above the table: a level hand would touch it
 KNOB_ON, KNOB_OFF = 0.62, -0.001  # rad
-DOOR_OPEN, DOOR_AJAR, DOOR_SHUT = -1.40, -0.50, -0.001  # rad
+DOOR_OPEN, DOOR_AJAR, DOOR_SHUT = -1.40, -0.80, -0.001  # rad
 
 
 class Part:
@@ -74,14 +74,14 @@ def _grip(hand: Controller, drawer: Part, lean: float, until: float) -> None:
     hand.gripper = OPEN
     before = handle + 0.16 * pull
     before[2] = max(hand.position[2], handle[2] + 0.04)
-    hand.go(hand.vary(before), level, near=0.03, turned=0.4)
-    hand.go(handle - 0.08 * fingers, level, near=0.012, turned=0.12)
+    hand.go(hand.vary(before), level, near=0.05, turned=0.5)
+    hand.go(handle - 0.08 * fingers, level, near=0.015, turned=0.12)
     hand.go(handle + 0.004 * fingers, level, near=0.008, turned=0.15, steps=50)
     hand.close(handle + 0.004 * fingers, level)
     end = handle + (abs(until - drawer.value) + 0.03) * pull
     hand.go(end, level, near=0.004, steps=90, gain=2.5, until=lambda: drawer.value < until)
     hand.release(0.07 * pull)
-    hand.go(hand.position + 0.12 * UP, leaning(-pull, 0.5, yaw_along(pull)), near=0.05, steps=30)
+    hand.go(hand.position + 0.12 * UP, leaning(-pull, 0.5, yaw_along(pull)), near=0.07, steps=30)
 
 
 def _hook(hand: Controller, drawer: Part, lean: float, until: float) -> None:

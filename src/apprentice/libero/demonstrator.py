@@ -13,6 +13,7 @@ from apprentice.libero.world import World
 
 START_NOISE = 0.04  # m, on each axis; test states differ by 5-9 mm (one standard deviation)
 AFTER_SUCCESS = 20  # steps kept after the goal is reached for good: release and retreat
+PATIENCE = 1.5  # times the steps that a policy has: what slipped may be taken up again
 SETTLE_STEPS = 25  # most to wait for what falls
 TRIES, ROUNDS = 3, 2
 Goal = tuple[str, ...]  # such as ("on", "bowl_1", "plate_1")
@@ -35,7 +36,7 @@ def demonstrate(env: LiberoEnv, seed: int) -> Episode:
         noise=float(rng.choice([0.0, 0.2, 0.3])),
         approach=rng.uniform(-0.02, 0.02, 3),
     )
-    hand, world = Controller(env, style, rng, env.max_steps), World(env)
+    hand, world = Controller(env, style, rng, int(PATIENCE * env.max_steps)), World(env)
     failure = None
     try:
         _solve(hand, world)

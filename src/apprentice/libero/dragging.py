@@ -2,18 +2,24 @@
 
 import numpy as np
 
-from apprentice.libero.controller import CLOSE, DOWN, UP, Controller
+from apprentice.libero.controller import CLOSE, DOWN, UP, Controller, Failure
 from apprentice.libero.grasping import REACH, TIP
+from apprentice.libero.skills import pick_and_place
+from apprentice.libero.spots import Spot
 from apprentice.libero.world import World
 
+PUSHED = 0.012  # m that a dish may run into what it passes
 DEEP = 0.03  # m from a bowl's floor to its rim
 
 
 def drag(hand: Controller, world: World, name: str, site: str) -> None:
-    """Lead a dish to a region, around what is in the way."""
-    via, goal = _way(world, name, site)
-    lead(hand, world, name, via, 0.02)
-    lead(hand, world, name, goal, 0.006)
+    """Lead a dish to a region, around what is in the way; what leaves no way is first put aside. Raises Failure."""
+    way = _way(world, name, site)
+    for other in _in_the_way(world, name, way):
+        pick_and_place(hand, world, other, _aside(world, name, other, way))
+        way = _way(world, name, site)
+    lead(hand, world, name, way[1], 0.02)
+    lead(hand, world, name, way[2], 0.006)
     hand.go(hand.position + 0.05 * UP, DOWN, near=0.02, steps=30)
 
 
@@ -57,14 +63,13 @@ def _pull(hand: Controller, world: World, name: str, target: np.ndarray, near: f
         hand.guide(position, DOWN, gain=1.5, speed=0.45)
 
 
-def _way(world: World, name: str, site: str) -> tuple[np.ndarray, np.ndarray]:
-    """A corner (2,) and an end (2,) of a way for the dish that avoids other things, into the region."""
-    start, (centre, half) = world.position(name), world.site(site)
-    radius = np.linalg.norm((world.points(name, 0.004) - start)[:, :2], axis=1).max() + 0.006
+def _way(world: World, name: str, site: str) -> np.ndarray:
+    """Start, corner and end (3, 2) of a way for the dish that avoids other things, into the region."""
+    start, (centre, half), radius = world.position(name), world.site(site), _radius(world, name)
     low = world.obstacles((name,), 0.012)
     low = np.unique(np.round(low[low[:, 2] < start[2] + 0.05, :2], 2), axis=0)
     corners = np.stack(np.meshgrid(np.arange(-0.2, 0.2, 0.03), np.arange(-0.1, 0.31, 0.03)), -1).reshape(-1, 2)
-    best = (np.inf, centre[:2], centre[:2])
+    best = (np.inf, np.zeros((3, 2)))
     for offset in np.stack(np.meshgrid([-1, 0, 1], [-1, 0, 1]), -1).reshape(-1, 2) * (half[:2] - 0.010):
         end = centre[:2] + offset
         for corner in corners:
@@ -74,8 +79,44 @@ def _way(world: World, name: str, site: str) -> tuple[np.ndarray, np.ndarray]:
             far = max(0.0, float(np.linalg.norm(corner - world.base()[:2])) - REACH)
             cost = float(length + 8 * max(0.0, radius - room) + 10 * far)
             if cost < best[0]:
-                best = (cost, corner, end)
-    return best[1], best[2]
+                best = (cost, np.stack([start[:2], corner, end]))
+    return best[1]
+
+
+def _radius(world: World, name: str) -> float:
+    """Of a dish and a little room around it, m."""
+    away = (world.points(name, 0.004) - world.position(name))[:, :2]
+    return float(np.linalg.norm(away, axis=1).max()) + 0.006
+
+
+def _in_the_way(world: World, name: str, way: np.ndarray) -> list[str]:
+    """The objects that the dish would push along on its way (3, 2)."""
+    others = [other for other in world.domain.objects_dict if other != name]
+    return [other for other in others if _beside(world.points(other, 0.01), way) < _radius(world, name) - PUSHED]
+
+
+def _aside(world: World, name: str, other: str, way: np.ndarray) -> Spot:
+    """The nearest place on the table for an object where it touches nothing and the dish passes by."""
+    here, points = world.position(other), world.points(other, 0.01)
+    room = float(np.linalg.norm((points - here)[:, :2], axis=1).max()) + 0.005
+    around = world.obstacles((other,), 0.012)
+    places = np.stack(np.meshgrid(np.arange(-0.3, 0.2, 0.02), np.arange(-0.34, 0.35, 0.02)), -1).reshape(-1, 2)
+    free = [
+        place
+        for place in places
+        if np.linalg.norm(place - world.base()[:2]) < REACH
+        and np.linalg.norm(around[:, :2] - place, axis=1).min() > room
+        and _beside(place[None], way) > _radius(world, name) + room
+    ]
+    if not free:
+        raise Failure(f"no way for {name}, and no place for {other}, which is in it")
+    xy = min(free, key=lambda place: float(np.linalg.norm(place - here[:2])))
+    return Spot(xy, world.table_height() + float(here[2] - points[:, 2].min()) + 0.003)
+
+
+def _beside(points: np.ndarray, way: np.ndarray) -> float:
+    """Distance (m) of the nearest of `points` (N, 2 or more), seen from above, from a way (3, 2)."""
+    return min(_clearance(points[:, :2], *way[:2]), _clearance(points[:, :2], *way[1:]))
 
 
 def _clearance(points: np.ndarray, start: np.ndarray, end: np.ndarray) -> float:

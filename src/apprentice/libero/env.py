@@ -15,7 +15,7 @@ from scipy.spatial.transform import Rotation
 
 from apprentice.errors import UserError
 from apprentice.libero.layout import spread
-from apprentice.libero.render import CAMERAS, Renderer, simplify
+from apprentice.libero.render import CAMERAS, Renderer, renderers
 from apprentice.libero.suites import SUITES, initial_states, tasks
 from apprentice.libero.world import World
 from apprentice.libero.worlds import find_task
@@ -54,7 +54,7 @@ class LiberoEnv:
         self._robot = self.control.env.robots[0]
         self._hand = self.model.body(self._robot.robot_model.eef_name).id
         self._view = mujoco.MjData(self.model)  # what the cameras see; the physics keeps its own data
-        self._renderer: Renderer | None = None
+        self._renderers: dict[str, Renderer] = {}
         self._states: np.ndarray | None = None
         fixtures = self.control.env.fixtures_dict.values()
         self._fixtures = [self.model.body(fixture.root_body).id for fixture in fixtures]
@@ -122,16 +122,13 @@ class LiberoEnv:
 
     def observe(self) -> dict[str, np.ndarray]:
         """The observation of now: two images (H, W, 3) uint8 and the state (8,) float32."""
-        if self._renderer is None:
-            fast = self.render == "fast"
-            if fast:
-                simplify(self.model)
-            self._renderer = Renderer(self.model, self.size, fast=fast)
+        if not self._renderers:
+            self._renderers = renderers(self.model, self.size, fast=self.render == "fast")
         self._view.qpos[:] = self._seen_qpos
         mujoco.mj_kinematics(self.model, self._view)
         mujoco.mj_camlight(self.model, self._view)
         now, self.model.site_rgba[:] = self.model.site_rgba.copy(), self._site_rgba
-        images = {f"observation.images.{k}": self._renderer.draw(self._view, c) for k, c in CAMERAS.items()}
+        images = {f"observation.images.{k}": self._renderers[c].draw(self._view, c) for k, c in CAMERAS.items()}
         self.model.site_rgba[:] = now
         return {**images, "observation.state": self.proprioception()}
 
@@ -166,9 +163,9 @@ class LiberoEnv:
             ) from missing
 
     def close(self) -> None:
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
+        for renderer in set(self._renderers.values()):
+            renderer.close()
+        self._renderers = {}
         self.control.close()
 
     def _forward(self) -> None:

@@ -63,7 +63,7 @@ def _take_by_handle(hand: Controller, world: World, name: str, cavity: Cavity, s
     end = outside.max() - (0.0045 if short else 0.09)
     grip = points[np.abs(outside - end) < 0.0045].mean(axis=0)
     yaw = yaw_along(np.cross(inward, UP))
-    leant = leaning(inward, np.deg2rad(55 if short else 35), yaw)
+    leant = leaning(inward, np.deg2rad(40 if short else 35), yaw)
     fingers = leant[:, 2]
     grip = grip + 0.004 * fingers
     hand.gripper = OPEN

@@ -39,7 +39,7 @@ def pick(
         height = world.position(name)[2]
         _approach(hand, world, name, grasp)
         hand.close(grasp.position, grasp.rotation)
-        hand.go(grasp.position + 0.05 * UP, grasp.rotation, near=0.012, turned=0.5, steps=25)
+        hand.go(grasp.position + 0.05 * UP, grasp.rotation, near=0.02, turned=0.5, steps=25)
         if world.position(name)[2] > height + 0.012 and world.held(name):
             hand.go(hand.position + _way_out(world, name), grasp.rotation, near=0.02, steps=30)
             return grasp

@@ -28,6 +28,8 @@ class ApprenticeConfig(PreTrainedConfig):
         stage: "align" trains action tokens, state encoder and mapper towards the expert's latents; "finetune" trains
             the language model and the decoder too, towards the demonstrated actions.
         align_loss: "mse" (PAPER, figure) or "l2", the mean norm of the difference (reference code).
+        n_obs_steps: K, steps of observation that the student reads, the present one included; older ones lie
+            `n_action_steps` frames apart, as plans do.
         latent_weight: how much of the alignment's loss stays in the fine-tuning's; 0 as in the paper.
         scratch: give the VLM random weights (a control).
         n_action_steps: actions executed before the policy plans again; None for half of the chunk.
@@ -39,7 +41,8 @@ class ApprenticeConfig(PreTrainedConfig):
         chunk_size: T, actions in a chunk.
         latent_count, latent_dim: N latents of D numbers, from which the decoder makes a chunk; an action token each.
         action_window: first step, and the one after the last, of the actions that the decoder's loss is told.
-        expert_obs_steps: steps of observation that the expert reads. The student reads the present one alone.
+        expert_obs_steps: steps of observation that the expert reads, right before each step of the student.
+        history_spacing: `n_action_steps` of the training, frames between the steps of a history.
     """
 
     vlm: str = ""
@@ -61,6 +64,7 @@ class ApprenticeConfig(PreTrainedConfig):
     latent_dim: int = 0
     action_window: tuple[int, int] = (0, 0)
     expert_obs_steps: int = 1
+    history_spacing: int = 0
     # The student normalises by itself, with the expert's statistics, which travel in its weights.
     normalization_mapping: dict[str, NormalizationMode] = field(
         default_factory=lambda: {kind.value: NormalizationMode.IDENTITY for kind in FeatureType}
@@ -72,14 +76,21 @@ class ApprenticeConfig(PreTrainedConfig):
             raise UserError(f"expected a stage of {STAGES}, found '{self.stage}'; fix: --policy.stage=align")
         if self.align_loss not in ("mse", "l2"):
             raise UserError(f"expected align_loss mse or l2, found '{self.align_loss}'; fix: --policy.align_loss=mse")
+        if self.n_obs_steps < 1:
+            raise UserError(f"expected n_obs_steps of at least 1, found {self.n_obs_steps}; fix: 1 for no history")
 
     def validate_features(self) -> None:
-        """Raise UserError unless there are images, a state and an action."""
+        """Raise UserError unless there are images, a state and an action, and plans as far apart as in training."""
         if not self.image_features or self.robot_state_feature is None or self.action_feature is None:
             raise UserError(
                 f"expected images, observation.state and action in the dataset, found inputs "
                 f"{sorted(self.input_features or {})} and outputs {sorted(self.output_features or {})}; "
                 "fix: record them, or rename them with --rename_map"
+            )
+        if self.n_obs_steps > 1 and self.history_spacing not in (0, self.n_action_steps):
+            raise UserError(
+                f"expected n_action_steps {self.history_spacing}, how far apart steps of a history were in training,"
+                f" found {self.n_action_steps}; fix: --policy.n_action_steps={self.history_spacing}"
             )
 
     def get_optimizer_preset(self) -> AdamWConfig:
@@ -94,16 +105,29 @@ class ApprenticeConfig(PreTrainedConfig):
 
     @property
     def observation_delta_indices(self) -> list[int] | None:
-        """The present alone; the past too if the expert reads it, whose latents count."""
+        """The student's history, and what the expert reads at each of its steps if the expert's latents count; None for
+        the present alone.
+        """
         self._know_expert()
-        past = 1 - self.expert_obs_steps if self.stage == "align" or self.latent_weight else 0
-        return list(range(past, 1)) if past else None
+        past = range(1 - self.expert_obs_steps if self.reads_expert else 0, 1)
+        deltas = sorted({step + before for step in self.history for before in past})
+        return deltas if len(deltas) > 1 else None
+
+    @property
+    def history(self) -> list[int]:
+        """The student's K steps in frames, oldest first; 0 is now."""
+        return [-self.history_spacing * step for step in reversed(range(self.n_obs_steps))]
+
+    @property
+    def reads_expert(self) -> bool:
+        """Whether the expert's latents count in the present stage."""
+        return self.stage == "align" or self.latent_weight > 0
 
     @property
     def action_delta_indices(self) -> list[int]:
-        """The steps of the actions that the decoder's loss is told."""
+        """The steps of the actions that the decoder's loss is told, at every step of the history."""
         self._know_expert()
-        return list(range(*self.action_window))
+        return sorted({step + action for step in self.history for action in range(*self.action_window)})
 
     def _know_expert(self) -> None:
         """A fresh configuration asks its expert for its shape. Raises UserError without one."""
@@ -114,8 +138,9 @@ class ApprenticeConfig(PreTrainedConfig):
         """Take over the shape of the expert's latents and the recipe of its decoder."""
         self.chunk_size, self.action_window = expert.horizon, expert.action_window
         self.latent_count, self.latent_dim = expert.latent_count, expert.latent_dim
-        self.expert_obs_steps = expert.n_obs_steps
+        self.expert_obs_steps = expert.n_obs_steps if self.n_obs_steps == 1 else expert.most_obs_steps
         self.n_action_steps = self.n_action_steps or (expert.horizon + 1) // 2
+        self.history_spacing = self.n_action_steps
         self.decoder_kind, self.decoder_settings = expert.kind, dict(expert.decoder.settings)
 
     @property

@@ -5,8 +5,11 @@
     action tokens (N) --------------------------> VLM suffix ----> hidden (B, N, H)
     hidden ----> mapper ----> latents (B, N, D) ----> expert's decoder ----> action chunk (B, T, A)
 
+With a history (`n_obs_steps` K > 1) this is the last turn of a chat, and in training every turn is one of these; see
+`apprentice.policy.history`.
+
 Method: VITA-VLA, arXiv 2510.09607. Two things differ from its public code: statistics travel in the weights, so they
-can be neither missing nor stale nor applied twice; and one query sees the present alone, without history.
+can be neither missing nor stale nor applied twice; and a history is read once, not again with each step.
 """
 
 import re
@@ -26,12 +29,14 @@ from apprentice.data.contract import Contract, check_features, hash_of
 from apprentice.errors import UserError
 from apprentice.experts import DECODERS, checkpoints, load_expert
 from apprentice.experts.base import ActionDecoder, ActionExpert, Batch
+from apprentice.experts.realtime import RealTime
 from apprentice.policy.configuration_apprentice import ApprenticeConfig
-from apprentice.vlm.base import VLM, Prefix, Prompt
+from apprentice.policy.history import EXPERT_LATENTS, History, Step, absent_steps, each_step, own_steps
+from apprentice.vlm.base import VLM, Prefix
+from apprentice.vlm.prompt import Prompt
 
-IMAGE_TOKENS = "image_tokens"  # optional in a batch: what `VLM.image_tokens` yields, computed before
+IMAGE_TOKENS = "image_tokens"  # optional in a batch: what `VLM.image_tokens` yields of each step, computed before
 PREFIX = "prefix"  # optional in a batch: (B, layers, 2, heads, L, d), keys and values, computed before
-EXPERT_LATENTS = "expert_latents"  # optional in a batch: (B, N, D), computed before
 
 TRAINED = {
     "align": ("state encoder", "action tokens", "mapper"),
@@ -40,7 +45,7 @@ TRAINED = {
 
 
 class StateEncoder(nn.Module):
-    """Proprioception (B, S) to one token (B, 1, H): arm and gripper apart, then together (PAPER, architecture)."""
+    """Proprioception (..., S) to one token (..., 1, H): arm and gripper apart, then together (PAPER, architecture)."""
 
     def __init__(self, state_dim: int, gripper_dims: int, hidden_size: int):
         super().__init__()
@@ -50,12 +55,12 @@ class StateEncoder(nn.Module):
         self.join = nn.Linear(2 * hidden_size, hidden_size)
 
     def forward(self, state: Tensor) -> Tensor:
-        """Encode a normalised state (B, S)."""
-        arm, gripper = state[:, : -self.gripper_dims], state[:, -self.gripper_dims :]
-        return self.join(torch.cat([self.arm(arm), self.gripper(gripper)], -1))[:, None]
+        """Encode a normalised state (..., S)."""
+        arm, gripper = state[..., : -self.gripper_dims], state[..., -self.gripper_dims :]
+        return self.join(torch.cat([self.arm(arm), self.gripper(gripper)], -1)).unsqueeze(-2)
 
 
-class ApprenticePolicy(PreTrainedPolicy):
+class ApprenticePolicy(RealTime, PreTrainedPolicy):
     """A LeRobot policy. Its batches are raw: it normalises by itself, with statistics kept in its weights."""
 
     config_class = ApprenticeConfig  # type: ignore[assignment]
@@ -93,6 +98,11 @@ class ApprenticePolicy(PreTrainedPolicy):
         else:
             self.contract = Contract.load(checkpoint)
             self.vlm = VLM.from_config(checkpoint / "vlm")
+        if config.n_obs_steps > 1 and not self.vlm.converses:
+            raise UserError(
+                f"expected a VLM whose turns read nothing that comes after, found {type(self.vlm.model).__name__}; "
+                "fix: --n-obs-steps=1, or another VLM"
+            )
         hidden, latent = self.vlm.hidden_size, config.latent_dim
         self.state_encoder = StateEncoder(state_dim, config.gripper_state_dims, hidden)
         start = torch.randn(config.latent_count, hidden) * self.vlm.embedding_scale()
@@ -111,6 +121,7 @@ class ApprenticePolicy(PreTrainedPolicy):
         if checkpoint is None:
             self._take_over(dataset_stats or {})
         self._queue: deque[Tensor] = deque()
+        self._history = History(config.n_obs_steps)
         self.set_stage(config.stage)
 
     # ---- what trains
@@ -163,17 +174,45 @@ class ApprenticePolicy(PreTrainedPolicy):
     # ---- passes
 
     def latents(self, batch: Batch) -> Tensor:
-        """Map a raw batch to latents (B, N, D) in the expert's space."""
-        state = (batch[OBS_STATE].float() - self.state_offset) / self.state_scale
-        if self.training:
-            state = state + self.config.state_noise * torch.randn_like(state)
-        order = torch.arange(self.config.latent_count, device=state.device).expand(len(state), -1)
-        tokens = torch.cat([self.state_encoder(state), self.action_tokens(order)], 1)
-        if self.config.stage == "align" and self.vlm.splits:
+        """Map a raw batch to latents in the expert's space: (B, N, D), or (B, K, N, D) of K steps (B, K, ...).
+
+        A history runs whole even to align: later turns read the tokens of earlier ones, which train.
+        """
+        tokens = self._tokens(batch)
+        if tokens.ndim == 4:
+            hidden = self.vlm.turns(self._turns(batch), self._image_tokens(batch), tokens)[0]
+        elif self.config.stage == "align" and self.vlm.splits:
             hidden = self.vlm.suffix(self.prefix(batch), tokens)
         else:
             hidden = self.vlm.whole(self.prompt(batch), self._image_tokens(batch), tokens)
-        return self.mapper(hidden[:, -self.config.latent_count :])
+        return self._mapped(hidden)
+
+    def _tokens(self, batch: Batch) -> Tensor:
+        """State token and action tokens (..., 1 + N, H) of states (..., S)."""
+        state = (batch[OBS_STATE].float() - self.state_offset) / self.state_scale
+        if self.training:
+            state = state + self.config.state_noise * torch.randn_like(state)
+        order = torch.arange(self.config.latent_count, device=state.device).expand(*state.shape[:-1], -1)
+        return torch.cat([self.state_encoder(state), self.action_tokens(order)], -2)
+
+    def _mapped(self, hidden: Tensor) -> Tensor:
+        """Hidden states of our tokens (..., 1 + N, H) to latents (..., N, D)."""
+        return self.mapper(hidden[..., -self.config.latent_count :, :])
+
+    def _turns(self, batch: Batch) -> list[Prompt]:
+        """A prompt for each of K steps (B, K, ...), empty in rows whose episode had not begun."""
+        absent = absent_steps(batch).to(self.vlm.device)
+        begins = absent.sum(1)
+        steps = range(absent.shape[1])
+        prompts = [self.vlm.prompt(batch["task"], self._image_size, first=(begins == k).tolist()) for k in steps]
+        return [prompt.without(absent[:, k]) for k, prompt in enumerate(prompts)]
+
+    @property
+    def _image_size(self) -> tuple[int, int, int]:
+        """N images a step, of h x w px."""
+        features = list(self.config.image_features.values())
+        height, width = features[0].shape[-2:]
+        return len(features), height, width
 
     @torch.no_grad()
     def prefix(self, batch: Batch, length: int = 0) -> Prefix:
@@ -185,22 +224,29 @@ class ApprenticePolicy(PreTrainedPolicy):
 
     def prompt(self, batch: Batch, length: int = 0) -> Prompt:
         """The batch's instructions behind placeholders for the cameras' images, at least `length` tokens long."""
-        features = list(self.config.image_features.values())
-        return self.vlm.prompt(batch["task"], (len(features), *features[0].shape[-2:]), length)
+        return self.vlm.prompt(batch["task"], self._image_size, length)
 
+    @torch.no_grad()
     def _image_tokens(self, batch: Batch) -> Tensor:
-        if (image_tokens := batch.get(IMAGE_TOKENS)) is None:
-            with torch.no_grad():
-                image_tokens = self.vlm.image_tokens(self.images(batch))
-        return image_tokens
+        """Image tokens (B, n, C), or (B, K, n, C) of K steps, from the batch's cache if it has them."""
+        if IMAGE_TOKENS in batch:
+            return batch[IMAGE_TOKENS]
+        images = self.images(batch)
+        steps = images.shape[:-4]
+        return self.vlm.image_tokens(images.flatten(0, -5)).unflatten(0, steps)
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:  # type: ignore[override]
         """The loss of the present stage on a raw batch, and its parts (PAPER, stages 1 and 2).
 
         The paper drops the alignment when it fine-tunes; with `latent_weight` it stays, and the student closer to its
-        expert.
+        expert. With a history it is the mean over all steps that lie in their episode; a step before its beginning is
+        neither read nor counted.
         """
-        latents = self.latents(self._present(batch)).float()
+        own = own_steps(self.config, batch)
+        latents = self.latents(own).float()
+        if self.config.n_obs_steps > 1:
+            here = ~absent_steps(own)
+            latents, batch = latents[here], each_step(self.config, batch, here)
         if self.config.stage == "align":
             loss = self._align_loss(latents, batch)
             return loss, {"align": loss.item()}
@@ -218,17 +264,22 @@ class ApprenticePolicy(PreTrainedPolicy):
         difference = latents - target.to(latents)
         return difference.square().mean() if self.config.align_loss == "mse" else difference.norm(dim=-1).mean()
 
-    def _present(self, batch: Batch) -> Batch:
-        """The last step of every observation, where a batch carries the past for the expert."""
-        if self.config.observation_delta_indices is None or EXPERT_LATENTS in batch:
-            return batch
-        return {key: value[:, -1] if key.startswith("observation.") else value for key, value in batch.items()}
-
     @torch.no_grad()
     def predict_action_chunk(self, batch: Batch, **kwargs: Any) -> Tensor:  # type: ignore[override]
-        """Plan: a chunk of actions (B, T, A) in the robot's own units."""
+        """Plan: a chunk of actions (B, T, A) in the robot's own units.
+
+        A student with a history remembers: every call is the next step of the episode, `n_action_steps` frames after
+        the last, until `reset`. Given all K steps of observation (B, K, ...) it plans from these and remembers nothing.
+        """
         self.eval()
-        return self.decoder.decode(self.latents(batch).float()) * self.action_scale + self.action_offset
+        if self.config.n_obs_steps > 1 and batch[OBS_STATE].ndim == 2:
+            step = Step(batch["task"], self._image_tokens(batch), self._tokens(batch))
+            latents = self._mapped(self._history.read(self.vlm, self._image_size, step))
+        else:
+            latents = self.latents(batch)
+            latents = latents[:, -1] if latents.ndim == 4 else latents
+        actions = self.decoder.decode(latents.float()) * self.action_scale + self.action_offset
+        return self.continued(actions, **kwargs)
 
     @torch.no_grad()
     def select_action(self, batch: Batch, **kwargs: Any) -> Tensor:  # type: ignore[override]
@@ -239,8 +290,9 @@ class ApprenticePolicy(PreTrainedPolicy):
         return self._queue.popleft()
 
     def reset(self) -> None:
-        """Forget the planned chunk."""
+        """Forget the planned chunk and the episode."""
         self._queue.clear()
+        self._history.clear()
 
     # ---- checkpoints
 
@@ -293,8 +345,8 @@ class ApprenticePolicy(PreTrainedPolicy):
         )
 
     def images(self, batch: Batch) -> Tensor:
-        """Stack the cameras, in the configuration's order, to uint8 (B, N, 3, h, w)."""
-        images = torch.stack([batch[key] for key in self.config.image_features], 1)
+        """Stack the cameras, in the configuration's order, to uint8 (B, N, 3, h, w), or (B, K, N, 3, h, w)."""
+        images = torch.stack([batch[key] for key in self.config.image_features], -4)
         return images if images.dtype == torch.uint8 else (images * 255).round().to(torch.uint8)
 
 

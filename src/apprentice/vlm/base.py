@@ -7,10 +7,14 @@ image tokens that were computed before. Outside our passes the model answers bit
 A pass is either whole, or split in two: the prefix (images, instruction), whose keys and values are kept, and the
 suffix (our tokens). Our tokens see the prompt and the prompt does not see them, so both give the same, and whoever
 trains the suffix alone need not go back through the prefix. `VLM.splits` tells whether that is so.
+
+A history is a chat: each step a user's turn with its images and the instruction, and an assistant's turn that is our
+tokens. Turns run in one pass, or each after the keys and values of those before it; `VLM.converses` tells whether both
+give the same.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,42 +25,22 @@ from typing import Any
 import torch
 from huggingface_hub.errors import HFValidationError
 from torch import Tensor, nn
-from torch.nn.functional import pad
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from apprentice.errors import UserError
 from apprentice.vlm.families import CAUSAL_TOKEN_TYPE
+from apprentice.vlm.prompt import Prompt, joined, stacked
 
 # SmolVLM's processor complains about arguments that it adds itself, once for every prompt.
 logging.getLogger("transformers.processing_utils").setLevel(logging.ERROR)
 
-
-@dataclass
-class Prompt:
-    """Tokenised prompts, padded to one length.
-
-    Attributes:
-        ids: (B, L) token ids.
-        mask: (B, L), 0 on padding.
-        positions: (A, B, L), 0 on padding; A is 3 for a language model that counts time, rows and columns, else 1.
-        types: (B, L) each; what else the model reads of every token (`token_type_ids`), by name.
-    """
-
-    ids: Tensor
-    mask: Tensor
-    positions: Tensor
-    types: dict[str, Tensor]
-
-    def to(self, device: torch.device | str) -> "Prompt":
-        """The same on another device."""
-        types = {name: value.to(device) for name, value in self.types.items()}
-        return Prompt(self.ids.to(device), self.mask.to(device), self.positions.to(device), types)
+ANSWER = "[[our tokens]]"  # what stands for them while a template writes a chat
 
 
 @dataclass
 class Prefix:
-    """What the suffix needs of a prefix: its keys and values, and its prompt."""
+    """What a pass needs of what was before it: keys and values, and the prompt that they are of."""
 
     cache: Cache
     prompt: Prompt
@@ -76,7 +60,7 @@ class VLM(nn.Module):
         self.model = model
         self.processor = processor
         self.hidden_size: int = model.get_input_embeddings().embedding_dim
-        self._prompts: dict[tuple[str, tuple[int, int, int]], Prompt] = {}
+        self._prompts: dict[tuple[str, tuple[int, int, int], bool], Prompt] = {}
 
     @classmethod
     def from_pretrained(cls, name: str, local: bool = False) -> "VLM":
@@ -140,20 +124,28 @@ class VLM(nn.Module):
 
     # ---- what goes in
 
-    def inputs(self, images: Sequence[Tensor | Sequence[Any]], questions: Sequence[str]) -> Any:
+    def inputs(self, images: Sequence[Tensor | Sequence[Any]], questions: Sequence[str], first: bool = True) -> Any:
         """What the processor makes of a user turn for each question, with as many images before it, the assistant's
         turn opened. Without a chat template (PaliGemma) a turn is images and text, nothing else.
+
+        A turn that is not the `first` begins with the end of the assistant's turn before it.
         """
-        texts = [self._turn(question, len(row)) for question, row in zip(questions, images, strict=True)]
+        texts = [self._turn(question, len(row), first) for question, row in zip(questions, images, strict=True)]
         start = self.processor.tokenizer.bos_token
         doubled = start is not None and texts[0].startswith(start)  # a template that begins a text, as most do
-        settings = {"add_special_tokens": False} if doubled else {}
+        settings = {"add_special_tokens": False} if doubled or not first else {}
         rows = [list(row) for row in images]
         inputs = self.processor(images=rows, text=texts, return_tensors="pt", padding=True, **settings)
         inputs.pop("labels", None)  # PaliGemma's processor thinks of training
         return inputs.to(self.device)
 
-    def prompt(self, instructions: Sequence[str], images: tuple[int, int, int], length: int = 0) -> Prompt:
+    def prompt(
+        self,
+        instructions: Sequence[str],
+        images: tuple[int, int, int],
+        length: int = 0,
+        first: Sequence[bool] | None = None,
+    ) -> Prompt:
         """Tokenise one user turn for each instruction, after N images of h x w px, with the assistant's turn opened.
 
         How many tokens an image takes depends on its size alone, so a prompt is made once for an instruction and kept.
@@ -163,22 +155,19 @@ class VLM(nn.Module):
             instructions: one for each sample.
             images: N, h, w.
             length: L, if it is to be more than the longest prompt's.
+            first: whether each begins its chat, as all do if None; else all are as long as any of them would be in
+                either place, so that turns of a chat are of one length.
         """
+        places = (True,) if first is None else (True, False)
         for instruction in set(instructions):
-            if (instruction, images) not in self._prompts:
-                self._prompts[instruction, images] = self._single(instruction, images)
-        rows = [self._prompts[instruction, images] for instruction in instructions]
-        length = max(length, *(row.ids.shape[1] for row in rows))
-
-        def stacked(tensors: list[Tensor], value: int = 0) -> Tensor:
-            return torch.cat([pad(each, (length - each.shape[-1], 0), value=value) for each in tensors], -2)
-
-        return Prompt(
-            stacked([row.ids for row in rows], self.processor.tokenizer.pad_token_id or 0),
-            stacked([row.mask for row in rows]),
-            stacked([row.positions for row in rows]),
-            {name: stacked([row.types[name] for row in rows]) for name in rows[0].types},
-        ).to(self.device)
+            for place in places:
+                if (instruction, images, place) not in self._prompts:
+                    self._prompts[instruction, images, place] = self._single(instruction, images, place)
+        known = [self._prompts[instruction, images, place] for instruction in instructions for place in places]
+        length, padding = max(length, *map(len, known)), self.processor.tokenizer.pad_token_id or 0
+        begins = [True] * len(instructions) if first is None else first
+        rows = [self._prompts[key, images, place] for key, place in zip(instructions, begins, strict=True)]
+        return stacked([row.padded(length, padding) for row in rows]).to(self.device)
 
     def pixels(self, images: Tensor) -> dict[str, Tensor]:
         """Preprocess images (B, N, 3, h, w), uint8, into what the vision tower reads."""
@@ -202,8 +191,38 @@ class VLM(nn.Module):
 
     def whole(self, prompt: Prompt, image_tokens: Tensor, tokens: Tensor) -> Tensor:
         """Run prompt and our tokens (B, S, H) in one pass; return the last hidden states of our tokens (B, S, H)."""
-        output = self._pass(self._extended(prompt, tokens), image_tokens, tokens, use_cache=False)
-        return output.last_hidden_state[:, -tokens.shape[1] :]
+        return self.turns([prompt], image_tokens[:, None], tokens[:, None])[0][:, 0]
+
+    def turns(
+        self,
+        prompts: Sequence[Prompt],
+        image_tokens: Tensor,
+        tokens: Tensor,
+        past: Prefix | None = None,
+        keep: bool = False,
+    ) -> tuple[Tensor, Prefix | None]:
+        """Run K turns of a chat, each with our tokens at its end, in one pass: all see those before them.
+
+        Args:
+            prompts: K turns, without our tokens.
+            image_tokens: (B, K, n, K' * H), each turn's images.
+            tokens: (B, K, S, H), ours.
+            past: the turns before, whose keys and values grow by these.
+            keep: whether more turns are to follow.
+
+        Returns:
+            The last hidden states of our tokens (B, K, S, H), and if `keep` the past of the next turn.
+        """
+        length, padding = max(map(len, prompts)), self.processor.tokenizer.pad_token_id or 0
+        ours = [self._extended(prompt.padded(length, padding), tokens.shape[2]) for prompt in prompts]
+        chat = joined(ours if past is None else [past.prompt, *ours])
+        new = slice(-sum(map(len, ours)), None)
+        # A model that reads types with images (Gemma 3, PaliGemma) wants those of the past too.
+        part = Prompt(chat.ids[:, new], chat.mask, chat.positions[..., new], chat.types)
+        settings = {} if past is None else {"past_key_values": past.cache}
+        output = self._pass(part, image_tokens.flatten(1, 2), tokens, use_cache=keep, **settings)
+        hidden = output.last_hidden_state.unflatten(1, (len(prompts), -1))[:, :, -tokens.shape[2] :]
+        return hidden, Prefix(output.past_key_values, chat) if keep else None
 
     def prefix(self, prompt: Prompt, image_tokens: Tensor) -> Prefix:
         """Run the prompt alone and keep its keys and values."""
@@ -212,11 +231,12 @@ class VLM(nn.Module):
 
     def suffix(self, prefix: Prefix, tokens: Tensor) -> Tensor:
         """Run our tokens (B, S, H) after a prefix (which grows by them); return their last hidden states (B, S, H)."""
-        extended = self._extended(prefix.prompt, tokens)
+        extended = self._extended(prefix.prompt, tokens.shape[1])
         new = slice(-tokens.shape[1], None)
         types = {name: value[:, new] for name, value in extended.types.items()}
         ours = Prompt(extended.ids[:, new], extended.mask, extended.positions[..., new], types)
-        return self._pass(ours, None, tokens, use_cache=True, past_key_values=prefix.cache).last_hidden_state
+        output = self._pass(ours, None, tokens[:, None], use_cache=True, past_key_values=prefix.cache)
+        return output.last_hidden_state
 
     def pack(self, prefix: Prefix) -> Tensor | None:
         """A prefix as one tensor (B, layers, 2, heads, L, d), or None if it is more, or less, than keys and values."""
@@ -238,17 +258,19 @@ class VLM(nn.Module):
     @cached_property
     def splits(self) -> bool:
         """Whether prefix and suffix give what the whole pass gives; found by trying, once, with two short prompts."""
-        was_training = self.training
-        self.eval()
-        generator = torch.Generator().manual_seed(0)
-        images = torch.randint(0, 256, (2, 1, 3, 64, 64), generator=generator, dtype=torch.uint8)
-        tokens = torch.randn(2, 3, self.hidden_size, generator=generator).to(self.device) * self.embedding_scale()
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            prompt, seen = self.prompt(["go", "put it on the plate"], (1, 64, 64)), self.image_tokens(images)
-            whole = self.whole(prompt, seen, tokens)
-            error = (self.suffix(self.prefix(prompt, seen), tokens) - whole).abs().max() / whole.abs().max()
-        self.train(was_training)
-        return bool(error < 1e-3)
+        with self._trial() as (prompt, seen, tokens):
+            only, ours = prompt(None), tokens[:, 0]
+            split = self.suffix(self.prefix(only, seen[:, 0]), ours)
+            return _alike(split, self.whole(only, seen[:, 0], ours))
+
+    @cached_property
+    def converses(self) -> bool:
+        """Whether two turns, one after the other, give what both in one pass give; found by trying, once."""
+        with self._trial() as (prompt, seen, tokens):
+            prompts = [prompt(True), prompt(False)]
+            past = self.turns(prompts[:1], seen[:, :1], tokens[:, :1], keep=True)[1]
+            last = self.turns(prompts[1:], seen[:, 1:], tokens[:, 1:], past)[0]
+            return _alike(last, self.turns(prompts, seen, tokens)[0][:, 1:])
 
     @property
     def device(self) -> torch.device:
@@ -257,16 +279,27 @@ class VLM(nn.Module):
 
     # ---- inside
 
-    def _turn(self, question: str, images: int) -> str:
+    def _turn(self, question: str, images: int, first: bool) -> str:
         if self.processor.chat_template is None:
             return self.processor.image_token * images + question
         content = [{"type": "image"}] * images + [{"type": "text", "text": question}]
-        return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        user = {"role": "user", "content": content}
+        if first:
+            return self.processor.apply_chat_template([user], add_generation_prompt=True)
+        ours = {"role": "assistant", "content": [{"type": "text", "text": ANSWER}]}
+        chat = self.processor.apply_chat_template([user, ours, user], add_generation_prompt=True)
+        if chat.count(ANSWER) != 1:
+            raise UserError(
+                f"expected a chat template that repeats the assistant's answer once, found {chat!r}; fix: another VLM, "
+                "or --n-obs-steps=1"
+            )
+        return chat.partition(ANSWER)[2]
 
-    def _single(self, instruction: str, images: tuple[int, int, int]) -> Prompt:
+    def _single(self, instruction: str, images: tuple[int, int, int], first: bool) -> Prompt:
         """The prompt of one instruction, without padding. Where each token stands, the model is asked."""
         count, height, width = images
-        inputs = self.inputs([list(torch.zeros(count, 3, height, width, dtype=torch.uint8))], [instruction])
+        blank = list(torch.zeros(count, 3, height, width, dtype=torch.uint8))
+        inputs = self.inputs([blank], [instruction], first)
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
         positions = torch.arange(ids.shape[1])[None, None]
         if hasattr(self.model.base_model, "get_rope_index"):
@@ -274,19 +307,27 @@ class VLM(nn.Module):
         types = {name: value for name, value in inputs.items() if name.endswith("token_type_ids")}
         return Prompt(ids, mask, positions, types)
 
-    def _extended(self, prompt: Prompt, tokens: Tensor) -> Prompt:
-        """The prompt with placeholders for our tokens (B, S, H) at its end."""
-        count = tokens.shape[1]
-        end = self.processor.tokenizer.eos_token_id
-        first = prompt.positions.amax((0, 2)) + 1
-        positions = (first[:, None] + torch.arange(count, device=first.device)).expand(len(prompt.positions), -1, -1)
+    def _extended(self, prompt: Prompt, count: int) -> Prompt:
+        """The prompt with placeholders for `count` of our tokens at its end."""
         kind = CAUSAL_TOKEN_TYPE.get(self.model.config.model_type, 0)
-        return Prompt(
-            pad(prompt.ids, (0, count), value=end),
-            pad(prompt.mask, (0, count), value=1),
-            torch.cat([prompt.positions, positions], -1),
-            {name: pad(value, (0, count), value=kind) for name, value in prompt.types.items()},
-        )
+        return prompt.extended(count, self.processor.tokenizer.eos_token_id, kind)
+
+    @contextmanager
+    def _trial(self) -> Iterator[tuple[Callable[[bool | None], Prompt], Tensor, Tensor]]:
+        """Two short chats of two turns to try something with: their first or second prompts, image tokens, ours."""
+        was_training = self.training
+        self.eval()
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randint(0, 256, (2, 1, 3, 64, 64), generator=generator, dtype=torch.uint8)
+        tokens = torch.randn(2, 3, self.hidden_size, generator=generator).to(self.device) * self.embedding_scale()
+        texts, size = ["go", "put it on the plate"], (1, 64, 64)
+        try:
+            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+                seen = self.image_tokens(images)
+                turns = torch.stack([seen, seen.flip(0)], 1), torch.stack([tokens, tokens.flip(0)], 1)
+                yield lambda first: self.prompt(texts, size, first=None if first is None else [first] * 2), *turns
+        finally:
+            self.train(was_training)
 
     def _pass(self, prompt: Prompt, image_tokens: Tensor | None, tokens: Tensor | None, **settings: Any) -> Any:
         """The model's own forward pass, without the output head."""
@@ -315,8 +356,8 @@ class VLM(nn.Module):
 
     @contextmanager
     def _filled(self, image_tokens: Tensor | None, tokens: Tensor | None) -> Iterator[None]:
-        """For one pass, let the model's vision path yield `image_tokens` (B, n, K * H), and let `tokens` replace the
-        last rows of the input embeddings.
+        """For one pass, let the model's vision path yield `image_tokens` (B, n, K * H), and let `tokens` (B, T, S, H)
+        replace the last S rows of each of T equal parts of the input embeddings.
         """
 
         def seen(*_: Any, **__: Any) -> SimpleNamespace:
@@ -326,7 +367,10 @@ class VLM(nn.Module):
             return SimpleNamespace(pooler_output=features, deepstack_features=[level.flatten(0, 1) for level in deeper])
 
         def fill(module: nn.Module, inputs: tuple[Tensor], rows: Tensor) -> Tensor:
-            return rows if tokens is None else torch.cat([rows[:, : -tokens.shape[1]], tokens.to(rows.dtype)], 1)
+            if tokens is None:
+                return rows
+            turns = rows.unflatten(1, (tokens.shape[1], -1))
+            return torch.cat([turns[:, :, : -tokens.shape[2]], tokens.to(rows.dtype)], 2).flatten(1, 2)
 
         base = self.model.base_model
         if image_tokens is not None:
@@ -338,3 +382,7 @@ class VLM(nn.Module):
         finally:
             handle.remove()
             vars(base).pop("get_image_features", None)
+
+
+def _alike(found: Tensor, wanted: Tensor) -> bool:
+    return bool((found - wanted).abs().max() / wanted.abs().max() < 1e-3)

@@ -1,27 +1,25 @@
 """Seer behind the `ActionExpert` interface."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies.factory import make_pre_post_processors
 from torch import Tensor
 
+from apprentice.adapters import load_policy
 from apprentice.experts.base import ActionExpert, Batch, affine_of, scaled_images
-from apprentice.experts.seer.modeling_seer import SeerPolicy
 
 
 class SeerExpert(ActionExpert):
     """A trained Seer with its own processors, whose statistics need not be those of the dataset at hand."""
 
     kind = "seer"
-    policy_class: Any = SeerPolicy
 
     def __init__(self, path: Path | str, device: torch.device):
         config = PreTrainedConfig.from_pretrained(path, local_files_only=True)
         config.device = str(device)
-        self.policy = self.policy_class.from_pretrained(path, config=config, strict=True)
+        self.policy = load_policy(path, config, strict=True)
         override = {"device_processor": {"device": str(device)}}
         self.preprocessor, self.postprocessor = make_pre_post_processors(
             config, str(path), preprocessor_overrides=override

@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from apprentice.data.contract import Contract
 from apprentice.experts.base import ActionDecoder, Batch
 from apprentice.experts.contracted import Contracted
+from apprentice.experts.realtime import RealTime
 from apprentice.experts.seer.configuration_seer import GRIPPER_STATES, IMAGE_STRIDE, SeerConfig
 
 VOCABULARY = 4096  # word hashes
@@ -57,6 +58,11 @@ class SeerDecoder(ActionDecoder):
         arm, logit = self.heads(latents)
         gripper = torch.where(logit > 0, 1.0, -1.0)
         return torch.cat([arm, gripper.unsqueeze(-1)], dim=-1)
+
+    def mix(self, actions: Tensor, earlier: Tensor, weights: Tensor) -> Tensor:
+        """The arm's actions between both plans, the gripper's from the one that weighs more."""
+        mixed = super().mix(actions, earlier, weights)
+        return torch.cat([mixed[..., :-1], super().mix(actions, earlier, weights.round())[..., -1:]], dim=-1)
 
     def loss(self, latents: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """Smooth-L1 of the arm plus `gripper_weight` times cross-entropy of the gripper (PAPER: arXiv 2510.09607)."""
@@ -146,7 +152,17 @@ def augment(images: Tensor, shift: int, jitter: float) -> Tensor:
     return (moved - 0.5) * (1 + contrast) + 0.5 + 0.5 * brightness
 
 
-class SeerPolicy(Contracted, PreTrainedPolicy):
+class Block(nn.TransformerEncoderLayer):
+    """PyTorch's layer. Its fused inference reads weights past adapters (LoRA), so with adapters it is left out."""
+
+    def forward(self, src: Tensor) -> Tensor:  # type: ignore[override]
+        if not any(hasattr(module, "base_layer") for module in self.modules()):
+            return super().forward(src)
+        src = src + self._sa_block(self.norm1(src), None, None)
+        return src + self._ff_block(self.norm2(src))
+
+
+class SeerPolicy(RealTime, Contracted, PreTrainedPolicy):
     """LeRobot policy `seer`. Batches are normalised by its processors; images (B, 3, H, W) are in [0, 1].
 
     The contract of the dataset that it was trained on goes into its checkpoint.
@@ -154,7 +170,7 @@ class SeerPolicy(Contracted, PreTrainedPolicy):
 
     config_class = SeerConfig
     name = "seer"
-    _fsdp_wrap_modules = ("TransformerEncoderLayer",)
+    _fsdp_wrap_modules = ("Block",)
 
     def __init__(self, config: SeerConfig, dataset_meta: Any = None, **kwargs: Any):
         super().__init__(config)
@@ -175,9 +191,7 @@ class SeerPolicy(Contracted, PreTrainedPolicy):
         self.queries = nn.Parameter(0.02 * torch.randn(config.chunk_size, width))
         self.blocks = nn.Sequential(
             *[
-                nn.TransformerEncoderLayer(
-                    width, config.heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True
-                )
+                Block(width, config.heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)
                 for _ in range(config.layers)
             ]
         )
@@ -187,6 +201,13 @@ class SeerPolicy(Contracted, PreTrainedPolicy):
 
     def get_optim_params(self) -> Any:
         return self.parameters()
+
+    def _get_default_peft_targets(self) -> dict[str, Any]:
+        """For `lerobot-train --peft.*`: adapters in the transformer; what reads the state and what acts train whole."""
+        return {
+            "target_modules": r"blocks\.\d+\.linear[12]",
+            "modules_to_save": ["arm_state", "gripper_state", "state", "decoder"],
+        }
 
     def reset(self) -> None:
         self._queue: deque[Tensor] = deque(maxlen=self.config.n_action_steps)
@@ -217,7 +238,7 @@ class SeerPolicy(Contracted, PreTrainedPolicy):
     def predict_action_chunk(self, batch: Batch, **kwargs: Any) -> Tensor:
         """Predict normalised actions (B, T, A)."""
         self.eval()
-        return self.decoder.decode(self.latents(batch))
+        return self.continued(self.decoder.decode(self.latents(batch)), **kwargs)
 
     @torch.no_grad()
     def select_action(self, batch: Batch, **kwargs: Any) -> Tensor:

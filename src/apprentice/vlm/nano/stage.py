@@ -45,7 +45,7 @@ class Stage:
         import mujoco
         from libero.libero.envs.env_wrapper import ControlEnv
 
-        from apprentice.libero.render import simplify
+        from apprentice.libero.detail import AGENT, lighter, put
 
         self.mj, self.scene = mujoco, scene
         self.control = ControlEnv(
@@ -80,7 +80,7 @@ class Stage:
         self.light, self.rgba = m.light_diffuse.copy(), m.geom_rgba.copy()
         self.mat_rgba = m.mat_rgba.copy()
         self.held = ""
-        simplify(m)
+        put(m, lighter(m, AGENT))
         m.vis.quality.offsamples = 0
         self.renderer = mujoco.Renderer(m, SIZE, SIZE)
         self.option = mujoco.MjvOption()

@@ -1,0 +1,121 @@
+"""The steps that a student reads: those of a batch in training, and the episode that it remembers while it acts.
+
+A history is a chat. Each step is a turn: the user shows the images and says the instruction, the assistant's turn is
+the state token and the action tokens. Steps lie as far apart as plans do, `n_action_steps` frames, so that at run time
+a student sees what it saw in training. There every step of a history is supervised, so one that begins in the middle of
+an episode is as familiar as one that begins with it, at every length up to K.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from lerobot.utils.constants import ACTION, OBS_STATE
+from torch import Tensor
+
+from apprentice.data.frames import present
+from apprentice.errors import UserError
+from apprentice.experts.base import Batch
+from apprentice.policy.configuration_apprentice import ApprenticeConfig
+from apprentice.vlm.base import VLM, Prefix
+
+ABSENT = f"{OBS_STATE}_is_pad"  # (B, K), steps before the episode's beginning
+EXPERT_LATENTS = "expert_latents"  # optional in a batch: (B, N, D) or (B, K, N, D), computed before
+
+
+@dataclass
+class Step:
+    """What a turn is made of: B instructions, image tokens (B, n, C), our tokens (B, S, H)."""
+
+    instructions: list[str]
+    image_tokens: Tensor
+    tokens: Tensor
+
+
+class History:
+    """The steps of an episode up to now, at most K of them, and the keys and values that the VLM keeps of them.
+
+    A step is read after those keys and values, so it costs about what a step without history costs. When K steps are
+    full, the older half is forgotten and the others, K // 2 + 1 with the new one, are read anew from their image
+    tokens. So what comes out is at all times what reading the remembered steps from nothing would give; keys and values
+    hold no trace of older ones. Over a long episode a step then costs 1.75 turns on average at K = 7, and 2 at K = 10.
+    """
+
+    def __init__(self, most: int):
+        self.most = most
+        self.steps: list[Step] = []
+        self.past: Prefix | None = None
+
+    def clear(self) -> None:
+        """Forget the episode."""
+        self.steps, self.past = [], None
+
+    @torch.no_grad()
+    def read(self, vlm: VLM, images: tuple[int, int, int], step: Step) -> Tensor:
+        """Read one more step, after N images of h x w px; return the last hidden states (B, S, H) of its tokens.
+
+        Raises UserError if it is of more or fewer episodes than the steps before.
+        """
+        count = len(step.tokens)
+        if self.steps and len(self.steps[0].tokens) != count:
+            raise UserError(
+                f"expected observations of {len(self.steps[0].tokens)} episodes as before, found {count}; "
+                "fix: call the policy's reset() between episodes"
+            )
+        self.steps.append(step)
+        if len(self.steps) > self.most:
+            self.steps, self.past = self.steps[-(self.most // 2 + 1) :], None
+        new = self.steps if self.past is None else [step]
+        begins = [self.past is None and number == 0 for number in range(len(new))]
+        hidden, self.past = vlm.turns(
+            [vlm.prompt(each.instructions, images, first=[b] * count) for each, b in zip(new, begins, strict=True)],
+            torch.stack([each.image_tokens for each in new], 1),
+            torch.stack([each.tokens for each in new], 1),
+            self.past,
+            keep=True,
+        )
+        return hidden[:, -1]
+
+
+def own_steps(config: ApprenticeConfig, batch: Batch) -> Batch:
+    """The student's own steps of every observation (B, K, ...), or (B, ...) if it reads the present alone, of a batch
+    that may hold more for the expert.
+    """
+    deltas, found = config.observation_delta_indices, batch[OBS_STATE].shape
+    if deltas is None or len(found) == 2 or found[1] == config.n_obs_steps > 1:
+        return batch
+    if config.n_obs_steps == 1:
+        return present(batch)
+    where = [deltas.index(step) for step in config.history]
+    return {key: value[:, where] if key.startswith("observation.") else value for key, value in batch.items()}
+
+
+def absent_steps(batch: Batch) -> Tensor:
+    """Which of the student's own steps (B, K) lie before the episode's beginning."""
+    absent = batch.get(ABSENT)
+    if absent is None:
+        absent = torch.zeros(batch[OBS_STATE].shape[:2], dtype=torch.bool)
+    return absent.to(batch[OBS_STATE].device)
+
+
+def each_step(config: ApprenticeConfig, batch: Batch, here: Tensor) -> Batch:
+    """What is told of each step that lies in its episode, `here` (B, K), as M samples: the instruction, the expert's
+    latents or what the expert reads, and the actions of the decoder's loss.
+    """
+    rows, steps = here.nonzero(as_tuple=True)
+    told: Batch = {"task": [batch["task"][row] for row in rows.tolist()]}
+
+    def at(value: Tensor, offsets: list[int], known: list[int]) -> Tensor:
+        where = torch.tensor([[known.index(step + offset) for offset in offsets] for step in config.history])
+        return value[rows[:, None], where.to(rows.device)[steps]]
+
+    for key in (ACTION, "action_is_pad"):
+        if key in batch:
+            told[key] = at(batch[key], list(range(*config.action_window)), config.action_delta_indices)
+    if EXPERT_LATENTS in batch:
+        told[EXPERT_LATENTS] = batch[EXPERT_LATENTS][rows, steps]
+    elif config.reads_expert:
+        deltas, past = config.observation_delta_indices, list(range(1 - config.expert_obs_steps, 1))
+        assert deltas is not None
+        seen = {key: at(value, past, deltas) for key, value in batch.items() if key.startswith("observation.")}
+        told |= seen if len(past) > 1 else present(seen)
+    return told
