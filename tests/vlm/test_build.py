@@ -17,9 +17,10 @@ from tests.vlm.tiny_tokenizers import tiny_tokenizer
 
 from apprentice.distill.stages import StageConfig, align
 from apprentice.errors import UserError
-from apprentice.vlm.build import BuildConfig, build_vlm
+from apprentice.vlm.build import BuildConfig, begin_with_words, build_vlm
 from apprentice.vlm.graft import graft, language_model
-from apprentice.vlm.nano.batches import Chat, pack
+from apprentice.vlm.nano.batches import Chat, Corpus, pack
+from apprentice.vlm.nano.catalogue import CATEGORIES
 from apprentice.vlm.nano.pretrain import answer_logits, image_tokens
 from apprentice.vlm.nano.questions import Question
 from apprentice.vlm.nano.trainer import Trainer
@@ -143,6 +144,26 @@ def test_the_projector_learns_and_nothing_else_moves(
     given = {"vlm": str(folder), "expert": str(small_expert), "dataset": str(small_dataset)}
     checkpoint = align(StageConfig(**given, out=str(tmp_path / "run"), steps=3, batch_size=4))
     assert (checkpoint / "model.safetensors").exists()
+
+
+def test_image_tokens_begin_as_the_names_of_what_they_show(llm: Path, config: BuildConfig) -> None:
+    """Pictures that show their categories: each quarter of each is a plain colour, one for each category."""
+    model, processor = graft(*language_model(str(llm)), config.tower)
+    corpus = Corpus(config.data, "train", Chat.of(processor), pool=2)
+    rng = np.random.default_rng(0)
+    quarters = rng.integers(5, 9, (len(corpus), 2, 2, 2), dtype=np.uint8)
+    corpus.category = quarters.repeat(16, 2).repeat(16, 3)
+    corpus.images = (28 * quarters).repeat(64, 2).repeat(64, 3)[..., None].repeat(3, -1)
+    begin_with_words(model, processor.tokenizer, corpus)
+    embed = model.get_input_embeddings().weight
+    spoken = processor.tokenizer([f" {name}" for name in CATEGORIES], add_special_tokens=False)["input_ids"]
+    names = torch.stack([embed[ids].mean(0) for ids in spoken])
+    pixels = torch.from_numpy(corpus.images).permute(0, 1, 4, 2, 3) / 127.5 - 1
+    with torch.no_grad():
+        tokens = image_tokens(model, pixels).unflatten(1, (2, 2))  # 64 px in patches of 16, 2 x 2 to a token
+        nearest = torch.cdist(tokens.flatten(0, 2), names[5:9]).argmin(-1) + 5
+    right = (nearest.numpy() == quarters.reshape(-1)).mean()
+    assert right > 0.75
 
 
 def test_killed_and_resumed_it_ends_with_the_same_weights(config: BuildConfig, monkeypatch: pytest.MonkeyPatch) -> None:
