@@ -1,7 +1,7 @@
 """Collection against the same episodes in LIBERO as it comes, every control step drawn exactly; and two workers against
-one. Same seeds, one run, datasets written in all cases.
+one. Same seeds, one run, datasets written in all cases; the first task of each suite.
 
-    python benchmarks/collect.py                 # about 5 minutes on two quiet cores
+    python benchmarks/collect.py                 # about 15 minutes on two quiet cores
 
 Start of the workers, writing of the dataset and rejected attempts are included. The ratio is of CPU seconds of one
 worker, which a busy machine does not change; workers are compared by the clock, so let the machine be quiet.
@@ -81,27 +81,34 @@ def cpu_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
+def compare(suite: str, task: int, episodes: int, folder: Path) -> list[tuple[float, float]]:
+    """Seconds of the clock and of the processors of one worker, of two, and of one that draws every step exactly."""
+    collecting.collect(suite, 1, folder / "warm", [task], 1)  # meshes are simplified once
+    rows = [timed(suite, task, episodes, folder / str(workers), workers) for workers in (1, 2)]
+    fast, collecting._collect_one = collecting._collect_one, collect_plainly
+    rows.append(timed(suite, task, episodes, folder / "exact", 1))
+    collecting._collect_one = fast
+    actions = [column(open_dataset(folder / path), "action") for path in ("1", "2", "exact")]
+    assert all(np.array_equal(actions[0], other) for other in actions[1:])
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--suite", default="libero_goal")
-    parser.add_argument("--task", type=int, default=8)
-    parser.add_argument("--episodes", type=int, default=6)
+    parser.add_argument("--suites", nargs="+", default=["libero_spatial", "libero_object", "libero_goal", "libero_10"])
+    parser.add_argument("--task", type=int, default=0)
+    parser.add_argument("--episodes", type=int, default=6, help="of each suite")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder, what = Path(name), (options.suite, options.task, options.episodes)
-        collecting.collect(options.suite, 1, folder / "warm", [options.task], 1)  # meshes are simplified once
-        rows = {f"workers: {workers}": timed(*what, folder / str(workers), workers) for workers in (1, 2)}
-        fast, collecting._collect_one = collecting._collect_one, collect_plainly
-        rows["every step exact"] = timed(*what, folder / "exact", 1)
-        collecting._collect_one = fast
-        actions = [column(open_dataset(folder / path), "action") for path in ("1", "2", "exact")]
-        assert all(np.array_equal(actions[0], other) for other in actions[1:])
-    table = Table("", "episodes", "a minute", "CPU-s an episode", title=f"{options.suite} {options.task}")
-    for label, (clock, cpu) in rows.items():
-        count = options.episodes
-        table.add_row(label, str(count), f"{60 * count / clock:.1f}", f"{cpu / count:.1f}")
-    console.print(table)
-    (one, cpu), (two, _), (_, exact_cpu) = rows.values()
+    count, totals = options.episodes, np.zeros((3, 2))
+    table = Table("", "", "episodes", "a minute", "CPU-s an episode")
+    for suite in options.suites:
+        with tempfile.TemporaryDirectory() as name:
+            rows = compare(suite, options.task, count, Path(name))
+        totals += rows
+        for label, (clock, cpu) in zip(("1 worker", "2 workers", "every step exact"), rows, strict=True):
+            table.add_row(suite, label, str(count), f"{60 * count / clock:.1f}", f"{cpu / count:.1f}")
+        console.print(table)
+    (one, cpu), (two, _), (_, exact_cpu) = totals
     print(f"two workers against one: {one / two:.2f} (required: at least 1)")
     print(f"ratio: {exact_cpu / cpu:.2f}")
 

@@ -120,7 +120,7 @@ folder.mkdir(exist_ok=True)
 ticks = folder / "ticks"
 for k in range(len(ticks.read_text()) if ticks.exists() else 0, 40):
     with ticks.open("a") as stream: stream.write("x")
-    time.sleep(0.05)
+    while k == 20 and not (folder.parent.parent / "go on").exists(): time.sleep(0.01)
 with (folder / "starts").open("a") as stream: stream.write("s")
 """
 
@@ -138,7 +138,6 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, counting: Path, numbe
     ticks = tmp_path / "out/count/ticks"
     first = start(counting)
     wait_for(ticks)
-    time.sleep(0.2)
     first.send_signal(number)
     printed, _ = first.communicate(timeout=60)  # returns only when the step is dead too: it holds the pipe
     counted = len(ticks.read_text())
@@ -146,6 +145,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, counting: Path, numbe
     if number != signal.SIGKILL:
         assert first.returncode == 130
         assert "interrupted in step count" in printed and f"apprentice run {counting}" in printed
+    (tmp_path / "go on").touch()
     run_recipe(counting)
     assert len(ticks.read_text()) == 40
     assert (tmp_path / "out/count/starts").read_text() == "s"  # the first one never came to its end
@@ -163,6 +163,7 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path, counting: Path, monkeypa
     monkeypatch.setattr("apprentice.recipe.PATIENCE", 0.1)
     with pytest.raises(UserError, match="another run"):
         run_recipe(counting)
+    (tmp_path / "go on").touch()
     assert first.wait(60) == 0
 
 

@@ -7,6 +7,7 @@ its own seeds, so a dataset is the same whatever the number of workers and howev
 
 import io
 import shutil
+import zipfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -242,16 +243,18 @@ def packed(
 ) -> Outcome:
     """The outcome of a success: its record, and what was seen before each action."""
     columns: dict[str, Any] = {key: np.stack([frame[key] for frame in frames]) for key in frames[0]}
+    columns |= {
+        "action": np.stack(record.actions),
+        "executed": np.stack(record.executed),
+        "seed": np.array(seed),
+        "rejected_seeds": np.array([r.seed for r in rejected], dtype=np.int64),
+        "rejected_reasons": np.array([r.reason for r in rejected], dtype=np.str_),
+    }
     stream = io.BytesIO()
-    np.savez_compressed(
-        stream,
-        action=np.stack(record.actions),
-        executed=np.stack(record.executed),
-        seed=np.array(seed),
-        rejected_seeds=np.array([r.seed for r in rejected], dtype=np.int64),
-        rejected_reasons=np.array([r.reason for r in rejected], dtype=np.str_),
-        **columns,
-    )
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for key, values in columns.items():
+            with archive.open(f"{key}.npy", "w") as file:
+                np.lib.format.write_array(file, values, allow_pickle=False)
     return Outcome(job, stream.getvalue(), rejected)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import mujoco
 import numpy as np
+from PIL import Image
 
 from apprentice.files import cache_folder, fingerprint, replacing
 from apprentice.libero.simplify import Mesh, decimate
@@ -67,13 +68,16 @@ def put(model: mujoco.MjModel, meshes: Meshes) -> None:
 def shrink_textures(model: mujoco.MjModel) -> None:
     """Halve textures until none is wider than `LARGEST`: they then load faster, and look the same from afar."""
     for texture in range(model.ntex):
-        start, channels = model.tex_adr[texture], model.tex_nchannel[texture]
-        while (width := model.tex_width[texture]) > LARGEST and width % 2 == 0 and model.tex_height[texture] % 2 == 0:
-            height = model.tex_height[texture]
-            old = model.tex_data[start : start + width * height * channels].reshape(height // 2, 2, width // 2, 2, -1)
-            new = old.mean(axis=(1, 3), dtype=np.float32).round().astype(np.uint8)
-            model.tex_data[start : start + new.size] = new.ravel()
-            model.tex_width[texture], model.tex_height[texture] = width // 2, height // 2
+        start, width, height = model.tex_adr[texture], model.tex_width[texture], model.tex_height[texture]
+        factor = 1
+        while width > LARGEST * factor and width % (2 * factor) == height % (2 * factor) == 0:
+            factor *= 2
+        if factor > 1:
+            pixels = model.tex_data[start : start + width * height * model.tex_nchannel[texture]]
+            shape = (height, width) if pixels.size == height * width else (height, width, -1)
+            smaller = np.asarray(Image.fromarray(pixels.reshape(shape)).reduce(factor))
+            model.tex_data[start : start + smaller.size] = smaller.ravel()
+            model.tex_width[texture], model.tex_height[texture] = width // factor, height // factor
 
 
 def _textured(model: mujoco.MjModel, geom: int) -> bool:

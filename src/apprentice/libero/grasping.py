@@ -122,30 +122,37 @@ class _Slices:
         steps = np.arange(lateral.min() + 0.004, lateral.max() - 0.003, 0.006)
         for v in np.unique(np.round([*steps, self.com[1], 0.0], 4)):
             strip = self.target[np.abs(lateral - v) < PAD_V]
-            fingers = np.abs(self.all[:, 1] - v) < FINGER_V + 0.003
-            hand = self.all[np.abs(self.all[:, 1] - v) < HAND_V]
+            aside = np.abs(self.all[:, 1] - v)
+            fingers, hand = aside < FINGER_V + 0.003, self.all[aside < HAND_V]
+            near, is_target = self.all[fingers], self.is_target[fingers]
             for z in heights:
                 band = strip[(strip[:, 2] > z - PAD_BELOW) & (strip[:, 2] < z + PAD_ABOVE)]
-                for low, high in _segments(band[:, 0]):
-                    crowd = self._crowding(self.all[fingers], self.is_target[fingers], hand, low, high, z)
+                segments = list(_segments(band[:, 0]))
+                if not segments:
+                    continue
+                below = near[:, 2] > z - TIP - 0.001
+                beside = near[below], is_target[below], hand[hand[:, 2] > z + HAND - 0.003, 0]
+                for low, high in segments:
+                    crowd = self._crowding(*beside, low, high, z)
                     if crowd is not None:
                         u = (low + high) / 2
                         part = band[(band[:, 0] >= low - 1e-6) & (band[:, 0] <= high + 1e-6)]
                         yield (u, v, z), self._score(part, u, v, z, high - low) + crowd
 
     def _crowding(
-        self, points: np.ndarray, is_target: np.ndarray, hand: np.ndarray, low: float, high: float, z: float
+        self, points: np.ndarray, is_target: np.ndarray, above: np.ndarray, low: float, high: float, z: float
     ) -> float | None:
-        """A penalty for other parts of the object between the fingers, or None if anything is in the way."""
+        """A penalty for other parts of the object between the fingers, or None if anything is in the way.
+
+        `points` (N, 3) are those that fingers could touch, `above` (M,) places along u of those that the hand could.
+        """
         u = (low + high) / 2
-        below = points[:, 2] > z - TIP - 0.001
-        points, is_target = points[below], is_target[below]
+        if (np.abs(above - u) < HAND_U).any():
+            return None
         distance = np.abs(points[:, 0] - u)
         if ((distance > HALF_OPENING - 0.002) & (distance < HALF_OPENING + FINGER_U)).any():
             return None
         if (~is_target & (distance < HALF_OPENING + FINGER_U)).any():
-            return None
-        if ((hand[:, 2] > z + HAND - 0.003) & (np.abs(hand[:, 0] - u) < HAND_U)).any():
             return None
         outside = (points[:, 0] < low - 0.004) | (points[:, 0] > high + 0.004)
         return 0.002 * float((outside & (points[:, 2] < z + PAD_ABOVE)).sum())
