@@ -24,6 +24,7 @@ def renderers(model: mujoco.MjModel, size: int, *, fast: bool) -> dict[str, "Ren
     for camera, each in meshes.items():
         put(model, each)
         made[camera] = Renderer(model, size, fast=True)
+        made[camera].take_nearest_mipmaps()
     return made
 
 
@@ -59,6 +60,18 @@ class Renderer:
         self._renderer.update_scene(data, camera, self._option)
         self._model.geom_group[:], self._model.site_group[:] = self._group, self._site_group
         return np.ascontiguousarray(self._renderer.render()[:, ::-1])
+
+    def take_nearest_mipmaps(self) -> None:
+        """Sample textures in one size, in place of a mixture of two: a tenth faster, and 50 dB alike."""
+        from OpenGL import GL  # MuJoCo has chosen by now how it is found
+
+        kinds = {mujoco.mjtTexture.mjTEXTURE_2D: GL.GL_TEXTURE_2D}
+        context = self._renderer._mjr_context
+        self._renderer._gl_context.make_current()
+        for name, kind in zip(context.texture, context.textureType[: context.ntexture], strict=False):
+            target = kinds.get(kind, GL.GL_TEXTURE_CUBE_MAP)
+            GL.glBindTexture(target, int(name))
+            GL.glTexParameteri(target, GL.GL_TEXTURE_MIN_FILTER, GL.GL_LINEAR_MIPMAP_NEAREST)
 
     def _leave_out(self, data: mujoco.MjData, camera: str) -> None:
         """Hide the geoms out of view; draw no reflections without a mirror in view, and no sky below the horizon."""
