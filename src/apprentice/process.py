@@ -47,16 +47,17 @@ def run_logged(command: list[str], log: Path, environment: dict[str, str], keep:
             )
         finally:
             os.close(theirs)
-        copier = threading.Thread(target=_copy, args=(source, stream))
-        copier.start()
+        copier = threading.Thread(target=_copy, args=(source, stream), daemon=True)  # not to outlive an interrupt here
         try:
+            copier.start()
             return process.wait()
         except BaseException:
             _stop(process)
             raise
         finally:
             _signal(process, signal.SIGKILL)  # workers that its death left behind
-            copier.join()
+            if copier.ident:
+                copier.join()
 
 
 def _copy(source: BinaryIO, log: BinaryIO) -> None:
