@@ -96,23 +96,30 @@ def cached(
     latents = _filled(
         "expert latents", (content, past, *expert), source, partial(_latents, policy, source), torch.float32
     )
-    if policy.config.stage == "finetune":
+    fill = partial(_prefixes, policy, source, tokens)
+    if policy.config.stage == "finetune" or not _worth_keeping(policy, source, fill, prefix_gb):
         return {IMAGE_TOKENS: tokens, EXPERT_LATENTS: latents}
+    whole = (content, _weights(policy.vlm.parameters()))
+    return {PREFIX: _filled("keys and values", whole, source, fill, torch.bfloat16), EXPERT_LATENTS: latents}
+
+
+def _worth_keeping(
+    policy: ApprenticePolicy, source: Frames, fill: Callable[[int, int], Iterator[Tensor]], prefix_gb: float
+) -> bool:
+    """Whether the prefix's keys and values can be kept, within `prefix_gb`; if not, the reason is printed."""
     if policy.config.n_obs_steps > 1:
         console.print("each step runs the whole history: later turns read tokens that train")
-        return {IMAGE_TOKENS: tokens, EXPERT_LATENTS: latents}
+        return False
     if not policy.vlm.splits:
         console.print("each step runs the whole prompt: this VLM's prompt reads what comes after it")
-        return {IMAGE_TOKENS: tokens, EXPERT_LATENTS: latents}
-    fill = partial(_prefixes, policy, source, tokens)
+        return False
     sample = next(fill(0, 1), None)
     size = 0.0 if sample is None else sample.numel() * 2 * len(source) / 1e9
     if sample is None or size > prefix_gb:
         reason = "this VLM needs more than them" if sample is None else f"{size:.1f} GB, {prefix_gb} are given"
         console.print(f"the prefix's keys and values are computed again in each step: {reason}")
-        return {IMAGE_TOKENS: tokens, EXPERT_LATENTS: latents}
-    whole = (content, _weights(policy.vlm.parameters()))
-    return {PREFIX: _filled("keys and values", whole, source, fill, torch.bfloat16), EXPERT_LATENTS: latents}
+        return False
+    return True
 
 
 def _filled(
