@@ -175,7 +175,7 @@ def check_whole(folder: Path) -> None:
     fault = damage(folder) if (folder / MANIFEST).exists() else ""
     if fault:
         raise UserError(
-            f"expected a whole checkpoint in {folder}, found {fault}; fix: copy it again, or train it again"
+            f"expected a whole checkpoint in {folder}, found {fault}; fix: copy or train it again"
         )
 
 

@@ -75,6 +75,8 @@ class StageConfig:
     prefix_gb: float = 4.0
     steps: int = 1000
     batch_size: int = 64
+    accumulate: int = 1
+    ema: float = 0.0
     learning_rate: float = 1e-3
     language_rate_factor: float = 0.3
     align_loss: str = "mse"
@@ -125,7 +127,7 @@ def _stage(stage: str, config: StageConfig, rollout: Rollout | None) -> Path:
     policy.set_stage(stage)
     policy.to(best_device())
     console.print(parameter_table(policy))
-    # The first process fills the caches; then, where it has another disk, the first of each machine; then all find them.
+    # The first process fills the caches; then, if it has another disk, the first of each machine; then all find them.
     with accelerator.main_process_first(), accelerator.local_main_process_first():
         rows = cached(policy, dataset, config.every, config.prefix_gb)
     samples, held_out = Samples(dataset, policy.config, rows, policy.vlm.device, config.every), None
