@@ -198,7 +198,9 @@ def damage(folder: Path) -> str:
 
 def whole(tensor: Tensor) -> Tensor:
     """A tensor on the CPU, put together from all processes, which all must ask, if FSDP has cut it up."""
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().cpu()
+    if isinstance(tensor, DTensor):
+        return tensor.full_tensor().detach().cpu().clone()  # without the padding behind it
+    return tensor.detach().cpu()
 
 
 def _here(tensor: Tensor) -> Tensor:

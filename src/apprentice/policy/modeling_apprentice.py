@@ -129,8 +129,9 @@ class ApprenticePolicy(RealTime, PreTrainedPolicy):
 
     @property
     def _no_split_modules(self) -> list[str]:
-        """The layers that FSDP cuts the VLM into; Accelerate asks."""
-        return sorted(self.vlm.model._no_split_modules or [])
+        """The kinds of layers that FSDP cuts the VLM into; Accelerate asks. Families tell some that they do not have."""
+        lists = [module for module in self.vlm.modules() if isinstance(module, nn.ModuleList)]
+        return sorted({type(layer).__name__ for layers in lists for layer in layers})
 
     @property
     def expert(self) -> ActionExpert:
