@@ -23,7 +23,12 @@ def launch(*jobs: dict[str, Any]) -> int:
     command += " --mixed_precision no --dynamo_backend no tests/distill/launched.py"
     done = subprocess.run(
         [sys.executable, *command.split(), json.dumps([{"kill": False, "fsdp": False, **job} for job in jobs])],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        env={
+            **os.environ,
+            "ACCELERATE_USE_CPU": "true",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        },
         capture_output=True,
         text=True,
         timeout=600,

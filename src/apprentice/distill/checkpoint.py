@@ -174,9 +174,7 @@ def check_whole(folder: Path) -> None:
     """Raise UserError if a checkpoint that lists its files is damaged."""
     fault = damage(folder) if (folder / MANIFEST).exists() else ""
     if fault:
-        raise UserError(
-            f"expected a whole checkpoint in {folder}, found {fault}; fix: copy or train it again"
-        )
+        raise UserError(f"expected a whole checkpoint in {folder}, found {fault}; fix: copy or train it again")
 
 
 def damage(folder: Path) -> str:
