@@ -93,7 +93,7 @@ def tracked(kind: str, run: Path, settings: dict[str, Any]) -> Iterator[Callable
         nonlocal session
         if session is not None:
             try:
-                session.log(entry, step=int(entry["step"]))
+                session.log({key: value for key, value in entry.items() if key != "step"}, step=int(entry["step"]))
             except Exception as error:
                 _give_up(kind, error)
                 session = None

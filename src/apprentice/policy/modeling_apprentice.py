@@ -129,7 +129,7 @@ class ApprenticePolicy(RealTime, PreTrainedPolicy):
 
     @property
     def _no_split_modules(self) -> list[str]:
-        """The kinds of layers that FSDP cuts the VLM into; Accelerate asks. Families tell some that they do not have."""
+        """The kinds of layers that FSDP cuts the VLM into, for Accelerate; families name some that they do not have."""
         lists = [module for module in self.vlm.modules() if isinstance(module, nn.ModuleList)]
         return sorted({type(layer).__name__ for layers in lists for layer in layers})
 
