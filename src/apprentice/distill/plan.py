@@ -161,13 +161,18 @@ class Sketch:
         if stage == "align":
             account.meet(weights_of(self.expert))
         weights = account.live
-        with account, FlopCounterMode(display=False) as counter:
-            found = step_memory(model, policy, self._batch(policy, account), account, self.precision)
+        with account:
+            batch = self._batch(policy, account)
+            found = step_memory(model, policy, batch, account, self.precision)
+            with FlopCounterMode(display=False) as counter:
+                with self._autocast():
+                    loss, _ = model(batch)
+                loss.backward()
         gradients, averages, saved, peak = found
         if lora_rank:
             peak = max(peak, weights + averages + self.batch * self.seeing)
         trains = {part: _count(p for p in all_ if p.requires_grad) for part, all_ in policy.parts().items()}
-        return StageMemory(trains, weights, gradients, averages, saved, peak, counter.get_total_flops() // 2)
+        return StageMemory(trains, weights, gradients, averages, saved, peak, counter.get_total_flops())
 
     def caches(self) -> tuple[dict[str, int], int]:
         """Bytes a frame takes in each cache, and bytes on the GPU to compute them."""
