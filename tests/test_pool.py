@@ -1,9 +1,12 @@
-"""Jobs in processes: what comes back, with how many threads, and what happens when a process is killed."""
+"""Jobs in processes: what comes back, with how many threads, and what happens when a process or a machine is killed."""
 
-import multiprocessing.pool
 import os
+import signal
 import sys
-from types import ModuleType
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -28,23 +31,59 @@ def test_a_dead_worker_is_an_error_instead_of_a_wait_for_ever() -> None:
         list(spread(os._exit, [1], 1))
 
 
-def test_a_ray_cluster_does_the_jobs_or_its_absence_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "ray", None)
-        with pytest.raises(UserError, match=r"pip install 'lerobot_policy_apprentice\[ray\]'"):
-            list(spread(abs, [1], 1, ray="auto"))
-    asked = []
+def test_the_absence_of_ray_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"pip install 'lerobot_policy_apprentice\[ray\]'"):
+        list(spread(abs, [1], 1, ray="auto"))
 
-    def pool(processes: int, **arguments: object) -> multiprocessing.pool.Pool:
-        """Threads in place of a cluster, behind the same interface."""
-        asked.append((processes, arguments))
-        return multiprocessing.pool.ThreadPool(processes)
 
-    packages = {name: ModuleType(name) for name in ("ray", "ray.util", "ray.util.multiprocessing")}
-    packages["ray.util.multiprocessing"].Pool = pool  # type: ignore[attr-defined]
-    for name, module in packages.items():
-        monkeypatch.setitem(sys.modules, name, module)
-    assert sorted(spread(abs, [-3, 2, 1], 2, ray="here:1")) == [1, 2, 3]
-    ((processes, arguments),) = asked
-    assert processes == 2 and arguments["ray_address"] == "here:1"
-    assert arguments["ray_remote_args"]["runtime_env"]["env_vars"]["OMP_NUM_THREADS"] == "1"  # type: ignore[index]
+@dataclass(frozen=True)
+class Job:
+    number: int
+    folder: Path
+    doomed: str  # the node that will die
+
+
+_done: list[int] = []  # of this process; with one CPU a node has one
+
+
+def work(job: Job) -> tuple[int, str]:
+    """The doomed node is killed in its third job; the other waits for that in its first."""
+    import ray
+
+    with (job.folder / "begun").open("a") as file:
+        file.write(f"{job.number}\n")
+    dying = job.folder / "dying"
+    if ray.get_runtime_context().get_node_id() != job.doomed:
+        while not dying.exists():
+            time.sleep(0.05)
+    elif len(_done) == 2:
+        dying.touch()
+        os.kill(os.getppid(), signal.SIGKILL)  # the raylet: its machine, as the cluster sees it
+        os.kill(os.getpid(), signal.SIGKILL)
+    _done.append(job.number)
+    return job.number, os.environ["OMP_NUM_THREADS"]
+
+
+def refuse(job: int) -> None:
+    raise UserError(f"expected no {job}")
+
+
+def test_a_cluster_does_every_job_once_though_a_node_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray", reason="no Ray here: pip install 'lerobot_policy_apprentice[ray]'")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_health_check_period_ms", "500")  # a dead node is known as such sooner
+    monkeypatch.setenv("RAY_health_check_initial_delay_ms", "500")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        doomed = cluster.add_node(num_cpus=1).node_id
+        with pytest.raises(UserError, match=r"^expected no 7$"):
+            list(spread(refuse, [7], 1, ray=cluster.address))
+        jobs = [Job(number, tmp_path, doomed) for number in range(8)]
+        assert sorted(spread(work, jobs, 2, ray=cluster.address)) == [(number, "1") for number in range(8)]
+    finally:
+        cluster.shutdown()
+    begun = Counter((tmp_path / "begun").read_text().split())
+    assert sorted(begun.values()) == [1] * 7 + [2]
