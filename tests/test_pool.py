@@ -72,6 +72,7 @@ def refuse(job: int) -> None:
 def test_a_cluster_does_every_job_once_though_a_node_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray", reason="no Ray here: pip install 'lerobot_policy_apprentice[ray]'")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # else 15: on a busy machine tests would wait long
     monkeypatch.setenv("RAY_health_check_period_ms", "500")  # a dead node is known as such sooner
     monkeypatch.setenv("RAY_health_check_initial_delay_ms", "500")
     from ray.cluster_utils import Cluster

@@ -84,15 +84,19 @@ def _across[J, R](
         raise UserError(
             f"expected a Ray cluster at {address}, found none ({error}); fix: ray start --head, then --ray auto there"
         ) from error
+
     # A cluster does not see our environment.
-    task = ray.remote(max_retries=RETRIES, max_calls=renew or 0, runtime_env={"env_vars": LIMITS})(lambda job: run(job))
+    @ray.remote(max_retries=RETRIES, max_calls=renew or 0, runtime_env={"env_vars": LIMITS})
+    def perform(job: J) -> R:
+        return run(job)
+
     waiting = iter(jobs)
-    running = [task.remote(job) for job in islice(waiting, workers)]
+    running = [perform.remote(job) for job in islice(waiting, workers)]
     try:
         while running:
             (done,), running = ray.wait(running)
             result = ray.get(done)
-            running += [task.remote(job) for job in islice(waiting, 1)]
+            running += [perform.remote(job) for job in islice(waiting, 1)]
             yield result
     except RayTaskError as error:
         raise error.cause from error
