@@ -15,6 +15,8 @@ import pytest
 from apprentice.errors import UserError
 from apprentice.pool import spread
 
+NO_RAY = "no Ray here: pip install 'lerobot_policy_apprentice[ray]'"
+
 
 def test_every_job_is_done_once_though_workers_are_renewed() -> None:
     assert sorted(spread(abs, [-3, -2, -1, 4, 5], 2, renew=1)) == [1, 2, 3, 4, 5]
@@ -37,6 +39,13 @@ def test_the_absence_of_ray_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"pip install 'lerobot_policy_apprentice\[ray\]'"):
         list(spread(abs, [1], 1, ray="auto"))
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:port"])
+def test_the_absence_of_a_cluster_is_said(address: str) -> None:
+    pytest.importorskip("ray", reason=NO_RAY)
+    with pytest.raises(UserError, match=f"expected a Ray cluster at {address}, found none"):
+        list(spread(abs, [1], 1, ray=address))
 
 
 @dataclass(frozen=True)
@@ -74,7 +83,7 @@ def refuse(job: int) -> None:
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A Ray cluster of two nodes with one core each, the second to be killed."""
-    pytest.importorskip("ray", reason="no Ray here: pip install 'lerobot_policy_apprentice[ray]'")
+    pytest.importorskip("ray", reason=NO_RAY)
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("RAY_worker_niceness", "0")  # else 15: on a busy machine tests would wait long
     monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")  # it kills what runs here for what runs beside it

@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -77,10 +78,13 @@ def _across[J, R](
             "or leave --ray out"
         ) from None
     terminated = signal.getsignal(signal.SIGTERM)
+    host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
+        if host:  # Ray itself would try for minutes, without a word
+            socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
         signal.signal(signal.SIGTERM, terminated)  # Ray puts one in its place that ends the process without a word
-    except ConnectionError as error:
+    except (OSError, ValueError) as error:
         raise UserError(
             f"expected a Ray cluster at {address}, found none ({error}); fix: ray start --head, then --ray auto there"
         ) from error
