@@ -90,7 +90,7 @@ class Samples:
         self.seen = np.where(absent, np.arange(len(seen))[:, None], seen // every)
         self.absent = torch.from_numpy(absent)
         self.episode = np.unique(episode_bounds(dataset)[0][::every], return_inverse=True)[1]
-        self.frames = np.arange(len(self.task))
+        self.frames: np.ndarray = np.arange(len(self.task))
 
     def __len__(self) -> int:
         return len(self.frames)
