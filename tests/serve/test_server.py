@@ -1,14 +1,12 @@
 """A policy behind a port: openpi's bytes, the same actions as without a port, and questions that make no sense."""
 
-import asyncio
-import threading
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from tests.experts.zoo import ZOO
+from tests.serve.running import Running
 from tests.support import CAMERAS
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
@@ -21,34 +19,9 @@ from apprentice.evaluate.client import PolicyServer as Client
 from apprentice.evaluate.client import inspect_server
 from apprentice.evaluate.protocol import Protocol
 from apprentice.evaluate.wire import LARGEST, pack, unpack
-from apprentice.serve.server import PolicyServer
 
 PROTOCOL = Protocol("libero_goal", (1,), 1, (), 8, 64, "fast")
 ENVIRONMENT = Contract(cameras=CAMERAS, image_size=(64, 64), fps=20)
-
-
-class Running:
-    """A server in a thread of its own."""
-
-    def __init__(self, folder: Path):
-        self.server, self.loop = PolicyServer(folder), asyncio.new_event_loop()
-        opened, self.port = threading.Event(), 0
-
-        def ready(port: int) -> None:
-            self.port = port
-            opened.set()
-
-        self.task = self.loop.create_task(self.server.run("127.0.0.1", 0, ready=ready))
-        threading.Thread(target=self._run, daemon=True).start()
-        assert opened.wait(30)
-        self.address = f"ws://127.0.0.1:{self.port}"
-
-    def _run(self) -> None:
-        with suppress(asyncio.CancelledError):
-            self.loop.run_until_complete(self.task)
-
-    def stop(self) -> None:
-        self.loop.call_soon_threadsafe(self.task.cancel)
 
 
 @pytest.fixture(scope="module")

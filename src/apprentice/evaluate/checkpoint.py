@@ -128,6 +128,9 @@ class Checkpoint:
         if self.ensembler:
             self.ensembler.reset()
 
+    def close(self) -> None:
+        """End the episode: nothing has to be given back."""
+
     @torch.inference_mode()
     def plan(self, observation: dict[str, np.ndarray], instruction: str) -> np.ndarray:
         """Turn one observation (images uint8 (H, W, 3), state (8,)) into the next `n_action_steps` actions (N, 7).
