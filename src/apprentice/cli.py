@@ -82,6 +82,21 @@ COMMANDS = {
         "apprentice.evaluate.rollout:evaluate",
         "apprentice.evaluate.rollout:evaluate",
     ),
+    "compare": (
+        "compare two policies on the same episodes, the worst tasks first",
+        "apprentice.evaluate.compare:compare",
+        "apprentice.evaluate.compare:compare",
+    ),
+    "rates": (
+        "print the success rates of evaluations, and of all of them together",
+        "apprentice.evaluate.compare:rates",
+        "apprentice.evaluate.compare:rates",
+    ),
+    "serve": (
+        "put a policy behind a port, for openpi's clients and `apprentice eval`",
+        "apprentice.serve.server:serve",
+        "apprentice.serve.server:serve",
+    ),
     "report": (
         "write the page and results.json of an evaluation",
         "apprentice.evaluate.report:write_report",
@@ -99,6 +114,9 @@ POSITIONAL = {
     "import-seer": ["checkpoint"],
     "expert-check": ["checkpoint"],
     "ask": ["model", "images", "question"],
+    "compare": ["runs"],
+    "rates": ["runs"],
+    "serve": ["checkpoint"],
 }
 
 
