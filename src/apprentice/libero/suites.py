@@ -63,6 +63,14 @@ def tasks(suite: str) -> list[Task]:
     ]
 
 
+@cache
+def goals(bddl: Path) -> tuple[tuple[str, ...], ...]:
+    """What a task file asks for: predicates such as ("on", "bowl_1", "plate_1"), all of which have to hold."""
+    from libero.libero.envs.bddl_utils import robosuite_parse_problem
+
+    return tuple(tuple(predicate) for predicate in robosuite_parse_problem(str(bddl))["goal_state"])
+
+
 def initial_states(suite: str, task: int) -> np.ndarray:
     """The test states (50, S) float64 of a task: time, positions and velocities as MuJoCo orders them."""
     bddl = tasks(suite)[task].bddl
