@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Callable
+from html import escape
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -34,8 +35,8 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def success_chart(groups: dict[str, list[Row]], colours: dict[str, str]) -> str:
-    """Bars with Wilson intervals, a group (all tasks, then each task) of one bar per policy."""
+def success_chart(groups: dict[str, list[Row]], colours: dict[str, str], by: str) -> str:
+    """Bars with Wilson intervals, a group (a task, or what was changed) of one bar per policy."""
 
     def bar(axes: Axes, y: float, row: Row) -> str:
         axes.barh(y, row.rate, 0.72, color=colours[row.policy])
@@ -43,31 +44,31 @@ def success_chart(groups: dict[str, list[Row]], colours: dict[str, str]) -> str:
         axes.errorbar(row.rate, y, xerr=reach, color=INK, capsize=2.5, lw=1)
         return f"{percent(row.rate)}  {row.successes}/{row.episodes}"
 
-    return _bars(groups, bar, "success")
+    return _bars(groups, bar, f"Success by {by}")
 
 
 def probe_chart(groups: dict[str, list[ProbeRow]]) -> str:
-    """Stacked bars: did what it was told (--c3), did what the scene was set up for (--c4), neither (--line)."""
+    """Stacked bars: did what it was told (--c3), did what the scene was set up for (--c4), neither (--c2)."""
 
     def bar(axes: Axes, y: float, row: ProbeRow) -> str:
         left = 0.0
-        for part, colour in ((row.did_told, SERIES[3]), (row.did_task, SERIES[4]), (row.did_neither, LINE)):
+        for part, colour in ((row.did_told, SERIES[3]), (row.did_task, SERIES[4]), (row.did_neither, SERIES[2])):
             axes.barh(y, part / row.episodes, 0.72, left, color=colour)
             left += part / row.episodes
         return f"told: {row.did_told}/{row.episodes}"
 
-    return _bars(groups, bar, "probe")
+    return _bars(groups, bar, "What was done when another task was told")
 
 
-def _bars[R: (Row, ProbeRow)](groups: dict[str, list[R]], bar: Callable[[Axes, float, R], str], name: str) -> str:
+def _bars[R: (Row, ProbeRow)](groups: dict[str, list[R]], bar: Callable[[Axes, float, R], str], title: str) -> str:
     """Groups of horizontal bars from 0 to 100 %; `bar` draws one at height y and returns the text beside it."""
     with plt.rc_context(STYLE):
         height = 0.23 * sum(len(rows) + 1.6 for rows in groups.values()) + 0.2
         figure, axes = plt.subplots(figsize=(WIDTH, height))
         figure.subplots_adjust(left=0.18, right=0.74, top=1 - 0.02 / height, bottom=0.28 / height)
         y = 0.0
-        for title, rows in groups.items():
-            axes.text(0, y, title, weight="bold", va="center")
+        for name, rows in groups.items():
+            axes.text(0, y, name, weight="bold", va="center")
             for row in rows:
                 y += 1
                 beside = bar(axes, y, row)
@@ -79,7 +80,7 @@ def _bars[R: (Row, ProbeRow)](groups: dict[str, list[R]], bar: Callable[[Axes, f
         axes.spines["left"].set_visible(False)
         axes.set_axisbelow(True)
         axes.grid(axis="x", color=LINE, lw=0.6)
-        return _svg(figure, name)
+        return _svg(figure, f"{title}, as bars; the table has the numbers")
 
 
 def loss_chart(curves: dict[str, tuple[np.ndarray, np.ndarray]], colours: dict[str, str], label: str) -> str:
@@ -103,18 +104,20 @@ def loss_chart(curves: dict[str, tuple[np.ndarray, np.ndarray]], colours: dict[s
         axes.set_xlabel("samples seen")
         axes.set_ylabel(label)
         axes.legend()
-        return _svg(figure, "loss" + label)
+        return _svg(figure, f"{label[0].upper()}{label[1:]} of {', '.join(curves)} over samples seen")
 
 
-def _svg(figure: Figure, name: str) -> str:
-    """The figure as an <svg> element that scales with its column and takes the page's colours and font."""
+def _svg(figure: Figure, says: str) -> str:
+    """The figure as an <svg> element that scales with its column and takes the page's colours and font.
+
+    `says` is what a screen reader reads instead."""
     stream = io.StringIO()
-    with plt.rc_context({"svg.hashsalt": name}):  # equal charts give equal text, different ones different ids
+    with plt.rc_context({"svg.hashsalt": says}):  # equal charts give equal text, different ones different ids
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(stream, format="svg", transparent=True, metadata=nothing)
     plt.close(figure)
     svg = stream.getvalue()
-    svg = svg[svg.index("<svg") :]
+    svg = f'<svg role="img" aria-label="{escape(says)}" ' + svg[svg.index("<svg") + 5 :]
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     for colour, variable in VARIABLES.items():
