@@ -7,35 +7,44 @@ import mujoco
 import numpy as np
 
 from apprentice.errors import UserError
-from apprentice.libero.env import SETTLE, SETTLE_STEPS, LiberoEnv
+from apprentice.libero.env import SETTLE, LiberoEnv
 from apprentice.libero.layout import FARTHEST
 from apprentice.libero.world import World
 
 NEAR, FAR = 0.03, 0.05  # m that an object is moved
+LESS = 0.01  # m, where there is no room for that
 TRIES = 60  # places that are tried; the last third may be nearer, where there is no room
 TRIAL = 100  # physics steps of 2 ms in which a moved object must stay where it is
 SLIPPED, TOUCHING = 0.01, -0.002  # m: moved by itself in that time; deeper inside something else than things that rest
 UPRIGHT = np.cos(0.1)  # rad that it may lean
 
 
-def move(env: LiberoEnv, names: Sequence[str], seed: int) -> None:
-    """Move objects, with whatever loose thing touches them, to where `seed` says and they stand as they stood.
+def reset_moved(env: LiberoEnv, names: Sequence[str], *, seed: int, init_state: int, settle_steps: int) -> None:
+    """Reset, with objects moved to where `seed` says and they stand as they stood; what loosely touches one moves along.
 
-    Raises UserError if there is no room for one.
+    Where there is room is found out once everything has settled; then all starts anew, so that the hand settles as it
+    does in the episode that nothing is changed in. Raises UserError if there is no room for one.
     """
+    env.reset(seed=seed, init_state=init_state, settle_steps=settle_steps)
     world, rng = World(env), np.random.default_rng([seed, 6])
+    moves = []
     for name in names:
         group = _together(world, name)
-        draws = (_way(rng, near=NEAR if number < 2 * TRIES // 3 else 0.01) for number in range(TRIES))
+        draws = (_way(rng, near=NEAR if number < 2 * TRIES // 3 else LESS) for number in range(TRIES))
         way = next((way for way in draws if _stands(world, name, group, way)), None)
         if way is None:
             raise UserError(
-                f"expected room to move {name} in {env.suite} task {env.task} (seed {seed}), found none; "
+                f"expected room to move {name} in {env.suite} task {env.task}, initial state {init_state}, found none; "
                 "fix: leave the probe 'moved' or this task out"
             )
+        moves.append((group, way))
+        _shift(world, env.data, group, way)
+        mujoco.mj_forward(env.model, env.data)
+    env.reset(seed=seed, init_state=init_state, settle_steps=0)
+    for group, way in moves:
         _shift(world, env.data, group, way)
     mujoco.mj_forward(env.model, env.data)
-    for _ in range(SETTLE_STEPS):
+    for _ in range(settle_steps):
         env.step(SETTLE)
 
 

@@ -13,7 +13,7 @@ from apprentice.device import best_device
 from apprentice.evaluate.checkpoint import Checkpoint, inspect_checkpoint
 from apprentice.evaluate.client import PolicyServer, inspect_server, is_address
 from apprentice.evaluate.failures import OTHER_TASK, Observer
-from apprentice.evaluate.moving import move
+from apprentice.evaluate.moving import reset_moved
 from apprentice.evaluate.probes import MOVED, PLAIN, carried, said, seen
 from apprentice.evaluate.protocol import Protocol
 from apprentice.evaluate.recording import record
@@ -87,9 +87,11 @@ def run_episode(job: Job) -> tuple[Episode, dict[str, bytes]]:
     goal = env.goals_of(job.told)
     clock = Stopwatch()
 
-    env.reset(seed=seed, init_state=job.init_state, settle_steps=protocol.settle_steps)
+    start = {"seed": seed, "init_state": job.init_state, "settle_steps": protocol.settle_steps}
     if job.probe == MOVED:
-        move(env, carried(goal), seed)
+        reset_moved(env, carried(goal), **start)
+    else:
+        env.reset(**start)
     policy.reset(seed)
     observer = Observer(env, goal)
     clock.lap("reset")
