@@ -4,6 +4,7 @@ import io
 import re
 from collections.abc import Callable
 from html import escape
+from textwrap import wrap
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -20,9 +21,10 @@ INK, MUTED, LINE = "#010101", "#020202", "#030303"
 SERIES = [f"#0400{n:02x}" for n in range(6)]
 VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", **{colour: f"c{n}" for n, colour in enumerate(SERIES)}}
 WIDTH = 4.0  # inches: narrow, so that text stays readable on a phone
+LEFT, TITLE = 0.22, 44  # of that for the names of policies; letters that fit into a line
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
-    "font.size": 8.5,
+    "font.size": 9.5,
     "text.color": INK,
     "axes.edgecolor": LINE,
     "axes.labelcolor": MUTED,
@@ -62,13 +64,16 @@ def probe_chart(groups: dict[str, list[ProbeRow]]) -> str:
 
 def _bars[R: (Row, ProbeRow)](groups: dict[str, list[R]], bar: Callable[[Axes, float, R], str], title: str) -> str:
     """Groups of horizontal bars from 0 to 100 %; `bar` draws one at height y and returns the text beside it."""
+    titles = {name: wrap(name, TITLE) for name in groups}
     with plt.rc_context(STYLE):
-        height = 0.23 * sum(len(rows) + 1.6 for rows in groups.values()) + 0.2
+        height = 0.25 * sum(len(rows) + 0.6 + len(titles[name]) for name, rows in groups.items()) + 0.2
         figure, axes = plt.subplots(figsize=(WIDTH, height))
-        figure.subplots_adjust(left=0.18, right=0.74, top=1 - 0.02 / height, bottom=0.28 / height)
+        figure.subplots_adjust(left=LEFT, right=0.72, top=1 - 0.02 / height, bottom=0.3 / height)
         y = 0.0
         for name, rows in groups.items():
-            axes.text(0, y, name, weight="bold", va="center")
+            for line, text in enumerate(titles[name]):
+                y += line > 0
+                axes.text(-LEFT / (0.72 - LEFT), y, text, weight="bold", va="center")
             for row in rows:
                 y += 1
                 beside = bar(axes, y, row)
@@ -98,7 +103,7 @@ def loss_chart(curves: dict[str, tuple[np.ndarray, np.ndarray]], colours: dict[s
             axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
             axes.yaxis.set_minor_formatter("{x:g}")
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.tick_params(which="both", labelsize=7.5)
+        axes.tick_params(which="both", labelsize=8.5)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value else "0")
         axes.grid(axis="y", color=LINE, lw=0.6)
         axes.set_xlabel("samples seen")

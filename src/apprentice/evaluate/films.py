@@ -16,7 +16,7 @@ SUCCESSES, TOLD, FAILURES = 6, 6, 60  # films shown: of each policy, of the lang
 
 @dataclass(frozen=True)
 class Film:
-    """An episode to look at, and data: addresses of its film and of the film's last picture."""
+    """An episode to look at, and data: addresses of its film and of that film's last picture."""
 
     episode: Episode
     source: str
@@ -29,10 +29,13 @@ def successes(evaluation: Evaluation, policy: str) -> list[Film]:
     return _films(evaluation, sorted(own, key=lambda episode: (episode.init_state, episode.task)), SUCCESSES)
 
 
-def told_another(evaluation: Evaluation) -> list[Film]:
+def told_another(evaluations: Iterable[Evaluation]) -> list[Film]:
     """The first episode of each policy and pair of tasks."""
-    first = [episode for episode in evaluation.episodes if episode.init_state == 0 and episode.task != episode.told]
-    return _films(evaluation, first, TOLD)
+    films: list[Film] = []
+    for evaluation in evaluations:
+        first = [e for e in evaluation.episodes if e.init_state == 0 and e.task != e.told]
+        films += _films(evaluation, first, TOLD - len(films))
+    return films
 
 
 def failures(evaluations: Iterable[Evaluation], kinds: Iterable[str]) -> dict[str, list[Film]]:

@@ -126,7 +126,7 @@ def changes(subject: str, looks: Mapping[str, Sequence[tuple[Row, Paired]]]) -> 
     return [f"With one thing changed it gains or loses, in points: {'; '.join(found)}."] if found else []
 
 
-def failures(counts: Mapping[str, int]) -> list[str]:
-    """A sentence on the commonest kind of failure, if anything failed."""
-    kind = max(counts, key=lambda kind: counts[kind])
-    return [f"Most failures: {kind}, {counts[kind]} of {sum(counts.values())}."] if counts[kind] else []
+def failures(kinds: Mapping[str, int]) -> list[str]:
+    """A sentence on how episodes failed, the commonest kind first, if any did."""
+    common = sorted(kinds, key=lambda kind: -kinds[kind])
+    return [f"How it failed: {', '.join(f'{kind} {kinds[kind]}' for kind in common)}."] if kinds else []

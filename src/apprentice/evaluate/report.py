@@ -75,7 +75,7 @@ def write_report(
     evaluation: Path,
     *,
     runs: dict[str, Path] | None = None,
-    probe: Path | None = None,
+    probe: list[Path] | None = None,
     variants: list[Path] | None = None,
     title: str = "Apprentice",
 ) -> None:
@@ -85,7 +85,7 @@ def write_report(
         out: the HTML file to write.
         evaluation: folder written by `apprentice eval`.
         runs: folders of training stages by name; the fine-tuned ones are named as the policies are.
-        probe: folder of probes, written by `apprentice eval --told` or `--probes`, if they have one of their own.
+        probe: folders of probes, written by `apprentice eval --told` or `--probes`, if they have their own.
         variants: folders of evaluations on LIBERO-PRO's variants of the suite.
         title: stands above the headline.
 
@@ -93,13 +93,13 @@ def write_report(
     """
     out = Path(out)
     main = Evaluation.load(evaluation)
-    other = Evaluation.load(probe) if probe else None
-    evaluations = [main, *([other] if other else []), *(Evaluation.load(folder) for folder in variants or [])]
-    groups = tables.by_change((e for each in evaluations for e in each.episodes), main.protocol.suite)
+    evaluations = [main, *(Evaluation.load(folder) for folder in [*(probe or []), *(variants or [])])]
+    episodes = [episode for each in evaluations for episode in each.episodes]
+    groups = tables.by_change(episodes, main.protocol.suite)
     rows = success_rows(main.episodes)
     if not rows:
         raise UserError(f"expected episodes in {evaluation}, found none; fix: run `apprentice eval`")
-    told = probe_rows(other.episodes) if other else []
+    told = probe_rows(episode for episode in episodes if episode.suite == main.protocol.suite)
     stages = [Stage.load(name, run) for name, run in (runs or {}).items()]
     names = {task.index: task.instruction for task in tasks(main.protocol.suite)}
     colours = _colours([*main.policies, *(runs or {})])
@@ -110,7 +110,8 @@ def write_report(
     told_pairs: dict[str, list] = {}
     for row in told:
         told_pairs.setdefault(f"told “{names[row.told]}”", []).append(row)
-    counts = {kind: sum(row.kinds.get(kind, 0) for rows in failing.values() for row in rows) for kind in KINDS}
+    own = failing.get(tables.PUBLISHED, {}).get(subject)
+    counts = {kind: sum(row.kinds.get(kind, 0) for members in failing.values() for row in members.values()) for kind in KINDS}
 
     write_json(out.parent / "results.json", [asdict(row) for row in rows])
     if told:
@@ -120,7 +121,7 @@ def write_report(
         "paired": [{"policy": subject, "against": against, **asdict(pair)} for against, pair in pairs],
         "probes": {probe: [asdict(row) | {"paired": asdict(pair)} for row, pair in members] for probe, members in looks.items()},
         "latency": [asdict(row) for row in latencies],
-        "failures": {name: [asdict(row) for row in members] for name, members in failing.items()},
+        "failures": {name: [asdict(row) for row in members.values()] for name, members in failing.items()},
     }
     write_json(out.parent / "details.json", details)
     write_text(
@@ -128,8 +129,9 @@ def write_report(
         _page().render(
             title=title,
             today=date.today().isoformat(),
-            findings=[*findings(rows, told), *changes(subject, looks), *failures(counts)],
+            findings=[*findings(rows, told), *changes(subject, looks), *failures(own.kinds if own else {})],
             subject=subject,
+            policies=list(main.policies),
             overall=[row for row in rows if row.task == ALL],
             groups=by_task,
             perturbations=changed,
@@ -142,7 +144,7 @@ def write_report(
             looks=looks,
             probes=told,
             probe_chart=probe_chart(told_pairs) if told else "",
-            probe_films=films.told_another(other) if other else [],
+            probe_films=films.told_another(evaluations),
             align_chart=_losses([s for s in stages if s.stage == "align"], colours, "alignment loss"),
             finetune_chart=_losses([s for s in stages if s.stage != "align"], colours, "fine-tuning loss"),
             stages=stages,
@@ -151,8 +153,8 @@ def write_report(
             instructions=names,
             films={name: films.successes(main, name) for name in main.policies},
             failing=failing,
-            failed=sum(row.failed for members in failing.values() for row in members),
-            judged=sum(len(each.episodes) for each in evaluations),
+            failed=sum(row.failed for members in failing.values() for row in members.values()),
+            judged=len(episodes),
             shown_kinds=[kind for kind in KINDS if counts[kind]],
             kind_counts=counts,
             kind_meanings=MEANINGS,
@@ -160,6 +162,7 @@ def write_report(
             planned=len(main.wanted),
             evaluation=main,
             hertz=CONTROL_HZ,
+            change=lambda episode: tables.aside(episode, main.protocol.suite),
         ),
     )
 

@@ -13,7 +13,7 @@ from apprentice.evaluate.results import ALL, Episode, Evaluation, Row, success_r
 from apprentice.evaluate.trace import Trace
 from apprentice.evaluate.play import CONTROL_HZ
 
-PUBLISHED = "as published"
+PUBLISHED, TOLD_ANOTHER = "as published", "told another task"
 PARTS = ("seconds", "reset_seconds", "policy_seconds", "render_seconds", "physics_seconds", "steps")
 
 
@@ -45,8 +45,14 @@ def changed(episode: Episode, suite: str) -> str:
     if episode.suite != suite:
         return f"LIBERO-PRO {episode.suite.removeprefix(suite).strip('_')}"
     if episode.task != episode.told:
-        return "told another task"
+        return TOLD_ANOTHER
     return PUBLISHED if episode.probe == PLAIN else episode.probe
+
+
+def aside(episode: Episode, suite: str) -> str:
+    """What was changed, if the instruction does not say it: words for a film's caption."""
+    what = changed(episode, suite)
+    return "" if what in (PUBLISHED, TOLD_ANOTHER) else what
 
 
 def by_change(episodes: Iterable[Episode], suite: str) -> dict[str, list[Episode]]:
@@ -123,13 +129,13 @@ def where_time_goes(evaluation: Evaluation) -> list[dict[str, Any]]:
     return table
 
 
-def failing(groups: dict[str, list[Episode]]) -> dict[str, list[Failing]]:
-    """How each policy's episodes failed, by what was changed; without those that never failed."""
-    table: dict[str, list[Failing]] = {}
+def failing(groups: dict[str, list[Episode]]) -> dict[str, dict[str, Failing]]:
+    """How episodes failed, by what was changed and by policy; without those that never failed."""
+    table: dict[str, dict[str, Failing]] = {}
     for name, group in groups.items():
         for policy in dict.fromkeys(episode.policy for episode in group):
             own = [episode for episode in group if episode.policy == policy]
             kinds = Counter(episode.failure for episode in own if episode.failure)
             if failed := sum(not episode.told_success for episode in own):
-                table.setdefault(name, []).append(Failing(policy, len(own), failed, dict(kinds)))
+                table.setdefault(name, {})[policy] = Failing(policy, len(own), failed, dict(kinds))
     return table
