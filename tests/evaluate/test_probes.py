@@ -108,7 +108,7 @@ def test_tasks_that_a_probe_does_not_suit_are_left_out(
     both = protocol(tasks=(BOWL_ON_STOVE, STOVE_ON), probes=(PLAIN, MOVED))
     assert both.variants == [(1, 1, PLAIN), (1, 1, MOVED), (7, 7, PLAIN)]
     assert both.conditions == protocol(probes=None).conditions, "plain episodes are not run again for a probe"
-    with pytest.raises(UserError, match="expected probes among plain, .* found 'deaf'"):
+    with pytest.raises(UserError, match=r"expected probes among plain, .* found 'deaf'"):
         _ = protocol(probes=("deaf",)).variants
     evaluation = Evaluation(tmp_path, both, {"p": PolicyCard("act", "c", 4)}, [])
     evaluation.save()

@@ -84,9 +84,10 @@ def test_chromium_shows_the_numbers_of_results_json(report, browser):
     details = json.loads((report.parent / "details.json").read_text())
     for name, members in details["failures"].items():
         for row in members:
-            line = f'#kinds tr[data-policy="{row["policy"]}"][data-perturbation="{name}"]'
-            shown = {e.get_attribute("data-kind"): e.text for e in browser.find_elements("css selector", f"{line} td")}
-            assert {kind: int(shown[kind]) for kind in row["kinds"]} == row["kinds"]
+            for kind, count in row["kinds"].items():
+                line = f'#kinds tr[data-kind="{kind}"][data-perturbation="{name}"] td[data-policy="{row["policy"]}"]'
+                found = browser.find_elements("css selector", line)
+                assert [int(cell.text) for cell in found] == [count] or (count == 0 and not found)
     charts = " ".join(chart.text for chart in browser.find_elements("css selector", "#success svg"))
     assert "57/60" in charts and "16/20" in charts
 
@@ -122,8 +123,9 @@ def test_chromium_finds_nothing_to_complain_about(report, browser, width):
 
 def test_everything_has_a_name_for_those_who_do_not_see_it(report, browser):
     browser.get(report.as_uri())
-    nameless = browser.execute_script("""return [...document.querySelectorAll("svg, video, table, .scroll, nav")].filter(
-        thing => !(thing.caption ? thing.caption.innerText : thing.getAttribute("aria-label") || "").trim()).length""")
+    nameless = browser.execute_script("""
+        return [...document.querySelectorAll("svg, video, table, .scroll, nav")].filter(thing =>
+            !(thing.caption ? thing.caption.innerText : thing.getAttribute("aria-label") || "").trim()).length""")
     assert nameless == 0
     rows = "tbody tr:not(:has(> th[scope]))"
     assert browser.find_elements("css selector", rows) == []
@@ -133,7 +135,9 @@ def test_everything_has_a_name_for_those_who_do_not_see_it(report, browser):
 def test_colours_stand_out(dark):
     """WCAG 2.2: text by 4.5, what is drawn by 3."""
     css = (files("apprentice.evaluate") / "report.css").read_text()
-    light, night = (dict(re.findall(r"--(\w+): (#\w{6})", css[start:])[::-1]) for start in (0, css.index("@media screen")))
+    light, night = (
+        dict(re.findall(r"--(\w+): (#\w{6})", css[start:])[::-1]) for start in (0, css.index("@media screen"))
+    )
     colours = night if dark else light
     for name in ("ink", "muted", "good", "bad", "link", *(f"c{n}" for n in range(6))):
         for ground in ("page", "card"):

@@ -88,7 +88,9 @@ def compare(runs: list[Path], *, policies: list[str] | None = None, across: list
     for evaluation in (first, last):
         write_table(evaluation)
     for a, b in _chosen(first, last, policies):
-        episodes = [[e for e in run.episodes if e.policy == name and e.probe == PLAIN] for run, name in ((first, a), (last, b))]
+        episodes = [
+            [e for e in run.episodes if e.policy == name and e.probe == PLAIN] for run, name in ((first, a), (last, b))
+        ]
         rows = paired(*episodes)
         if not rows[0].pairs:
             raise UserError(f"expected episodes that {a} and {b} have both run, found none; fix: evaluate them alike")

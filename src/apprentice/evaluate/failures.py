@@ -159,7 +159,10 @@ class Observer:
         body, data = self._bodies[thing], self._data
         geoms = [geom for geom in self._world.solid if self._thing[geom] == thing]
         rotation = data.xmat[body].reshape(3, 3)
-        if thing >= self._objects and self._world.model.jnt_type[self._joints[thing - self._objects]] == HINGE_OR_SLIDE[1]:
+        if (
+            thing >= self._objects
+            and self._world.model.jnt_type[self._joints[thing - self._objects]] == HINGE_OR_SLIDE[1]
+        ):
             pull = -data.xaxis[self._joints[thing - self._objects]]
             geoms = [max(geoms, key=lambda geom: float(data.geom_xpos[geom] @ pull))]
         corners = (self._world.fill(geoms, np.inf) - data.xpos[body]) @ rotation

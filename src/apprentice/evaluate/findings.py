@@ -128,5 +128,5 @@ def changes(subject: str, looks: Mapping[str, Sequence[tuple[Row, Paired]]]) -> 
 
 def failures(kinds: Mapping[str, int]) -> list[str]:
     """A sentence on how episodes failed, the commonest kind first, if any did."""
-    common = sorted(kinds, key=lambda kind: -kinds[kind])
-    return [f"How it failed: {', '.join(f'{kind} {kinds[kind]}' for kind in common)}."] if kinds else []
+    common = sorted((kind for kind in kinds if kinds[kind]), key=lambda kind: -kinds[kind])
+    return [f"How it failed: {', '.join(f'{kind} {kinds[kind]}' for kind in common)}."] if common else []

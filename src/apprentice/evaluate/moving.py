@@ -20,7 +20,7 @@ UPRIGHT = np.cos(0.1)  # rad that it may lean
 
 
 def reset_moved(env: LiberoEnv, names: Sequence[str], *, seed: int, init_state: int, settle_steps: int) -> None:
-    """Reset, with objects moved to where `seed` says and they stand as they stood; what loosely touches one moves along.
+    """Reset, with objects moved to where `seed` says and they stand as they stood; what touches one moves along.
 
     Where there is room is found out once everything has settled; then all starts anew, so that the hand settles as it
     does in the episode that nothing is changed in. Raises UserError if there is no room for one.

@@ -92,7 +92,12 @@ class Protocol:
     @property
     def variants(self) -> list[tuple[int, int, str]]:
         """The pairs with each probe that can be made of them."""
-        return [(*pair, probe) for pair in self.pairs for probe in self.probes or (PLAIN,) if applies(self.suite, pair[1], probe)]
+        return [
+            (*pair, probe)
+            for pair in self.pairs
+            for probe in self.probes or (PLAIN,)
+            if applies(self.suite, pair[1], probe)
+        ]
 
 
 def differences(a: Protocol, b: Protocol, names: tuple[str, str], across: Collection[str] = ()) -> list[str]:

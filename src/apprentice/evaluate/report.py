@@ -111,7 +111,9 @@ def write_report(
     for row in told:
         told_pairs.setdefault(f"told “{names[row.told]}”", []).append(row)
     own = failing.get(tables.PUBLISHED, {}).get(subject)
-    counts = {kind: sum(row.kinds.get(kind, 0) for members in failing.values() for row in members.values()) for kind in KINDS}
+    counts = {
+        kind: sum(row.kinds.get(kind, 0) for members in failing.values() for row in members.values()) for kind in KINDS
+    }
 
     write_json(out.parent / "results.json", [asdict(row) for row in rows])
     if told:
@@ -119,7 +121,9 @@ def write_report(
     details = {
         "perturbations": {name: [asdict(row) for row in members] for name, members in changed.items()},
         "paired": [{"policy": subject, "against": against, **asdict(pair)} for against, pair in pairs],
-        "probes": {probe: [asdict(row) | {"paired": asdict(pair)} for row, pair in members] for probe, members in looks.items()},
+        "probes": {
+            probe: [asdict(row) | {"paired": asdict(pair)} for row, pair in members] for probe, members in looks.items()
+        },
         "latency": [asdict(row) for row in latencies],
         "failures": {name: [asdict(row) for row in members.values()] for name, members in failing.items()},
     }

@@ -58,9 +58,9 @@ def evaluate(
         workers: processes.
         ray: address of a Ray cluster whose machines do the work ("auto": the one that this machine belongs to).
         told: language probe instead: 1=8 sets up task 1 (scene, initial states) and gives the instruction of task 8.
-        probes: what to change in the episodes, one or more of plain (nothing), paraphrase, empty (no words), black-agent,
-            black-wrist (a camera is black) and moved (what is carried stands elsewhere); tasks that a probe does not
-            suit are left out of it.
+        probes: what to change in the episodes, one or more of plain (nothing), paraphrase, empty (no words),
+            black-agent, black-wrist (a camera is black) and moved (what is carried stands elsewhere); tasks that a
+            probe does not suit are left out of it.
         render: "fast" draws simplified meshes, "exact" those of the benchmark.
         size: height and width of the images (px).
         max_steps: actions before an episode counts as failed, instead of the suite's own limit.

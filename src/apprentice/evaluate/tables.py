@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from apprentice.evaluate.compare import Paired, paired
+from apprentice.evaluate.failures import KINDS
+from apprentice.evaluate.play import CONTROL_HZ
 from apprentice.evaluate.probes import PLAIN, PROBES
 from apprentice.evaluate.results import ALL, Episode, Evaluation, Row, success_rows
 from apprentice.evaluate.trace import Trace
-from apprentice.evaluate.play import CONTROL_HZ
 
 PUBLISHED, TOLD_ANOTHER = "as published", "told another task"
 PARTS = ("seconds", "reset_seconds", "policy_seconds", "render_seconds", "physics_seconds", "steps")
@@ -32,7 +33,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class Failing:
-    """How a policy's episodes failed: kind -> how many."""
+    """How a policy's episodes failed: how many by each of KINDS."""
 
     policy: str
     episodes: int
@@ -64,7 +65,7 @@ def by_change(episodes: Iterable[Episode], suite: str) -> dict[str, list[Episode
 
 
 def perturbed(groups: dict[str, list[Episode]]) -> dict[str, list[Row]]:
-    """Each policy's success over all tasks, by what was changed. Episodes told another task have a table of their own."""
+    """Each policy's success over all tasks, by what was changed; those told another task have a table of their own."""
     rows = {}
     for name, group in groups.items():
         if all(episode.task == episode.told for episode in group):
@@ -99,9 +100,7 @@ def looks(groups: dict[str, list[Episode]]) -> dict[str, list[tuple[Row, Paired]
     table: dict[str, list[tuple[Row, Paired]]] = {}
     for probe in PROBES:
         for row in [] if probe == PLAIN else perturbed(groups).get(probe, []):
-            before, after = (
-                [e for e in groups.get(name, []) if e.policy == row.policy] for name in (PUBLISHED, probe)
-            )
+            before, after = ([e for e in groups.get(name, []) if e.policy == row.policy] for name in (PUBLISHED, probe))
             table.setdefault(probe, []).append((row, paired(before, after)[0]))
     return table
 
@@ -135,7 +134,9 @@ def failing(groups: dict[str, list[Episode]]) -> dict[str, dict[str, Failing]]:
     for name, group in groups.items():
         for policy in dict.fromkeys(episode.policy for episode in group):
             own = [episode for episode in group if episode.policy == policy]
-            kinds = Counter(episode.failure for episode in own if episode.failure)
+            counts = Counter(episode.failure for episode in own)
             if failed := sum(not episode.told_success for episode in own):
-                table.setdefault(name, {})[policy] = Failing(policy, len(own), failed, dict(kinds))
+                table.setdefault(name, {})[policy] = Failing(
+                    policy, len(own), failed, {kind: counts[kind] for kind in KINDS}
+                )
     return table
