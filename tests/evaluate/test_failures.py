@@ -24,7 +24,7 @@ from apprentice.libero.env import LiberoEnv, environment
 from apprentice.libero.skills import pick
 from apprentice.libero.world import World
 
-OPEN_DRAWER, BOWL_ON_STOVE, PUSH_PLATE, STOVE_ON, BOWL_ON_PLATE = 0, 1, 5, 7, 8
+OPEN_DRAWER, BOWL_ON_STOVE, PUSH_PLATE, CHEESE_IN_BOWL, STOVE_ON, BOWL_ON_PLATE = 0, 1, 5, 6, 7, 8
 BOWL, PLATE, DRAWER = "akita_black_bowl_1", "plate_1", "wooden_cabinet_1_middle_region"
 BACK = np.array([0.08, 0.0])  # m, towards the robot
 
@@ -74,7 +74,8 @@ def test_a_bowl_that_is_held_dropped_or_not_asked_for(episode: Episode) -> None:
     hand = episode.hand
     pick(hand, episode.world, BOWL)
     hand.go(hand.position + 0.1 * UP, hand.rotation, near=0.02)
-    assert episode.kinds(BOWL_ON_STOVE, BOWL_ON_PLATE, STOVE_ON) == [TIMED_OUT, TIMED_OUT, WRONG_OBJECT]
+    assert episode.kinds(BOWL_ON_STOVE, BOWL_ON_PLATE) == [TIMED_OUT, TIMED_OUT]
+    assert episode.kinds(STOVE_ON, CHEESE_IN_BOWL) == [WRONG_OBJECT, WRONG_OBJECT]
     hand.open(hand.position, hand.rotation)
     hand.stay(12)
     assert episode.kinds(BOWL_ON_STOVE, BOWL_ON_PLATE, STOVE_ON) == [DROPPED, DROPPED, WRONG_OBJECT]

@@ -31,6 +31,8 @@ class Standing:
 
     def reset(self, seed: int) -> None: ...
 
+    def close(self) -> None: ...
+
     def plan(self, observation: dict[str, np.ndarray], instruction: str) -> np.ndarray:
         self.given.append((observation, instruction))
         return np.zeros((4, 7), np.float32)

@@ -5,7 +5,7 @@ A *thing* is an object, or a part that a joint moves: a drawer, a door, a knob. 
 - reached once the point between the finger tips came within REACH of the box around it, or the robot touched it;
 - held while both fingers touched it and were told to close;
 - moved once it was held LIFT above where it stood, or, for a part, once it was touched and TURNED of its joint's range
-  away from where it was, or, for a plate, which is pushed, once it was touched and PUSHED away.
+  away from where it was, or, for a plate that nothing goes onto, once it was touched and PUSHED away.
 
 Only goals that do not hold in the end are asked about, and the first line that is true names the kind:
 
@@ -14,7 +14,8 @@ Only goals that do not hold in the end are asked about, and the first line that 
     dropped               the thing had been lifted, and fell by more than FALL after it was last held
     left elsewhere        the thing had been moved, and was left where the goal does not hold: a bowl beside its plate,
                           a drawer half open
-    wrong object          nothing of the goal was moved, but a thing was that the goal does not speak of
+    wrong object          what should be moved was not, but another thing was, be it where the first should go; drawers and
+                          doors that may have to be opened first do not count
     timed out             less than RECENT steps before the end it had first reached the thing, or had last handled
                           another one whose goal does hold: it was on its way
     missed the grasp      the thing was reached, and never moved
@@ -36,7 +37,7 @@ MEANINGS = {
     MISSED: "The hand got there, but never lifted the object, or never moved the drawer, the knob or the plate.",
     DROPPED: "The object was lifted, and fell by more than 3 cm before it was where it belongs.",
     ELSEWHERE: "It was moved and left where the goal does not hold: set down beside its place, a drawer half open.",
-    WRONG_OBJECT: "Something was moved that the goal does not speak of, and nothing that it does.",
+    WRONG_OBJECT: "Another thing was lifted or moved, and nothing that should be.",
     TIMED_OUT: "The steps ran out while it was in the hand or being moved, or within 2 s of getting there.",
     OTHER_TASK: "Told another task, it did the one that the scene was set up for.",
 }
@@ -67,7 +68,6 @@ class Observer:
         ]
         self._bodies = np.array(roots + [int(model.jnt_bodyid[joint]) for joint in self._joints])
         self._objects = len(roots)
-        self._plates = np.array([name.startswith("plate") for name in self._names], dtype=bool)
         self._addresses = model.jnt_qposadr[self._joints]
         self._enough = TURNED * np.ptp(model.jnt_range[self._joints], axis=1)
         thing_of_body, robot_of_body = self._owners(model)
@@ -76,6 +76,10 @@ class Observer:
 
         self._handled = [self._handled_by(goal) for goal in goals]
         self._wanted = sorted(set(self._handled))
+        destinations = [name for goal in goals for name in goal[2:]]
+        self._plates = np.array(
+            [name.startswith("plate") and name not in destinations for name in self._names], dtype=bool
+        )
         self._allowed = set(self._wanted) | {thing for goal in goals for thing in self._helping(goal)}
         boxes = [self._box(thing) for thing in self._wanted]
         self._middle, self._half = np.array([b[0] for b in boxes]), np.array([b[1] for b in boxes])
@@ -185,13 +189,11 @@ class Observer:
         return self._names.index(name) if verb in ("on", "in") else self._part(name)
 
     def _helping(self, goal: Goal) -> list[int]:
-        """What a goal speaks of otherwise: where something goes, and the drawer or door to open for that."""
+        """The drawer or door that may have to be opened for a goal."""
         found = []
         for name in goal[2:]:
             owner = self._world.parent(name) if self._world.is_site(name) else name
-            if owner in self._names:
-                found.append(self._names.index(owner))
-            elif owner in self._world.root and (self._site_joints(name) or self._parts_of(owner) == 1):
+            if owner in self._world.domain.fixtures_dict and (self._site_joints(name) or self._parts_of(owner) == 1):
                 found.append(self._part(name if self._site_joints(name) else owner))
         return found
 
