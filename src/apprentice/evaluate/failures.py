@@ -14,8 +14,8 @@ Only goals that do not hold in the end are asked about, and the first line that 
     dropped               the thing had been lifted, and fell by more than FALL after it was last held
     left elsewhere        the thing had been moved, and was left where the goal does not hold: a bowl beside its plate,
                           a drawer half open
-    wrong object          what should be moved was not, but another thing was, be it where the first should go; drawers and
-                          doors that may have to be opened first do not count
+    wrong object          what should be moved was not, but another thing was, be it where the first should go; drawers
+                          and doors that may have to be opened first do not count
     timed out             less than RECENT steps before the end it had first reached the thing, or had last handled
                           another one whose goal does hold: it was on its way
     missed the grasp      the thing was reached, and never moved
