@@ -8,10 +8,11 @@ import pytest
 from example_evaluation import CHANGED, EPISODES, FAILS, TASKS, fails_of
 
 from apprentice.errors import UserError
+from apprentice.evaluate.compare import summary
 from apprentice.evaluate.failures import KINDS
 from apprentice.evaluate.findings import findings, percent
 from apprentice.evaluate.report import duration, thousands, write_report
-from apprentice.evaluate.results import ProbeRow, Row, success_rows
+from apprentice.evaluate.results import Evaluation, ProbeRow, Row, success_rows
 from apprentice.intervals import wilson
 
 REMOTE = re.compile(r"""(?:src|href|url|@import|fetch|import)\s*[=(]?\s*["']?(?:https?:)?//""")
@@ -40,7 +41,7 @@ def test_results_json_is_the_list_that_was_asked_for(report):
         assert (entry["low95"], entry["high95"]) == wilson(entry["successes"], entry["episodes"])
 
 
-def test_details_json_counts_what_was_changed_and_how_it_failed(report):
+def test_details_json_counts_what_was_changed_and_how_it_failed(report, folders):
     details = json.loads((report.parent / "details.json").read_text())
     assert list(details["perturbations"]) == ["as published", *CHANGED, "LIBERO-PRO swap"]
     for probe, states in CHANGED.items():
@@ -56,6 +57,8 @@ def test_details_json_counts_what_was_changed_and_how_it_failed(report):
             failed = [s for task in TASKS for s in fails_of(row["policy"], task, name)]
             assert row["failed"] == sum(row["kinds"].values()) == len(failed)
             assert row["kinds"].get("dropped", 0) == sum(s % 6 == 2 for s in failed)
+    printed = [line.split()[:3] for line in summary(Evaluation.load(folders["evaluation"])).splitlines()]
+    assert ["two-stage", "empty", "34/60"] in printed
     assert [(row["plans"], round(row["p50"], 4)) for row in details["latency"]] == [(18000, 0.0505)] * 3
 
 
@@ -199,7 +202,7 @@ def test_nothing_is_rounded_to_certainty():
 
 
 def test_episodes_of_another_checkpoint_or_told_another_task_do_not_count(folders):
-    from apprentice.evaluate.results import Evaluation, append_episode
+    from apprentice.evaluate.results import append_episode
 
     folder = folders["evaluation"].parent / "copy"
     shutil.copytree(folders["evaluation"], folder)

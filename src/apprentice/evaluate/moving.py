@@ -73,7 +73,7 @@ def _stands(world: World, name: str, group: list[str], way: np.ndarray) -> bool:
     """Would the group touch nothing, and stay as it is, if it were moved by `way` (2,) m? Tried on a copy."""
     model, base = world.model, world.base()[:2]
     spot = world.position(name)[:2]
-    if np.linalg.norm(spot + way - base) > max(FARTHEST, np.linalg.norm(spot - base)):
+    if np.linalg.norm(spot + way - base) > max(FARTHEST, float(np.linalg.norm(spot - base))):
         return False
     trial = copy.copy(world.data)
     _shift(world, trial, group, way)
