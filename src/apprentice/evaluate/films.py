@@ -69,7 +69,7 @@ def _films(evaluation: Evaluation, episodes: list[Episode], most: int) -> list[F
 
 def _last_picture(film: bytes) -> bytes:
     """As JPEG."""
-    with av.open(io.BytesIO(film)) as container:
+    with av.open(io.BytesIO(film), "r") as container:
         *_, last = container.decode(video=0)
     stream = io.BytesIO()
     last.to_image().save(stream, "JPEG", quality=75)
