@@ -128,7 +128,11 @@ def main() -> None:
         console.rule(f"{kind}, budget {budget}, seed {seed}: {len(points) + 1} of {len(jobs)}")
         samples = train(kind, budget, seed, folder)
         episodes = evaluate(
-            {kind: folder / "student" / "checkpoint"}, "libero_goal", TASKS, EPISODES, folder / "evaluation"
+            {kind: str(folder / "student" / "checkpoint")},
+            "libero_goal",
+            folder / "evaluation",
+            tasks=TASKS,
+            episodes=EPISODES,
         )
         row = next(row for row in success_rows(episodes) if row.task == ALL)
         points.append(
@@ -140,7 +144,7 @@ def main() -> None:
         training = sum(price[stage] * count for stage, count in point["samples_of"].items())
         cache = caches["finetune"] if point["kind"] != "two-stage" else caches["align"] + caches["finetune"]
         point["seconds"] = round(training + cache, 1)
-    expert = evaluate({"expert": Path(EXPERT)}, "libero_goal", TASKS, EPISODES, out / "expert")
+    expert = evaluate({"expert": EXPERT}, "libero_goal", out / "expert", tasks=TASKS, episodes=EPISODES)
     rate = sum(e.success for e in expert) / len(expert)
     write_text(Path("docs/cost.json"), json.dumps({"expert": rate, "caches": caches, "points": points}, indent=1))
     console.print(f"wrote {picture(points, rate)} and docs/cost.json")
