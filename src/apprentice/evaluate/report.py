@@ -93,7 +93,9 @@ def write_report(
     """
     out = Path(out)
     main = Evaluation.load(evaluation)
-    evaluations = [main, *(Evaluation.load(folder) for folder in [*(probe or []), *(variants or [])])]
+    folders = dict.fromkeys(Path(folder).resolve() for folder in [*(probe or []), *(variants or [])])
+    others = [folder for folder in folders if folder != Path(evaluation).resolve()]  # nothing counts twice
+    evaluations = [main, *(Evaluation.load(folder) for folder in others)]
     episodes = [episode for each in evaluations for episode in each.episodes]
     groups = tables.by_change(episodes, main.protocol.suite)
     rows = success_rows(main.episodes)
