@@ -11,7 +11,7 @@ demo:
 
 test:
 	@scripts/setup.sh browser
-	$(python) -m pytest
+	$(python) -m pytest -n 2 --dist loadfile
 
 lint:
 	@scripts/setup.sh

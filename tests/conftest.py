@@ -4,7 +4,7 @@ import os
 import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 os.environ.setdefault("TRACKIO_DIR", os.path.join(tempfile.gettempdir(), "apprentice-trackio"))
 
 from pathlib import Path
