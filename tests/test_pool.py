@@ -2,13 +2,16 @@
 
 import multiprocessing.pool
 import os
+import signal
 import sys
+import time
 from types import ModuleType
 
 import pytest
 
 from apprentice.errors import UserError
 from apprentice.pool import spread
+from apprentice.watch import time_limit
 
 
 def test_every_job_is_done_once_though_workers_are_renewed() -> None:
@@ -23,9 +26,34 @@ def test_workers_have_one_thread_each_and_we_keep_ours(monkeypatch: pytest.Monke
     assert os.environ["OMP_NUM_THREADS"] == "7" and "LP_NUM_THREADS" not in os.environ
 
 
-def test_a_dead_worker_is_an_error_instead_of_a_wait_for_ever() -> None:
-    with pytest.raises(UserError, match="found one that was killed"):
-        list(spread(os._exit, [1], 1))
+def end(how: str) -> None:
+    """What a job may do to its worker."""
+    if how == "hang":
+        with time_limit(0.2):
+            time.sleep(60)
+    elif how == "leave":
+        sys.exit(0)
+    os.kill(os.getpid(), {"crash": signal.SIGSEGV, "too large": signal.SIGKILL}[how])
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ("hang", r"hung \(limit 0:00:00.2.*\) at .*test_pool.py:\d+ in end while it did hang; .*leave it out"),
+        ("leave", "ended itself with code 0 while it did leave;"),
+        ("crash", r"crashed \(SIGSEGV\) at .*test_pool.py:\d+ in end while it did crash;"),
+        ("too large", r"killed \(out of memory\?\) while it did too large; .*fewer workers"),
+    ],
+)
+def test_a_dead_worker_is_named_with_its_job_and_what_was_finished_is_kept(how: str, told: str) -> None:
+    results = spread(tried, ["well", how], 1)
+    assert next(results) == "well"
+    with pytest.raises(UserError, match=told):
+        list(results)
+
+
+def tried(job: str) -> str:
+    return job if job == "well" else str(end(job))
 
 
 def test_a_ray_cluster_does_the_jobs_or_its_absence_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,6 +82,11 @@ COMMANDS = {
         "apprentice.evaluate.rollout:evaluate",
         "apprentice.evaluate.rollout:evaluate",
     ),
+    "selfcheck": (
+        "compare the simulator with the references that results rely on; `eval` does so at its start",
+        "apprentice.evaluate.selfcheck:selfcheck",
+        "apprentice.evaluate.selfcheck:selfcheck",
+    ),
     "report": (
         "write the page and results.json of an evaluation",
         "apprentice.evaluate.report:write_report",

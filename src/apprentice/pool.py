@@ -3,11 +3,14 @@
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from multiprocessing import TimeoutError, active_children, get_context
 from multiprocessing.process import BaseProcess
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from apprentice.errors import UserError
+from apprentice.watch import busy, epitaph, keep_note
 
 PATIENCE = 2.0  # s between looks at the workers' health
 
@@ -21,14 +24,15 @@ def spread[J, R](
     """Run jobs in fresh processes with one thread each (more only take cores from one another); yield what they return.
 
     A process is replaced after `renew` jobs. The processes belong to this machine, or to the Ray cluster at the
-    address `ray`. Raises UserError if a process is killed (the pool would wait for ever), or if there is no Ray.
+    address `ray`. Raises UserError if a process dies (the pool would wait for ever), with the job that it was at, or
+    if there is no Ray.
     """
     before = {key: os.environ.get(key) for key in LIMITS}
     os.environ.update(LIMITS)
     try:
-        with _pool(max(1, min(workers, len(jobs))), renew, ray) as pool:
+        with TemporaryDirectory() as notes, _pool(max(1, min(workers, len(jobs))), renew, ray, notes) as pool:
             seen: set[BaseProcess] = set(active_children())
-            running = pool.imap_unordered(run, jobs, chunksize=1)
+            running = pool.imap_unordered(partial(busy, run), jobs, chunksize=1)
             while True:
                 try:
                     yield running.next(timeout=PATIENCE)
@@ -36,11 +40,8 @@ def spread[J, R](
                     return
                 except TimeoutError:
                     seen |= set(active_children())
-                    if any(process.exitcode for process in seen):
-                        raise UserError(
-                            "expected every worker to finish its jobs, found one that was killed (out of memory?); "
-                            "nothing finished is lost; fix: run the same command again, with fewer workers"
-                        ) from None
+                    if fates := [fate for p in seen if (fate := epitaph(notes, p.pid, p.exitcode))]:
+                        raise UserError(fates[0]) from None
     finally:
         for key, value in before.items():
             os.environ.pop(key)
@@ -48,9 +49,9 @@ def spread[J, R](
                 os.environ[key] = value
 
 
-def _pool(processes: int, renew: int | None, ray: str | None) -> Any:
+def _pool(processes: int, renew: int | None, ray: str | None, notes: str) -> Any:
     if ray is None:
-        return get_context("spawn").Pool(processes, _prepare, maxtasksperchild=renew)
+        return get_context("spawn").Pool(processes, _prepare, (notes,), maxtasksperchild=renew)
     try:
         from ray.util.multiprocessing import Pool
     except ImportError:
@@ -62,5 +63,6 @@ def _pool(processes: int, renew: int | None, ray: str | None) -> Any:
     return Pool(processes, maxtasksperchild=renew, ray_address=ray, ray_remote_args=arguments)
 
 
-def _prepare() -> None:
+def _prepare(notes: str) -> None:
+    keep_note(notes)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means

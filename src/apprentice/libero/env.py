@@ -1,7 +1,7 @@
 """LIBERO as one small class: the same physics and the same observations as LeRobot's environment, but images on demand.
 
-Observations are those of `lerobot.envs.libero` after its `LiberoProcessorStep`: images to the bit when
-`render="exact"`, the state to rounding.
+Observations are those of `lerobot.envs.libero` after its `LiberoProcessorStep`: to the bit when `render="exact"`,
+otherwise images look the same, and states are the same to rounding.
 """
 
 import contextlib
@@ -25,6 +25,7 @@ SETTLE_STEPS = 10  # initial states hang some centimetres in the air
 SUBSTEPS = 25  # physics steps of 2 ms in a control step of 50 ms
 SEEN_SUBSTEP = 23  # after an initial state is set, robosuite samples its observations here, 4 ms before the step ends
 DRAWS, NEXT_DRAW, THROWN = 5, 1_000_003, 0.2  # m: an object that moved so far while it settled was thrown
+LOADED = 2  # times that lerobot-eval has loaded the model before the reset of its first episode loads it again
 TURN_PER_METRE = 4.0  # rad: a start moved by 3 cm may also be turned by 0.12 rad (7 degrees)
 
 
@@ -64,6 +65,7 @@ class LiberoEnv:
         # Robosuite refreshes some 40 sensors in every physics step; we read the three that we need ourselves.
         self.control.env._observables = {}
         self.control.env._update_observables = self._watch
+        self._acos = _torchs_acos if render == "exact" else np.arccos
         self._stepping = self._fresh = False
         self.control.env.sim.forward, self.control.env.sim.step = self._forward, self._integrate
 
@@ -97,6 +99,10 @@ class LiberoEnv:
     def _place(self, seed: int, init_state: int | None) -> np.ndarray:
         """Put everything in its place; returns where (N, 2) m the objects are before they settle."""
         self.control.seed(seed)
+        if init_state is not None:
+            # Each time LIBERO loads the model it draws, before the places, one more random number for each thing that
+            # begins open or turned on. lerobot-eval loads it at each reset, so fixtures stand elsewhere each time.
+            np.random.uniform(size=(LOADED + init_state) * len(self.control.env.object_property_initializers))
         # LIBERO places what lies on or in a fixture as if the fixture were where a newly loaded model has it.
         self.model.body_pos[self._fixtures], self.model.body_quat[self._fixtures] = self._at_first, [1.0, 0, 0, 0]
         self.control.reset()
@@ -200,7 +206,7 @@ class LiberoEnv:
         w, *xyz = self.data.xquat[self._hand].astype(np.float32)
         w, xyz = np.clip(w, -1, 1), np.array(xyz)
         length = np.sqrt(np.maximum(1 - w * w, 0), dtype=np.float32)
-        turn = xyz / length * 2 * np.arccos(w) if length > 1e-10 else np.zeros(3)
+        turn = xyz / length * 2 * self._acos(w) if length > 1e-10 else np.zeros(3)
         fingers = self.data.qpos[self._robot._ref_gripper_joint_pos_indexes]
         return np.concatenate([self.data.site_xpos[self._robot.eef_site_id], turn, fingers]).astype(np.float32)
 
@@ -238,6 +244,13 @@ def environment(suite: str, task: int, world: int | None = None, *, render: str,
     if not _kept:
         _kept.append(LiberoEnv(suite, task, world, render=render, size=size))
     return _kept[0]
+
+
+def _torchs_acos(cosine: np.float32) -> np.float32:
+    """What LeRobot calls; for 3 % of its arguments the last bit is not NumPy's."""
+    import torch
+
+    return torch.acos(torch.tensor([cosine])).numpy()[0]
 
 
 def _make_control(bddl: str) -> Any:
