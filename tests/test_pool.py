@@ -1,11 +1,12 @@
-"""Jobs in processes: what comes back, with how many threads, and what happens when a process is killed."""
+"""Jobs in processes: what comes back, with how many threads, and what happens when a process or a machine is killed."""
 
-import multiprocessing.pool
 import os
 import signal
 import sys
 import time
-from types import ModuleType
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -26,53 +27,87 @@ def test_workers_have_one_thread_each_and_we_keep_ours(monkeypatch: pytest.Monke
     assert os.environ["OMP_NUM_THREADS"] == "7" and "LP_NUM_THREADS" not in os.environ
 
 
-def end(how: str) -> None:
+def tried(job: str) -> str:
     """What a job may do to its worker."""
-    if how == "hang":
+    if job == "hang":
         with time_limit(0.2):
             time.sleep(60)
-    elif how == "leave":
+    elif job == "leave":
         sys.exit(0)
-    os.kill(os.getpid(), {"crash": signal.SIGSEGV, "too large": signal.SIGKILL}[how])
+    elif job != "well":
+        os.kill(os.getpid(), {"crash": signal.SIGSEGV, "grow": signal.SIGKILL}[job])
+    return job
 
 
 @pytest.mark.parametrize(
-    ("how", "told"),
+    ("job", "told"),
     [
-        ("hang", r"hung \(limit 0:00:00.2.*\) at .*test_pool.py:\d+ in end while it did hang; .*leave it out"),
+        ("hang", r"hung \(limit 0:00:00.2.*\) at .*test_pool.py:\d+ in tried while it did hang; .*leave it out"),
         ("leave", "ended itself with code 0 while it did leave;"),
-        ("crash", r"crashed \(SIGSEGV\) at .*test_pool.py:\d+ in end while it did crash;"),
-        ("too large", r"killed \(out of memory\?\) while it did too large; .*fewer workers"),
+        ("crash", r"crashed \(SIGSEGV\) at .*test_pool.py:\d+ in tried while it did crash;"),
+        ("grow", r"killed \(out of memory\?\) while it did grow; .*fewer workers"),
     ],
 )
-def test_a_dead_worker_is_named_with_its_job_and_what_was_finished_is_kept(how: str, told: str) -> None:
-    results = spread(tried, ["well", how], 1)
+def test_a_dead_worker_is_named_with_its_job_instead_of_a_wait_for_ever(job: str, told: str) -> None:
+    results = spread(tried, ["well", job], 1)
     assert next(results) == "well"
     with pytest.raises(UserError, match=told):
         list(results)
 
 
-def tried(job: str) -> str:
-    return job if job == "well" else str(end(job))
+def test_the_absence_of_ray_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"pip install 'lerobot_policy_apprentice\[ray\]'"):
+        list(spread(abs, [1], 1, ray="auto"))
 
 
-def test_a_ray_cluster_does_the_jobs_or_its_absence_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "ray", None)
-        with pytest.raises(UserError, match=r"pip install 'lerobot_policy_apprentice\[ray\]'"):
-            list(spread(abs, [1], 1, ray="auto"))
-    asked = []
+@dataclass(frozen=True)
+class Job:
+    number: int
+    folder: Path
+    doomed: str  # the node that will die
 
-    def pool(processes: int, **arguments: object) -> multiprocessing.pool.Pool:
-        """Threads in place of a cluster, behind the same interface."""
-        asked.append((processes, arguments))
-        return multiprocessing.pool.ThreadPool(processes)
 
-    packages = {name: ModuleType(name) for name in ("ray", "ray.util", "ray.util.multiprocessing")}
-    packages["ray.util.multiprocessing"].Pool = pool  # type: ignore[attr-defined]
-    for name, module in packages.items():
-        monkeypatch.setitem(sys.modules, name, module)
-    assert sorted(spread(abs, [-3, 2, 1], 2, ray="here:1")) == [1, 2, 3]
-    ((processes, arguments),) = asked
-    assert processes == 2 and arguments["ray_address"] == "here:1"
-    assert arguments["ray_remote_args"]["runtime_env"]["env_vars"]["OMP_NUM_THREADS"] == "1"  # type: ignore[index]
+_done: list[int] = []  # of this process; with one CPU a node has one
+
+
+def work(job: Job) -> tuple[int, str]:
+    """The doomed node is killed in its third job; the other waits for that in its first."""
+    import ray
+
+    with (job.folder / "begun").open("a") as file:
+        file.write(f"{job.number}\n")
+    dying = job.folder / "dying"
+    if ray.get_runtime_context().get_node_id() != job.doomed:
+        while not dying.exists():
+            time.sleep(0.05)
+    elif len(_done) == 2:
+        dying.touch()
+        os.kill(os.getppid(), signal.SIGKILL)  # the raylet: its machine, as the cluster sees it
+        os.kill(os.getpid(), signal.SIGKILL)
+    _done.append(job.number)
+    return job.number, os.environ["OMP_NUM_THREADS"]
+
+
+def refuse(job: int) -> None:
+    raise UserError(f"expected no {job}")
+
+
+def test_a_cluster_does_every_job_once_though_a_node_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray", reason="no Ray here: pip install 'lerobot_policy_apprentice[ray]'")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_health_check_period_ms", "500")  # a dead node is known as such sooner
+    monkeypatch.setenv("RAY_health_check_initial_delay_ms", "500")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        doomed = cluster.add_node(num_cpus=1).node_id
+        with pytest.raises(UserError, match=r"^expected no 7$"):
+            list(spread(refuse, [7], 1, ray=cluster.address))
+        jobs = [Job(number, tmp_path, doomed) for number in range(8)]
+        assert sorted(spread(work, jobs, 2, ray=cluster.address)) == [(number, "1") for number in range(8)]
+    finally:
+        cluster.shutdown()
+    begun = Counter((tmp_path / "begun").read_text().split())
+    assert sorted(begun.values()) == [1] * 7 + [2]

@@ -1,7 +1,11 @@
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from apprentice.libero import collect as collecting
 from apprentice.libero.env import LiberoEnv
 
 
@@ -17,3 +21,27 @@ def exact() -> Iterator[LiberoEnv]:
     env = LiberoEnv("libero_goal", 1, render="exact")
     yield env
     env.close()
+
+
+@pytest.fixture
+def interrupted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Path, dict[str, np.ndarray]]]:
+    """Collects two episodes of a task by two workers, is stopped before it writes them, and loses the second.
+
+    What it returns: the folder where the first one waits, and what the second one held.
+    """
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def collect(suite: str, task: int, out: Path, **settings: Any) -> tuple[Path, dict[str, np.ndarray]]:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(collecting, "_assemble", stop)
+            collecting.collect(suite, 2, out, [task], workers=2, **settings)
+        assert not out.exists()
+        scratch = out.with_name(f".{out.name}.episodes")
+        second = scratch / f"{task:02}_0001.npz"
+        lost = dict(np.load(second))
+        second.unlink()
+        return scratch, lost
+
+    return collect
