@@ -21,8 +21,9 @@ from apprentice.data.contract import Contract
 from apprentice.errors import UserError
 from apprentice.evaluate import rollout
 from apprentice.evaluate.checkpoint import Checkpoint, inspect_checkpoint
+from apprentice.evaluate.play import Job, run_episode
 from apprentice.evaluate.results import Evaluation, probe_rows, read_episodes
-from apprentice.evaluate.rollout import Job, evaluate, run_episode
+from apprentice.evaluate.rollout import evaluate
 
 CPU = torch.device("cpu")
 IMAGES = ("observation.images.image", "observation.images.image2")
@@ -97,16 +98,17 @@ def test_one_process_finds_what_two_found(evaluation, policies):
     for episode in reversed(evaluation.episodes):
         job = Job(
             episode.policy,
-            policies[episode.policy],
+            str(policies[episode.policy]),
             episode.checkpoint,
             episode.task,
             episode.told,
             episode.init_state,
             evaluation.protocol,
         )
-        again, film = run_episode(job)
+        again, files = run_episode(job)
         assert outcome(again) == outcome(episode)
-        assert film == (evaluation.folder / "videos" / episode.video).read_bytes()
+        film = f"videos/{episode.video}"
+        assert files[film] == (evaluation.folder / film).read_bytes()
 
 
 def test_finished_episodes_are_not_run_again(evaluation, policies):
@@ -143,8 +145,8 @@ def test_a_killed_run_goes_on(evaluation, policies, tmp_path):
 
 
 def test_ctrl_c_keeps_what_is_finished(evaluation, tmp_path, monkeypatch):
-    def interrupted(run, jobs, workers):
-        yield evaluation.episodes[0], b"film"
+    def interrupted(run, jobs, workers, ray):
+        yield evaluation.episodes[0], {"videos/a.mp4": b"film"}
         raise KeyboardInterrupt
 
     monkeypatch.setattr(rollout, "spread", interrupted)
@@ -153,6 +155,7 @@ def test_ctrl_c_keeps_what_is_finished(evaluation, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt, match="1 of 4 episodes done, all of them kept in"):
         rollout._run([None] * 4, begun, 2)
     assert Evaluation.load(tmp_path).episodes == evaluation.episodes[:1]
+    assert (tmp_path / "videos" / "a.mp4").read_bytes() == b"film"
 
 
 def test_a_chunk_is_what_select_action_gives_step_by_step(policies):
@@ -207,7 +210,7 @@ def test_language_probe_looks_at_both_goals(policies, evaluation, monkeypatch):
     monkeypatch.setattr(LiberoEnv, "success_of", success_of)
     protocol = replace(evaluation.protocol, told=((1, 8),))
     checkpoint = evaluation.policies["expert"].checkpoint
-    episode, _ = run_episode(Job("expert", policies["expert"], checkpoint, 1, 8, 0, protocol))
+    episode, _ = run_episode(Job("expert", str(policies["expert"]), checkpoint, 1, 8, 0, protocol))
     assert asked == [8, 8, 8]
     assert (episode.instruction, episode.steps) == ("put the bowl on the plate", 3)
     assert (episode.success, episode.told_success) == (False, True)
