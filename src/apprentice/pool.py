@@ -34,7 +34,8 @@ def spread[J, R](
 
 
 def _here[J, R](run: Callable[[J], R], jobs: Sequence[J], workers: int, renew: int | None) -> Iterator[R]:
-    with TemporaryDirectory() as notes, _limits(), get_context("spawn").Pool(workers, _prepare, (notes,), renew) as pool:
+    processes = get_context("spawn")
+    with TemporaryDirectory() as notes, _limits(), processes.Pool(workers, _prepare, (notes,), renew) as pool:
         seen: set[BaseProcess] = set(active_children())
         running = pool.imap_unordered(partial(busy, run), jobs, chunksize=1)
         while True:

@@ -12,6 +12,7 @@ from apprentice.data.contract import Contract
 from apprentice.device import best_device
 from apprentice.evaluate.checkpoint import Checkpoint, inspect_checkpoint
 from apprentice.evaluate.client import PolicyServer, inspect_server, is_address
+from apprentice.evaluate.faults import watched
 from apprentice.evaluate.protocol import Protocol
 from apprentice.evaluate.recording import record
 from apprentice.evaluate.results import Episode, PolicyCard
@@ -39,6 +40,10 @@ class Job:
     protocol: Protocol
     film: str = "some"
     rerun: bool = False
+
+    def __str__(self) -> str:
+        told = f" told {self.told}" if self.told != self.task else ""
+        return f"policy {self.policy}, {self.protocol.suite} task {self.task}{told}, initial state {self.init_state}"
 
 
 class Policy(Interface):
@@ -94,7 +99,8 @@ def run_episode(job: Job) -> tuple[Episode, dict[str, bytes]]:
             observation = env.observe()
             seen.append(observation)
             clock.lap("render")
-            actions = policy.plan(observation, instruction)
+            with watched(job.policy, str(job), limited=not is_address(job.place)):
+                actions = policy.plan(observation, instruction)
             plans.append((steps, clock.lap("policy")))
         success = env.step(actions[0])
         told_success = success if job.told == job.task else env.success_of(job.told)
