@@ -47,6 +47,7 @@ def tried(job: str) -> str:
         ("crash", r"crashed \(SIGSEGV\) at .*test_pool.py:\d+ in tried while it did crash;"),
         ("grow", r"killed \(out of memory\?\) while it did grow; .*fewer workers"),
     ],
+    ids=lambda text: text.split()[0],
 )
 def test_a_dead_worker_is_named_with_its_job_instead_of_a_wait_for_ever(job: str, told: str) -> None:
     results = spread(tried, ["well", job], 1)
