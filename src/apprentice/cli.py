@@ -87,6 +87,16 @@ COMMANDS = {
         "apprentice.evaluate.selfcheck:selfcheck",
         "apprentice.evaluate.selfcheck:selfcheck",
     ),
+    "compare": (
+        "compare two policies on the same episodes, the worst tasks first",
+        "apprentice.evaluate.compare:compare",
+        "apprentice.evaluate.compare:compare",
+    ),
+    "serve": (
+        "put a policy behind a port, for openpi's clients and `apprentice eval`",
+        "apprentice.serve.server:serve",
+        "apprentice.serve.server:serve",
+    ),
     "report": (
         "write the page and results.json of an evaluation",
         "apprentice.evaluate.report:write_report",
@@ -104,6 +114,8 @@ POSITIONAL = {
     "import-seer": ["checkpoint"],
     "expert-check": ["checkpoint"],
     "ask": ["model", "images", "question"],
+    "compare": ["runs"],
+    "serve": ["checkpoint"],
 }
 
 

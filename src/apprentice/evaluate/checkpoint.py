@@ -20,14 +20,7 @@ ACTION_DIM = 7
 
 def inspect_checkpoint(name: str, folder: Path, environment: Contract, protocol: Protocol | None = None) -> PolicyCard:
     """Look at a checkpoint before anything is loaded. Raises UserError if it is incomplete or does not fit."""
-    whole = whole_checkpoint(folder)
-    weights = "model.safetensors" if whole == folder else "adapter_model.safetensors"
-    missing = [file for file in ("config.json", weights, *PROCESSORS) if not (folder / file).exists()]
-    if missing:
-        raise UserError(
-            f"policy {name}: expected a LeRobot checkpoint in {folder}, found no {', '.join(missing)}; "
-            "fix: give the folder that holds config.json (for lerobot-train: checkpoints/last/pretrained_model)"
-        )
+    whole = complete(name, folder)
     if (whole / CONTRACT).exists():
         environment.check(Contract.load(whole), "the environment", f"policy {name}")
     config = read_json(folder / "config.json")
@@ -40,7 +33,30 @@ def inspect_checkpoint(name: str, folder: Path, environment: Contract, protocol:
         )
     if protocol and (protocol.n_action_steps or protocol.ensembling is not None):
         config = vars(configured(name, folder, protocol.n_action_steps, protocol.ensembling))
-    return PolicyCard(config["type"], fingerprint(*dict.fromkeys((folder, whole))), config.get("n_action_steps") or 1)
+    return PolicyCard(config["type"], identity(folder), config.get("n_action_steps") or 1)
+
+
+def complete(name: str, folder: Path) -> Path:
+    """The folder with all weights behind a checkpoint. Raises UserError if a file is missing."""
+    whole = whole_checkpoint(folder)
+    weights = "model.safetensors" if whole == folder else "adapter_model.safetensors"
+    missing = [file for file in ("config.json", weights, *PROCESSORS) if not (folder / file).exists()]
+    if missing:
+        raise UserError(
+            f"policy {name}: expected a LeRobot checkpoint in {folder}, found no {', '.join(missing)}; "
+            "fix: give the folder that holds config.json (for lerobot-train: checkpoints/last/pretrained_model)"
+        )
+    return whole
+
+
+def identity(folder: Path) -> str:
+    """The fingerprint of a checkpoint's files, and of those behind it."""
+    return fingerprint(*dict.fromkeys((folder, whole_checkpoint(folder))))
+
+
+def longest_chunk(config: Any) -> int:
+    """How many of the actions that a policy plans lie ahead of it."""
+    return sum(index >= 0 for index in config.action_delta_indices or [0])
 
 
 def configured(name: str, folder: Path, n_action_steps: int | None = None, ensembling: float | None = None) -> Any:
@@ -62,7 +78,7 @@ def configured(name: str, folder: Path, n_action_steps: int | None = None, ensem
             )
         n_action_steps = 1
     if n_action_steps is not None:
-        longest = sum(index >= 0 for index in config.action_delta_indices or [0])
+        longest = longest_chunk(config)
         if not hasattr(config, "n_action_steps") or not 1 <= n_action_steps <= longest:
             can = f"1 to {longest}" if hasattr(config, "n_action_steps") else "what it was trained to"
             raise UserError(
@@ -89,7 +105,7 @@ class Checkpoint:
         from lerobot.policies.act.modeling_act import ACTTemporalEnsembler
         from lerobot.policies.factory import make_pre_post_processors
 
-        self.name = name
+        self.name, self.action_dim = name, ACTION_DIM
         config = configured(name, folder, n_action_steps, ensembling)
         config.pretrained_path, config.device = folder, str(device)
         self.policy = load_policy(folder, config)
@@ -125,15 +141,15 @@ class Checkpoint:
             chunk = self.policy.predict_action_chunk(batch)
             chunk = self.ensembler.update(chunk)[:, None] if self.ensembler else chunk[:, : self.n_action_steps]
         actions = np.concatenate([self.postprocess(chunk[:, k]).float().cpu().numpy() for k in range(chunk.shape[1])])
-        return usable(actions, self.n_action_steps, f"policy {self.name}, instruction {instruction!r}")
+        return usable(actions, self.n_action_steps, f"policy {self.name}, instruction {instruction!r}", self.action_dim)
 
 
-def usable(actions: np.ndarray, count: int, whose: str) -> np.ndarray:
-    """The actions as they are. Raises UserError unless they are `count` finite ones of size 7."""
-    if actions.shape != (count, ACTION_DIM) or not np.isfinite(actions).all():
+def usable(actions: np.ndarray, count: int, whose: str, size: int = ACTION_DIM) -> np.ndarray:
+    """The actions as they are. Raises UserError unless they are `count` finite ones of this size."""
+    if actions.shape != (count, size) or not np.isfinite(actions).all():
         found = f"shape {actions.shape}" if np.isfinite(actions).all() else f"{actions[0]}"
         raise UserError(
-            f"{whose}: expected {count} finite actions of size {ACTION_DIM}, found {found}; "
+            f"{whose}: expected {count} finite actions of size {size}, found {found}; "
             "fix: check its training and its normalisation statistics"
         )
     return actions

@@ -25,7 +25,7 @@ from apprentice.evaluate.results import BLOCK, Evaluation
 ERROR = 0.05  # of a wrong answer, half of it in each direction
 DECIDED = 2 / ERROR
 STAKES = (0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 0.95)  # of the largest one that cannot lose everything
-QUESTION = re.compile(r"(?P<better>.+?)\s*>\s*(?P<worse>.+?)(?P<margin>\s*[+-]\s*(?:0?\.\d+|0|1|1\.0+|0\.))?")
+MARGIN = re.compile(r"(.+?)\s*([+-]\s*\d*\.?\d+)")
 
 
 @dataclass(frozen=True)
@@ -39,20 +39,16 @@ class Question:
     @classmethod
     def parse(cls, text: str, policies: Collection[str]) -> "Question":
         """Read "B>A", "B>A+0.05" or "B>A-0.05" (not worse by 5 points). Raises UserError."""
-        found = QUESTION.fullmatch(text.strip())
-        question = (
-            cls(found["better"], found["worse"], float((found["margin"] or "0").replace(" ", ""))) if found else None
-        )
-        if not question or question.better not in policies or question.worse not in policies or question.empty:
+        better, _, right = (part.strip() for part in text.partition(">"))
+        found = None if right in policies else MARGIN.fullmatch(right)
+        worse, margin = (found[1], float(found[2].replace(" ", ""))) if found else (right, 0.0)
+        question = cls(better, worse, margin)
+        if better == worse or not {better, worse} <= set(policies) or abs(margin) >= 1:
             raise UserError(
                 f"expected a question such as 'B>A+0.05' about two of {', '.join(policies)}, with a margin between "
                 f"-1 and 1, found {text!r}; fix: write it so, in quotes"
             )
         return question
-
-    @property
-    def empty(self) -> bool:
-        return self.better == self.worse or abs(self.margin) >= 1
 
     def __str__(self) -> str:
         if not self.margin:

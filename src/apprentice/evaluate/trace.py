@@ -69,8 +69,8 @@ def write_table(evaluation: Evaluation) -> Path:
     The protocol stands in the file's metadata. Lists are null for an episode whose trace was not kept.
     """
     path = evaluation.folder / TABLE
-    keys = json.dumps([episode.key for episode in evaluation.episodes])
-    about = {"protocol": json.dumps(asdict(evaluation.protocol)), "episodes": fingerprint(keys)}
+    content = json.dumps([asdict(episode) for episode in evaluation.episodes])
+    about = {"protocol": json.dumps(asdict(evaluation.protocol)), "episodes": fingerprint(content)}
     if path.exists() and (pq.read_schema(path).metadata or {}).items() >= _encoded(about).items():
         return path
     columns = [(field.name, TYPES[_type_name(field.type)]) for field in fields(Episode)]
