@@ -145,7 +145,7 @@ def _written() -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 def _made(suite: str, task: int) -> dict[str, np.ndarray]:
     """A demonstration, replayed, and what the cameras see at its start, drawn both ways."""
-    fast, exact = (LiberoEnv(suite, task, render=render) for render in RENDERS)
+    fast = LiberoEnv(suite, task)
     fast.reset(seed=0, init_state=0)
     episode = solve(fast, Style(), np.random.default_rng(0))
     if episode.failure:
@@ -163,10 +163,11 @@ def _made(suite: str, task: int) -> dict[str, np.ndarray]:
         raise UserError(
             f"expected actions for {suite} {task} to succeed again, found that they fail; fix: another task"
         )
+    fast.close()
+    exact = LiberoEnv(suite, task, render="exact")
     exact.reset(seed=0, init_state=0)
     images = np.array([take.images, look(exact)])
-    for env in (fast, exact):
-        env.close()
+    exact.close()
     series = {"actions": actions, "qpos": take.qpos, "states": take.states, "colours": np.mean(levels, axis=0)}
     return {"images": images} | {name: array.astype(np.float32) for name, array in series.items()}
 
