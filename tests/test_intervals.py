@@ -36,8 +36,8 @@ def test_extremes():
         wilson(21, 20)
 
 
-# Fagerland, Lydersen and Laake, "Recommended tests and confidence intervals for paired binomial proportions", Statistics
-# in Medicine 33 (2014): airway reactivity of 21 children before and after a transplant, 7 better and 1 worse.
+# Fagerland, Lydersen and Laake, "Recommended tests and confidence intervals for paired binomial proportions",
+# Statistics in Medicine 33 (2014): airway reactivity of 21 children around a transplant, 7 better and 1 worse.
 def test_published_pairs():
     assert tango(1, 7, 21) == pytest.approx((-0.517, -0.026), abs=5e-4)
     assert mcnemar(1, 7) == pytest.approx(0.0703, abs=5e-5)

@@ -92,6 +92,11 @@ COMMANDS = {
         "apprentice.evaluate.compare:compare",
         "apprentice.evaluate.compare:compare",
     ),
+    "rates": (
+        "print the success rates of evaluations, and of all of them together",
+        "apprentice.evaluate.compare:rates",
+        "apprentice.evaluate.compare:rates",
+    ),
     "serve": (
         "put a policy behind a port, for openpi's clients and `apprentice eval`",
         "apprentice.serve.server:serve",
@@ -115,6 +120,7 @@ POSITIONAL = {
     "expert-check": ["checkpoint"],
     "ask": ["model", "images", "question"],
     "compare": ["runs"],
+    "rates": ["runs"],
     "serve": ["checkpoint"],
 }
 

@@ -141,9 +141,13 @@ def test_a_run_is_one_table(other):
     assert pq.read_table(write_table(evaluation)).num_rows == table.num_rows - 1
 
 
+def test_suites_are_added_up(run, capsys):
+    assert main(["rates", str(run), str(run)]) == 0
+    rows = [line.split()[:3] for line in capsys.readouterr().out.splitlines() if line.startswith("expert")]
+    assert rows[-3:] == [["expert", "all", "110/120"], *[["expert", "libero_goal", "55/60"]] * 2]
+
+
 def test_the_summary_has_the_suite_and_the_worst_tasks_first(run):
     lines = summary(Evaluation.load(run)).splitlines()
     rows = [line.split()[:3] for line in lines if line.startswith("only-ft")]
-    assert rows == [["only-ft", "all", "51/60"], ["only-ft", "1", "16/20"], ["only-ft", "8", "16/20"]] + [
-        ["only-ft", "4", "19/20"]
-    ]
+    assert rows == [["only-ft", *cells] for cells in (["all", "51/60"], ["1", "16/20"], ["8", "16/20"], ["4", "19/20"])]

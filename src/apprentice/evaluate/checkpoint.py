@@ -112,9 +112,9 @@ class Checkpoint:
         self.preprocess, self.postprocess = make_pre_post_processors(
             config, str(folder), preprocessor_overrides={"device_processor": {"device": str(device)}}
         )
-        # Only `select_action` keeps a history of observations or an ensemble of chunks, and it has to see every frame;
-        # our students remember what they planned from.
-        history = config.n_obs_steps > 1 and config.type != "apprentice"
+        # Only `select_action` keeps a history of observations (in queues, even of one) or an ensemble of chunks, and it
+        # has to see every frame; our students remember what they planned from.
+        history = config.type != "apprentice" and (config.n_obs_steps > 1 or hasattr(self.policy, "_queues"))
         self.every_step = history or getattr(config, "temporal_ensemble_coeff", None) is not None
         self.n_action_steps = 1 if self.every_step else config.n_action_steps
         self.ensembler: ACTTemporalEnsembler | None = None
@@ -127,6 +127,9 @@ class Checkpoint:
         self.policy.reset()
         if self.ensembler:
             self.ensembler.reset()
+
+    def close(self) -> None:
+        """End the episode: nothing has to be given back."""
 
     @torch.inference_mode()
     def plan(self, observation: dict[str, np.ndarray], instruction: str) -> np.ndarray:

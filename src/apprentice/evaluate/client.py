@@ -37,6 +37,7 @@ def inspect_server(name: str, address: str, environment: Contract, protocol: Pro
     """Ask a server what it is. Raises UserError if none answers, or if its policy does not fit."""
     server = PolicyServer(name, address, protocol.n_action_steps)
     server.reset(protocol.seed)
+    server.close()
     if protocol.ensembling is not None:
         raise UserError(
             f"policy {name}: expected a checkpoint for temporal ensembling, found the server {address}; "
@@ -46,9 +47,7 @@ def inspect_server(name: str, address: str, environment: Contract, protocol: Pro
         fields = {k: tuple(v) if isinstance(v, list) else v for k, v in server.metadata["contract"].items()}
         environment.check(Contract(**fields), "the environment", f"policy {name}")
     identity = server.metadata.get("checkpoint") or fingerprint(address, pack(server.metadata))
-    card = PolicyCard(server.metadata.get("type", "server"), identity, server.n_action_steps)
-    server.close()
-    return card
+    return PolicyCard(server.metadata.get("type", "server"), identity, server.n_action_steps)
 
 
 class PolicyServer:
@@ -96,6 +95,7 @@ class PolicyServer:
         return usable(actions, self.n_action_steps, f"policy {self.name}, instruction {instruction!r}")
 
     def close(self) -> None:
+        """End the episode: others may be waiting for the server."""
         if self._connection:
             self._connection.close()
         self._connection = None

@@ -139,11 +139,37 @@ def summary(evaluation: Evaluation) -> str:
     lines = [["policy", "task", "successes", "rate", "95 % interval", ""]]
     for row in sorted(rows, key=lambda row: (row.policy, row.task != ALL, row.rate)):
         name = "" if row.task == ALL else instructions[int(row.task)].instruction
-        bounds = f"{100 * row.low95:.1f} to {100 * row.high95:.1f}"
-        lines.append(
-            [row.policy, str(row.task), f"{row.successes}/{row.episodes}", f"{100 * row.rate:.1f}", bounds, name]
-        )
+        lines.append([row.policy, str(row.task), *_rate(row), name])
     return f"{evaluation.protocol.suite}, protocol {evaluation.protocol.hash}\n" + _table(lines)
+
+
+def rates(runs: list[Path]) -> None:
+    """Print the success rates of evaluations, and of all of them together, the worst suites and tasks first.
+
+    Args:
+        runs: folders that `apprentice eval` wrote, one a suite.
+
+    Raises UserError if there is no evaluation in one of them.
+    """
+    evaluations = [Evaluation.load(run) for run in runs]
+    for evaluation in evaluations:
+        print(summary(evaluation), end="\n\n")
+    lines = [["policy", "suite", "successes", "rate", "95 % interval", ""]]
+    for policy in dict.fromkeys(name for evaluation in evaluations for name in evaluation.policies):
+        found = [
+            row for e in evaluations for row in success_rows(e.episodes) if (row.policy, row.task) == (policy, ALL)
+        ]
+        total, done = sum(row.episodes for row in found), sum(row.successes for row in found)
+        seconds = sum(row.seconds for row in found)
+        found.sort(key=lambda row: row.rate)
+        for row in (Row(policy, ALL, ALL, total, done, *wilson(done, total), seconds), *found):
+            lines.append([policy, row.suite, *_rate(row), ""])
+    print(_table(lines))
+
+
+def _rate(row: Row) -> list[str]:
+    bounds = f"{100 * row.low95:.1f} to {100 * row.high95:.1f}"
+    return [f"{row.successes}/{row.episodes}", f"{100 * row.rate:.1f}", bounds]
 
 
 def _told_rows(episodes: list[Episode]) -> list[Row]:

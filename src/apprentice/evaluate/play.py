@@ -2,6 +2,7 @@
 
 import time
 from collections import defaultdict
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol as Interface
@@ -53,6 +54,7 @@ class Policy(Interface):
     def n_action_steps(self) -> int: ...
     def reset(self, seed: int) -> None: ...
     def plan(self, observation: dict[str, np.ndarray], instruction: str) -> np.ndarray: ...
+    def close(self) -> None: ...
 
 
 def inspect(name: str, place: str, environment: Contract, protocol: Protocol) -> PolicyCard:
@@ -94,21 +96,22 @@ def run_episode(job: Job) -> tuple[Episode, dict[str, bytes]]:
     steps, seen, plans = 0, [], []
     states, executed = [env.proprioception()], []
     actions: np.ndarray = np.empty((0, 7))
-    while steps < protocol.step_limit and not (success or told_success):
-        if not len(actions):
-            observation = env.observe()
-            seen.append(observation)
-            clock.lap("render")
-            with watched(job.policy, str(job), limited=not is_address(job.place)):
-                actions = policy.plan(observation, instruction)
-            plans.append((steps, clock.lap("policy")))
-        success = env.step(actions[0])
-        told_success = success if job.told == job.task else env.success_of(job.told)
-        executed.append(actions[0])
-        states.append(env.proprioception())
-        actions = actions[1:]
-        steps += 1
-        clock.lap("physics")
+    with closing(policy):
+        while steps < protocol.step_limit and not (success or told_success):
+            if not len(actions):
+                observation = env.observe()
+                seen.append(observation)
+                clock.lap("render")
+                with watched(job.policy, str(job), limited=not is_address(job.place)):
+                    actions = policy.plan(observation, instruction)
+                plans.append((steps, clock.lap("policy")))
+            success = env.step(actions[0])
+            told_success = success if job.told == job.task else env.success_of(job.told)
+            executed.append(actions[0])
+            states.append(env.proprioception())
+            actions = actions[1:]
+            steps += 1
+            clock.lap("physics")
 
     episode = Episode(
         policy=job.policy,

@@ -4,6 +4,7 @@ import io
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -57,9 +58,9 @@ class Trace:
         return stream.getvalue()
 
     @classmethod
-    def load(cls, path: Path) -> "Trace":
+    def load(cls, file: Path | IO[bytes]) -> "Trace":
         """Raises OSError if there is none."""
-        with np.load(path, allow_pickle=False) as arrays:
+        with np.load(file, allow_pickle=False) as arrays:
             return cls(**{name: arrays[name] for name in LISTS})
 
 

@@ -72,17 +72,13 @@ class PolicyServer:
     def __init__(self, folder: Path):
         complete("policy", folder)
         config = configured("policy", folder)
-        # A client may execute more of a chunk than the checkpoint says, if that does not change what it remembers.
-        offered = longest_chunk(config) if config.n_obs_steps == 1 and hasattr(config, "n_action_steps") else None
-        stays = getattr(config, "temporal_ensemble_coeff", None) is not None
-        self.policy = Checkpoint("policy", folder, best_device(), None if stays else offered)
+        self.policy = Checkpoint("policy", folder, best_device())
         self.policy.action_dim = config.output_features["action"].shape[0]
-        self.remembers = config.n_obs_steps > 1 or stays
-        self.inputs = {
-            key: (*feature.shape[1:], 3) if len(feature.shape) == 3 else tuple(feature.shape)
-            for key, feature in config.input_features.items()
-        }
-        self.metadata = _metadata(folder, config, self.inputs, 1 if self.policy.every_step else config.n_action_steps)
+        self.metadata = _metadata(folder, config, self.policy.n_action_steps)
+        self.remembers = self.policy.every_step or config.n_obs_steps > 1
+        if not self.remembers:  # then a client may execute more of a chunk than the checkpoint says
+            self.policy.n_action_steps = longest_chunk(config)
+        self.inputs = _inputs(config)
         self._episode, self._plan = asyncio.Lock(), asyncio.Lock()
 
     async def run(self, host: str, port: int, announce: bool = False, ready: Any = None) -> None:
@@ -162,14 +158,20 @@ class PolicyServer:
             if not fits or (len(shape) == 3 and value.dtype != np.uint8) or value.dtype.kind not in "iuf":
                 found = f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
                 raise ValueError(f"{KEYS.get(key, key)}: expected {kind} {shape}, found {found}")
-        images = {key: sent[key] for key, shape in self.inputs.items() if len(shape) == 3}
+        images = {key: sent[key].copy() for key, shape in self.inputs.items() if len(shape) == 3}
         return images | {k: sent[k].astype(np.float32) for k in self.inputs if k not in images}, sent["prompt"]
 
 
-def _metadata(folder: Path, config: Any, inputs: dict[str, tuple], n_action_steps: int) -> dict[str, Any]:
+def _inputs(config: Any) -> dict[str, tuple[int, ...]]:
+    """Shapes of what a policy reads, images as (H, W, 3)."""
+    shapes = {key: tuple(feature.shape) for key, feature in config.input_features.items()}
+    return {key: (*shape[1:], 3) if len(shape) == 3 else shape for key, shape in shapes.items()}
+
+
+def _metadata(folder: Path, config: Any, n_action_steps: int) -> dict[str, Any]:
     """What a client learns first; `image_size` only if all images are square and of one size."""
     whole = whole_checkpoint(folder)
-    sizes = {shape[:2] for shape in inputs.values() if len(shape) == 3}
+    sizes = {shape[:2] for shape in _inputs(config).values() if len(shape) == 3}
     known = {"contract": read_json(whole / CONTRACT)} if (whole / CONTRACT).exists() else {}
     if len(sizes) == 1 and len(set(*sizes)) == 1:
         known["image_size"] = sizes.pop()[0]
