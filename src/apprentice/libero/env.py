@@ -25,7 +25,7 @@ SETTLE_STEPS = 10  # initial states hang some centimetres in the air
 SUBSTEPS = 25  # physics steps of 2 ms in a control step of 50 ms
 SEEN_SUBSTEP = 23  # after an initial state is set, robosuite samples its observations here, 4 ms before the step ends
 DRAWS, NEXT_DRAW, THROWN = 5, 1_000_003, 0.2  # m: an object that moved so far while it settled was thrown
-LOADED = 2  # times that lerobot-eval has loaded the model before the reset of its first episode loads it again
+LOADED = 3  # times that lerobot-eval has loaded the model when its first episode begins
 TURN_PER_METRE = 4.0  # rad: a start moved by 3 cm may also be turned by 0.12 rad (7 degrees)
 
 
@@ -65,7 +65,7 @@ class LiberoEnv:
         # Robosuite refreshes some 40 sensors in every physics step; we read the three that we need ourselves.
         self.control.env._observables = {}
         self.control.env._update_observables = self._watch
-        self._acos = _torchs_acos if render == "exact" else np.arccos
+        self._polar = _torchs_polar if render == "exact" else _polar
         self._stepping = self._fresh = False
         self.control.env.sim.forward, self.control.env.sim.step = self._forward, self._integrate
 
@@ -101,13 +101,15 @@ class LiberoEnv:
     def _place(self, seed: int, init_state: int | None) -> np.ndarray:
         """Put everything in its place; returns where (N, 2) m the objects are before they settle."""
         self.control.seed(seed)
-        if init_state is not None:
-            # Each time LIBERO loads the model it draws, before the places, one more random number for each thing that
-            # begins open or turned on. lerobot-eval loads it at each reset, so fixtures stand elsewhere each time.
-            np.random.uniform(size=(LOADED + init_state) * len(self.control.env.object_property_initializers))
         # LIBERO places what lies on or in a fixture as if the fixture were where a newly loaded model has it.
         self.model.body_pos[self._fixtures], self.model.body_quat[self._fixtures] = self._at_first, [1.0, 0, 0, 0]
+        # Each time it loads the model, LIBERO lists once more what begins open or turned on, and it draws a random number
+        # for each entry before it places things. lerobot-eval loads it at each reset, so its places depend on that.
+        listed = self.control.env.object_property_initializers
+        if init_state is not None:
+            self.control.env.object_property_initializers = listed * (LOADED + init_state)
         self.control.reset()
+        self.control.env.object_property_initializers = listed
         # Robosuite forgets it: the gripper would go on from where the last episode left it.
         self._robot.gripper.current_action = np.zeros(self._robot.gripper.dof)
         if init_state is not None:
@@ -207,8 +209,8 @@ class LiberoEnv:
     def _read_state(self) -> np.ndarray:
         w, *xyz = self.data.xquat[self._hand].astype(np.float32)
         w, xyz = np.clip(w, -1, 1), np.array(xyz)
-        length = np.sqrt(np.maximum(1 - w * w, 0), dtype=np.float32)
-        turn = xyz / length * 2 * self._acos(w) if length > 1e-10 else np.zeros(3)
+        length, angle = self._polar(w)
+        turn = xyz / length * angle if length > 1e-10 else np.zeros(3)
         fingers = self.data.qpos[self._robot._ref_gripper_joint_pos_indexes]
         return np.concatenate([self.data.site_xpos[self._robot.eef_site_id], turn, fingers]).astype(np.float32)
 
@@ -248,11 +250,18 @@ def environment(suite: str, task: int, world: int | None = None, *, render: str,
     return _kept[0]
 
 
-def _torchs_acos(cosine: np.float32) -> np.float32:
-    """What LeRobot calls; for 3 % of its arguments the last bit is not NumPy's."""
+def _polar(w: np.float32) -> tuple[np.float32, np.float32]:
+    """Length of a unit quaternion's imaginary part, and the angle (rad) of its turn."""
+    return np.sqrt(np.maximum(1 - w * w, 0), dtype=np.float32), 2 * np.arccos(w)
+
+
+def _torchs_polar(w: np.float32) -> tuple[np.float32, np.float32]:
+    """What LeRobot gets: PyTorch rounds a third of its square roots, and some arc cosines, another way than NumPy."""
     import torch
 
-    return torch.acos(torch.tensor([cosine])).numpy()[0]
+    cosine = torch.tensor([float(w)], dtype=torch.float32)
+    length = torch.sqrt(torch.clamp(1.0 - cosine * cosine, min=0.0))
+    return length.numpy()[0], (2.0 * torch.acos(cosine)).numpy()[0]
 
 
 def _make_control(bddl: str) -> Any:
