@@ -103,8 +103,8 @@ class LiberoEnv:
         self.control.seed(seed)
         # LIBERO places what lies on or in a fixture as if the fixture were where a newly loaded model has it.
         self.model.body_pos[self._fixtures], self.model.body_quat[self._fixtures] = self._at_first, [1.0, 0, 0, 0]
-        # Each time it loads the model, LIBERO lists once more what begins open or turned on, and it draws a random number
-        # for each entry before it places things. lerobot-eval loads it at each reset, so its places depend on that.
+        # Each time it loads the model, LIBERO lists once more what begins open or turned on, and it draws a number for
+        # each entry before it places things. lerobot-eval loads it at each reset, so its places depend on that.
         listed = self.control.env.object_property_initializers
         if init_state is not None:
             self.control.env.object_property_initializers = listed * (LOADED + init_state)
