@@ -17,9 +17,9 @@ TASKS, STATES, RUNS = 10, 50, 400
 
 def simulated(difference, rng):
     """Counts at each look of one evaluation; tasks differ widely, B - A is `difference` in the mean over tasks."""
-    a = np.linspace(0.05, 0.65, TASKS)
+    a = np.linspace(0.2, 0.6, TASKS)
     b = a + difference + 0.2 * np.tile([-1, 1], TASKS // 2)
-    outcomes = rng.random((STATES, TASKS, 2)) < np.stack([a, b], -1).clip(0, 1)
+    outcomes = rng.random((STATES, TASKS, 2)) < np.stack([a, b], -1)
     differences = outcomes[..., 1].astype(int) - outcomes[..., 0]
     seen = differences[: STATES // BLOCK * BLOCK].reshape(-1, BLOCK * TASKS)
     counts = np.stack([(seen == sign).sum(1).cumsum() for sign in (1, 0, -1)], -1)

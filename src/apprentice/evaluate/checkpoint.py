@@ -32,7 +32,7 @@ def inspect_checkpoint(name: str, folder: Path, environment: Contract, protocol:
             "fix: train it on a dataset with LeRobot's LIBERO features"
         )
     if protocol and (protocol.n_action_steps or protocol.ensembling is not None):
-        config = vars(configured(name, folder, protocol.n_action_steps, protocol.ensembling))
+        config |= vars(configured(name, folder, protocol.n_action_steps, protocol.ensembling))
     return PolicyCard(config["type"], identity(folder), config.get("n_action_steps") or 1)
 
 

@@ -177,7 +177,8 @@ def _told_rows(episodes: list[Episode]) -> list[Row]:
     rows = []
     for policy in dict.fromkeys(e.policy for e in episodes):
         own = [e for e in episodes if e.policy == policy]
-        for told in (ALL, *sorted({e.told for e in own})):
+        indices: list[int | str] = [ALL, *sorted({e.told for e in own})]
+        for told in indices:
             group = [e for e in own if told in (ALL, e.told)]
             done = sum(e.told_success for e in group)
             seconds = round(sum(e.seconds for e in group), 1)
