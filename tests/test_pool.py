@@ -5,14 +5,18 @@ import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from apprentice.errors import UserError
 from apprentice.pool import spread
 from apprentice.watch import time_limit
+
+NO_RAY = "no Ray here: pip install 'lerobot_policy_apprentice[ray]'"
 
 
 def test_every_job_is_done_once_though_workers_are_renewed() -> None:
@@ -62,6 +66,13 @@ def test_the_absence_of_ray_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         list(spread(abs, [1], 1, ray="auto"))
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:port"])
+def test_the_absence_of_a_cluster_is_said(address: str) -> None:
+    pytest.importorskip("ray", reason=NO_RAY)
+    with pytest.raises(UserError, match=f"expected a Ray cluster at {address}, found none"):
+        list(spread(abs, [1], 1, ray=address))
+
+
 @dataclass(frozen=True)
 class Job:
     number: int
@@ -94,21 +105,34 @@ def refuse(job: int) -> None:
     raise UserError(f"expected no {job}")
 
 
-def test_a_cluster_does_every_job_once_though_a_node_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("ray", reason="no Ray here: pip install 'lerobot_policy_apprentice[ray]'")
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A Ray cluster of two nodes with one core each, the second to be killed."""
+    pytest.importorskip("ray", reason=NO_RAY)
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # else 15: on a busy machine tests would wait long
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")  # it kills what runs here for what runs beside it
     monkeypatch.setenv("RAY_health_check_period_ms", "500")  # a dead node is known as such sooner
     monkeypatch.setenv("RAY_health_check_initial_delay_ms", "500")
     from ray.cluster_utils import Cluster
 
+    terminated = signal.getsignal(signal.SIGTERM)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
-        doomed = cluster.add_node(num_cpus=1).node_id
-        with pytest.raises(UserError, match=r"^expected no 7$"):
-            list(spread(refuse, [7], 1, ray=cluster.address))
-        jobs = [Job(number, tmp_path, doomed) for number in range(8)]
-        assert sorted(spread(work, jobs, 2, ray=cluster.address)) == [(number, "1") for number in range(8)]
+        cluster.add_node(num_cpus=1)
+        yield cluster
     finally:
         cluster.shutdown()
+        signal.signal(signal.SIGTERM, terminated)
+
+
+def test_a_cluster_does_every_job_once_though_a_node_dies(cluster: Any, tmp_path: Path) -> None:
+    terminated = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(UserError, match=r"^expected no 7$"):
+        list(spread(refuse, [7], 1, ray=cluster.address))
+    (doomed,) = cluster.worker_nodes
+    jobs = [Job(number, tmp_path, doomed.node_id) for number in range(8)]
+    assert sorted(spread(work, jobs, 2, ray=cluster.address)) == [(number, "1") for number in range(8)]
     begun = Counter((tmp_path / "begun").read_text().split())
     assert sorted(begun.values()) == [1] * 7 + [2]
+    assert signal.getsignal(signal.SIGTERM) is terminated

@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -80,22 +81,29 @@ def _across[J, R](
             "or leave --ray out"
         ) from None
     terminated = signal.getsignal(signal.SIGTERM)
+    host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
+        if host:  # Ray itself would try for minutes, without a word
+            socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
         signal.signal(signal.SIGTERM, terminated)  # Ray puts one in its place that ends the process without a word
-    except ConnectionError as error:
+    except (OSError, ValueError) as error:
         raise UserError(
             f"expected a Ray cluster at {address}, found none ({error}); fix: ray start --head, then --ray auto there"
         ) from error
+
     # A cluster does not see our environment.
-    task = ray.remote(max_retries=RETRIES, max_calls=renew or 0, runtime_env={"env_vars": LIMITS})(lambda job: run(job))
+    @ray.remote(max_retries=RETRIES, max_calls=renew or 0, runtime_env={"env_vars": LIMITS})
+    def perform(job: J) -> R:
+        return run(job)
+
     waiting = iter(jobs)
-    running = [task.remote(job) for job in islice(waiting, workers)]
+    running = [perform.remote(job) for job in islice(waiting, workers)]
     try:
         while running:
             (done,), running = ray.wait(running)
             result = ray.get(done)
-            running += [task.remote(job) for job in islice(waiting, 1)]
+            running += [perform.remote(job) for job in islice(waiting, 1)]
             yield result
     except RayTaskError as error:
         raise error.cause from error

@@ -35,14 +35,12 @@ def test_episodes_take_turns_in_worlds_and_the_seed_decides_the_words() -> None:
     assert plain.world is None and plain.instruction == TASK.instruction
 
 
-def test_own_worlds_survive_a_kill_and_any_number_of_workers_and_replay(
-    tmp_path: Path, interrupted: Callable[..., tuple[Path, dict]]
-) -> None:
+def test_own_worlds_survive_a_kill_and_replay(tmp_path: Path, interrupted: Callable[..., tuple[Path, dict]]) -> None:
     out = tmp_path / "demonstrations"
-    _, before = interrupted("libero_object", 0, out, worlds=2, reworded=True)
+    _, before = interrupted("libero_object", 0, out, workers=1, worlds=2, reworded=True)
     with pytest.raises(UserError, match="'worlds': 2"):
         collect("libero_object", 2, out, [0], worlds=1, reworded=True)
-    summary = collect("libero_object", 2, out, [0], workers=1, worlds=2, reworded=True)
+    summary = collect("libero_object", 2, out, [0], worlds=2, reworded=True)
 
     dataset, kept = open_dataset(out), read_json(out / "meta" / "collection.json")
     assert kept == {**summary, "per_task": {str(task): found for task, found in summary["per_task"].items()}}

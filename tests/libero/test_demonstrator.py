@@ -76,7 +76,7 @@ def test_collecting_survives_a_kill_and_any_number_of_workers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted: Callable[..., tuple[Path, dict]]
 ) -> None:
     out = tmp_path / "demonstrations"
-    scratch, before = interrupted("libero_goal", 8, out)
+    scratch, before = interrupted("libero_goal", 8, out, workers=2)
     with pytest.raises(UserError, match="seed"):
         collecting.collect("libero_goal", 2, out, [8], seed=1)
     first, second = scratch / "08_0000.npz", scratch / "08_0001.npz"
@@ -93,7 +93,7 @@ def test_collecting_survives_a_kill_and_any_number_of_workers(
 
     original = collecting._assemble
     monkeypatch.setattr(collecting, "_assemble", assemble)
-    summary = collecting.collect("libero_goal", 2, out, [8], workers=1)
+    summary = collecting.collect("libero_goal", 2, out, [8])
     assert checked and not scratch.exists() and summary["per_task"]["8"]["success_rate"] > 0
     seeds = [collecting.Job("libero_goal", 8, n, 0, "fast", 128).first_seed for n in (0, 1)]
     assert collecting.scenes(out) == [collecting.Scene("libero_goal", 8, None, seed, START_NOISE) for seed in seeds]
@@ -138,6 +138,7 @@ def check_dataset(root: Path, last_episode: dict[str, np.ndarray]) -> None:
     assert dataset.meta.total_episodes == 2 and dataset.fps == 20
     Contract.for_libero(size=128, render="fast").check(Contract.of_dataset(root), "simulator", "dataset")
     assert read_json(root / "meta" / "collection.json")["episodes"] == 2
+    assert list(statistics := read_json(root / "meta" / "stats.json")) == sorted(statistics)  # in any process
     frame, steps = dataset[len(dataset) - 1], len(last_episode["action"])
     assert frame["task"] == "put the bowl on the plate" and frame["frame_index"] == steps - 1
     np.testing.assert_array_equal(frame["action"].numpy(), last_episode["action"][-1])

@@ -360,6 +360,8 @@ def _assemble(jobs: list[Job], scratch: Path, root: Path, images: bool) -> None:
             dataset.save_episode()
     dataset.finalize()
     shutil.rmtree(root / "images", ignore_errors=True)  # empty by now
+    statistics = root / "meta" / "stats.json"  # in the order of a set, another in each process
+    write_json(statistics, dict(sorted(read_json(statistics).items())))
 
 
 @contextmanager
