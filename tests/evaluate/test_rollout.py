@@ -146,7 +146,7 @@ def test_a_killed_run_goes_on(evaluation, policies, tmp_path):
     file.write_text(script)
     process = subprocess.Popen([sys.executable, file], start_new_session=True)
     log = tmp_path / "episodes.jsonl"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 500
     while not read_episodes(log) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)

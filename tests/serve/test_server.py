@@ -137,6 +137,17 @@ def test_a_server_says_what_it_serves(act: Running, folders: dict[str, Path]) ->
     policy.close()
 
 
+def test_a_served_contract_is_checked(act: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    turned = {"cameras": list(CAMERAS), "rotation": 0}
+    for contract, said in (
+        (turned, "rotation: the environment has 180, policy x has 0"),
+        ({"a": 1}, "found TypeError"),
+    ):
+        monkeypatch.setitem(act.server.metadata, "contract", contract)
+        with pytest.raises(UserError, match=said):
+            inspect_server("x", act.address, ENVIRONMENT.having(rotation=180), PROTOCOL)
+
+
 @pytest.mark.parametrize(
     ("message", "said"),
     [

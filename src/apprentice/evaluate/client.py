@@ -43,9 +43,14 @@ def inspect_server(name: str, address: str, environment: Contract, protocol: Pro
             f"policy {name}: expected a checkpoint for temporal ensembling, found the server {address}; "
             "fix: leave --ensembling out; a server that makes ensembles is asked with --n-action-steps 1"
         )
-    if "contract" in server.metadata:
-        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in server.metadata["contract"].items()}
-        environment.check(Contract(**fields), "the environment", f"policy {name}")
+    told = server.metadata.get("contract", {})
+    if told:
+        try:
+            fields: Any = {key: tuple(v) if isinstance(v, list) else v for key, v in told.items()}
+            contract = Contract(**fields)
+        except (TypeError, AttributeError) as error:
+            raise server.error("a contract as in contract.json", error, "leave it out of the metadata") from error
+        environment.check(contract, "the environment", f"policy {name}")
     identity = server.metadata.get("checkpoint") or fingerprint(address, pack(server.metadata))
     return PolicyCard(server.metadata.get("type", "server"), identity, server.n_action_steps)
 
@@ -55,9 +60,8 @@ class PolicyServer:
 
     def __init__(self, name: str, address: str, n_action_steps: int | None = None):
         self.name, self.address, self.metadata = name, address, dict[str, Any]()
-        self._asked, self._connection = n_action_steps, None
-
-    _connection: ClientConnection | None
+        self._asked = n_action_steps
+        self._connection: ClientConnection | None = None
 
     @property
     def n_action_steps(self) -> int:
@@ -71,10 +75,10 @@ class PolicyServer:
         try:
             self._connection = connect(address, compression=None, max_size=LARGEST, close_timeout=1)
         except (OSError, WebSocketException, ValueError) as error:
-            raise self._error("a policy server", error, "start it, or correct the address") from error
+            raise self.error("a policy server", error, "start it, or correct the address") from error
         self.metadata = self._receive()
         if not isinstance(self.metadata, dict):
-            raise self._error("a map of metadata first", self.metadata, "ask a server of openpi's protocol")
+            raise self.error("a map of metadata first", self.metadata, "ask a server of openpi's protocol")
 
     def plan(self, observation: dict[str, np.ndarray], instruction: str) -> np.ndarray:
         """Turn one observation (images uint8 (H, W, 3), state (8,)) into the next `n_action_steps` actions (N, 7).
@@ -87,10 +91,10 @@ class PolicyServer:
         try:
             self._connection.send(pack(sent | {"prompt": instruction}))
         except WebSocketException as error:
-            raise self._error("to be heard", error, "look at the server's log") from error
+            raise self.error("to be heard", error, "look at the server's log") from error
         answer = self._receive()
         if not isinstance(answer, dict) or not isinstance(answer.get("actions"), np.ndarray):
-            raise self._error("a map with an array `actions`", type(answer), "ask a server of openpi's protocol")
+            raise self.error("a map with an array `actions`", type(answer), "ask a server of openpi's protocol")
         actions = np.asarray(answer["actions"], dtype=np.float32)[: self.n_action_steps]
         return usable(actions, self.n_action_steps, f"policy {self.name}, instruction {instruction!r}")
 
@@ -107,11 +111,12 @@ class PolicyServer:
             if isinstance(message, bytes):
                 return unpack(message)
         except (TimeoutError, WebSocketException, ValueError) as error:
-            raise self._error("an answer", error, "look at the server's log") from error
+            raise self.error("an answer", error, "look at the server's log") from error
         last = message.strip().splitlines()[-1:]  # of a traceback
-        raise self._error("an answer", f"the error {' '.join(last)}", "look at the server's log")
+        raise self.error("an answer", f"the error {' '.join(last)}", "look at the server's log")
 
-    def _error(self, expected: str, found: object, fix: str) -> UserError:
+    def error(self, expected: str, found: object, fix: str) -> UserError:
+        """To be raised: what was expected and found at this address."""
         said = f"{type(found).__name__} {found}".strip() if isinstance(found, Exception) else found
         return UserError(f"policy {self.name}: expected {expected} at {self.address}, found {said}; fix: {fix}")
 

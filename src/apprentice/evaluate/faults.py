@@ -157,7 +157,7 @@ def _units(action: dict[str, np.ndarray]) -> str | None:
 def _cameras(images: list[dict[str, np.ndarray]], colours: np.ndarray) -> str | None:
     """Do the mean colours of its images fit these cameras, or the other way round? ImageNet's tell nothing."""
     means = [statistics["mean"] for statistics in images if len(statistics.get("mean", ())) == 3]
-    if len(means) < len(colours) or np.allclose(*means, atol=1e-4):
+    if len(means) < len(colours) or np.ptp(means, axis=0).max() < 1e-4:
         return None
     off = np.array([[np.abs(mean - seen).mean() for seen in colours] for mean in means])
     said = " and ".join(f"{', '.join(f'{level:.2f}' for level in mean)}" for mean in means)

@@ -5,9 +5,10 @@ checkpoint, so it does not matter which process runs it, or in which order.
 """
 
 from collections import Counter
+from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from apprentice.data.contract import Contract
 from apprentice.errors import UserError
@@ -141,8 +142,9 @@ def _run(
     successes = Counter(episode.policy for episode in evaluation.episodes if episode.told_success)
     total = len(evaluation.wanted)
     meter = Meter(f"evaluate {evaluation.protocol.suite}", total, total - len(jobs))
+    running = cast(Generator[tuple[Episode, dict[str, bytes]]], spread(run_episode, jobs, workers, ray=ray))
     try:
-        with meter, closing(spread(run_episode, jobs, workers, ray=ray)) as running:
+        with meter, closing(running):
             for episode, files in running:
                 for name, content in files.items():
                     with replacing(evaluation.folder / name) as fresh:
