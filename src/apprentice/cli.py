@@ -65,12 +65,12 @@ COMMANDS = {
     "align": (
         "teach a VLM to produce an expert's latents",
         "apprentice.distill.stages:StageConfig",
-        "apprentice.distill.stages:align",
+        "apprentice.train:align",
     ),
     "finetune": (
         "train an aligned (or a fresh) student on demonstrations",
         "apprentice.distill.stages:StageConfig",
-        "apprentice.distill.stages:finetune",
+        "apprentice.train:finetune",
     ),
     "ask": (
         "ask a student, or a plain VLM, a question about images, and tell how far it has drifted",
