@@ -14,6 +14,7 @@ import pytest
 
 from apprentice.errors import UserError
 from apprentice.pool import spread
+from apprentice.watch import time_limit
 
 NO_RAY = "no Ray here: pip install 'lerobot_policy_apprentice[ray]'"
 
@@ -30,9 +31,33 @@ def test_workers_have_one_thread_each_and_we_keep_ours(monkeypatch: pytest.Monke
     assert os.environ["OMP_NUM_THREADS"] == "7" and "LP_NUM_THREADS" not in os.environ
 
 
-def test_a_dead_worker_is_an_error_instead_of_a_wait_for_ever() -> None:
-    with pytest.raises(UserError, match="found one that was killed"):
-        list(spread(os._exit, [1], 1))
+def tried(job: str) -> str:
+    """What a job may do to its worker."""
+    if job == "hang":
+        with time_limit(0.2):
+            time.sleep(60)
+    elif job == "leave":
+        sys.exit(0)
+    elif job != "well":
+        os.kill(os.getpid(), {"crash": signal.SIGSEGV, "grow": signal.SIGKILL}[job])
+    return job
+
+
+@pytest.mark.parametrize(
+    ("job", "told"),
+    [
+        ("hang", r"hung \(limit 0:00:00.2.*\) at .*test_pool.py:\d+ in tried while it did hang; .*leave it out"),
+        ("leave", "ended itself with code 0 while it did leave;"),
+        ("crash", r"crashed \(SIGSEGV\) at .*test_pool.py:\d+ in tried while it did crash;"),
+        ("grow", r"killed \(out of memory\?\) while it did grow; .*fewer workers"),
+    ],
+    ids=lambda text: text.split()[0],
+)
+def test_a_dead_worker_is_named_with_its_job_instead_of_a_wait_for_ever(job: str, told: str) -> None:
+    results = spread(tried, ["well", job], 1)
+    assert next(results) == "well"
+    with pytest.raises(UserError, match=told):
+        list(results)
 
 
 def test_the_absence_of_ray_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,6 +82,11 @@ COMMANDS = {
         "apprentice.evaluate.rollout:evaluate",
         "apprentice.evaluate.rollout:evaluate",
     ),
+    "selfcheck": (
+        "compare the simulator with the references that results rely on; `eval` does so at its start",
+        "apprentice.evaluate.selfcheck:selfcheck",
+        "apprentice.evaluate.selfcheck:selfcheck",
+    ),
     "compare": (
         "compare two policies on the same episodes, the worst tasks first",
         "apprentice.evaluate.compare:compare",

@@ -6,11 +6,14 @@ import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from multiprocessing import TimeoutError, active_children, get_context
 from multiprocessing.process import BaseProcess
+from tempfile import TemporaryDirectory
 
 from apprentice.errors import UserError
+from apprentice.watch import busy, epitaph, keep_note
 
 PATIENCE = 2.0  # s between looks at the workers' health
 RETRIES = 3  # machines or processes that may die under one and the same job
@@ -24,16 +27,18 @@ def spread[J, R](
 
     A process is replaced after `renew` jobs. The processes belong to this machine, or to the Ray cluster at the
     address `ray`; there a job whose process or machine dies is begun again elsewhere. Raises UserError if a process of
-    this machine is killed (the pool would wait for ever), a job kills all that run it, or there is no such cluster.
+    this machine dies (the pool would wait for ever), with the job that it was at, a job kills all that run it, or there
+    is no such cluster.
     """
     workers = max(1, min(workers, len(jobs)))
     return _here(run, jobs, workers, renew) if ray is None else _across(ray, run, jobs, workers, renew)
 
 
 def _here[J, R](run: Callable[[J], R], jobs: Sequence[J], workers: int, renew: int | None) -> Iterator[R]:
-    with _limits(), get_context("spawn").Pool(workers, _prepare, maxtasksperchild=renew) as pool:
+    processes = get_context("spawn")
+    with TemporaryDirectory() as notes, _limits(), processes.Pool(workers, _prepare, (notes,), renew) as pool:
         seen: set[BaseProcess] = set(active_children())
-        running = pool.imap_unordered(run, jobs, chunksize=1)
+        running = pool.imap_unordered(partial(busy, run), jobs, chunksize=1)
         while True:
             try:
                 yield running.next(timeout=PATIENCE)
@@ -41,11 +46,8 @@ def _here[J, R](run: Callable[[J], R], jobs: Sequence[J], workers: int, renew: i
                 return
             except TimeoutError:
                 seen |= set(active_children())
-                if any(process.exitcode for process in seen):
-                    raise UserError(
-                        "expected every worker to finish its jobs, found one that was killed (out of memory?); "
-                        "nothing finished is lost; fix: run the same command again, with fewer workers"
-                    ) from None
+                if fates := [fate for p in seen if (fate := epitaph(notes, p.pid, p.exitcode))]:
+                    raise UserError(fates[0]) from None
 
 
 @contextmanager
@@ -62,7 +64,8 @@ def _limits() -> Iterator[None]:
                 os.environ[key] = value
 
 
-def _prepare() -> None:
+def _prepare(notes: str) -> None:
+    keep_note(notes)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
 
 

@@ -161,15 +161,22 @@ def test_a_killed_run_goes_on(evaluation, policies, tmp_path):
     assert len(read_episodes(log)) == len(finished)
 
 
-def test_ctrl_c_keeps_what_is_finished(evaluation, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("end", "told"),
+    [
+        (KeyboardInterrupt(), "1 of 4 episodes done, all of them kept in"),
+        (UserError("policy a hung"), r"policy a hung\n1 of 4 episodes are done and kept in"),
+    ],
+)
+def test_however_it_ends_what_is_finished_is_kept(end, told, evaluation, tmp_path, monkeypatch):
     def interrupted(run, jobs, workers, ray):
         yield evaluation.episodes[0], {"videos/a.mp4": b"film"}
-        raise KeyboardInterrupt
+        raise end
 
     monkeypatch.setattr(rollout, "spread", interrupted)
     begun = replace(evaluation, folder=tmp_path, episodes=[])
     begun.save()
-    with pytest.raises(KeyboardInterrupt, match="1 of 4 episodes done, all of them kept in"):
+    with pytest.raises(type(end), match=told):
         rollout._run([None] * 4, begun, 2)
     assert Evaluation.load(tmp_path).episodes == evaluation.episodes[:1]
     assert (tmp_path / "videos" / "a.mp4").read_bytes() == b"film"

@@ -72,3 +72,20 @@ def test_things_lie_where_a_model_loaded_anew_has_them(monkeypatch):
     np.testing.assert_array_equal(positions[0], positions[2])
     ours.close()
     anew.close()
+
+
+def test_fixtures_stand_where_lerobots_episode_of_this_number_has_them():
+    """A drawer that begins open: each time it loads the model, LIBERO draws one number more before it places things."""
+    from libero.libero.envs.env_wrapper import ControlEnv
+
+    ours = LiberoEnv("libero_spatial", 4)
+    options = dict(has_offscreen_renderer=False, use_camera_obs=False, ignore_done=True, hard_reset=True)
+    anew = ControlEnv(str(tasks("libero_spatial")[4].bddl), **options)
+    anew.reset()  # as LeRobot does once
+    for episode in range(2):
+        anew.seed(episode)
+        anew.reset()
+        ours.reset(seed=episode, init_state=episode)
+        np.testing.assert_array_equal(ours.model.body_pos, anew.env.sim.model._model.body_pos)
+    ours.close()
+    anew.close()

@@ -159,6 +159,9 @@ def usable(actions: np.ndarray, count: int, whose: str, size: int = ACTION_DIM) 
 
 
 def _tensor(value: np.ndarray) -> torch.Tensor:
-    """LeRobot's batch of one: images as float (1, 3, H, W) in [0, 1], everything else as it is."""
+    """LeRobot's batch of one: images as float (1, 3, H, W) in [0, 1], everything else as it is.
+
+    Contiguous as LeRobot's: with other strides a convolution rounds differently.
+    """
     tensor = torch.from_numpy(np.ascontiguousarray(value))[None]
-    return tensor.permute(0, 3, 1, 2).float() / 255 if tensor.dtype == torch.uint8 else tensor
+    return tensor.permute(0, 3, 1, 2).contiguous().float() / 255 if tensor.dtype == torch.uint8 else tensor

@@ -14,6 +14,7 @@ from apprentice.device import best_device
 from apprentice.evaluate.checkpoint import Checkpoint, inspect_checkpoint
 from apprentice.evaluate.client import PolicyServer, inspect_server, is_address
 from apprentice.evaluate.failures import OTHER_TASK, Observer
+from apprentice.evaluate.faults import watched
 from apprentice.evaluate.moving import reset_moved
 from apprentice.evaluate.probes import MOVED, PLAIN, carried, said, seen
 from apprentice.evaluate.protocol import Protocol
@@ -44,6 +45,10 @@ class Job:
     film: str = "some"
     rerun: bool = False
     probe: str = PLAIN
+
+    def __str__(self) -> str:
+        told = f" told {self.told}" if self.told != self.task else ""
+        return f"policy {self.policy}, {self.protocol.suite} task {self.task}{told}, initial state {self.init_state}"
 
 
 class Policy(Interface):
@@ -107,7 +112,8 @@ def run_episode(job: Job) -> tuple[Episode, dict[str, bytes]]:
                 observation = env.observe()
                 frames.append(observation)
                 clock.lap("render")
-                actions = policy.plan(seen(job.probe, observation), instruction)
+                with watched(job.policy, str(job), limited=not is_address(job.place)):
+                    actions = policy.plan(seen(job.probe, observation), instruction)
                 plans.append((steps, clock.lap("policy")))
             success = env.step(actions[0])
             told_success = success if job.told == job.task else env.success_of(job.told)

@@ -17,6 +17,7 @@ from apprentice.evaluate.play import Job, inspect, run_episode
 from apprentice.evaluate.protocol import Protocol
 from apprentice.evaluate.recording import check_rerun
 from apprentice.evaluate.results import Episode, Evaluation, append_episode, drop_half_line
+from apprentice.evaluate.selfcheck import before_hours
 from apprentice.evaluate.sequential import Question, verdict
 from apprentice.evaluate.trace import write_table
 from apprentice.files import replacing
@@ -109,6 +110,7 @@ def evaluate(
         if (name, checkpoint, conditions, task, other, probe, state) not in finished
     ]
     if jobs and not (question and verdict(question, evaluation).decided):
+        before_hours(protocol, policies)
         _run(jobs, evaluation, min(workers, len(jobs)), question, ray)
     evaluation = Evaluation.load(out_dir)
     write_table(evaluation)
@@ -164,3 +166,5 @@ def _run(
             f"stopped with {meter.done} of {total} episodes done, all of them kept in {evaluation.folder}; "
             "run the same command again to go on from there"
         ) from None
+    except UserError as error:
+        raise UserError(f"{error}\n{meter.done} of {total} episodes are done and kept in {evaluation.folder}") from None

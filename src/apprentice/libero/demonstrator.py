@@ -36,6 +36,11 @@ def demonstrate(env: LiberoEnv, seed: int) -> Episode:
         noise=float(rng.choice([0.0, 0.2, 0.3])),
         approach=rng.uniform(-0.02, 0.02, 3),
     )
+    return solve(env, style, rng)
+
+
+def solve(env: LiberoEnv, style: Style, rng: np.random.Generator) -> Episode:
+    """Solve the task from where the environment is; `rng` decides what `style` leaves open."""
     hand, world = Controller(env, style, rng, int(PATIENCE * env.max_steps)), World(env)
     failure = None
     try:

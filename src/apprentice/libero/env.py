@@ -1,7 +1,7 @@
 """LIBERO as one small class: the same physics and the same observations as LeRobot's environment, but images on demand.
 
-Observations are those of `lerobot.envs.libero` after its `LiberoProcessorStep`: images to the bit when
-`render="exact"`, the state to rounding.
+Observations are those of `lerobot.envs.libero` after its `LiberoProcessorStep`: to the bit when `render="exact"`,
+otherwise images look the same, and states are the same to rounding.
 """
 
 import contextlib
@@ -25,6 +25,7 @@ SETTLE_STEPS = 10  # initial states hang some centimetres in the air
 SUBSTEPS = 25  # physics steps of 2 ms in a control step of 50 ms
 SEEN_SUBSTEP = 23  # after an initial state is set, robosuite samples its observations here, 4 ms before the step ends
 DRAWS, NEXT_DRAW, THROWN = 5, 1_000_003, 0.2  # m: an object that moved so far while it settled was thrown
+LOADED = 3  # times that lerobot-eval has loaded the model when its first episode begins
 TURN_PER_METRE = 4.0  # rad: a start moved by 3 cm may also be turned by 0.12 rad (7 degrees)
 
 
@@ -64,6 +65,7 @@ class LiberoEnv:
         # Robosuite refreshes some 40 sensors in every physics step; we read the three that we need ourselves.
         self.control.env._observables = {}
         self.control.env._update_observables = self._watch
+        self._polar = _torchs_polar if render == "exact" else _polar
         self._stepping = self._fresh = False
         self.control.env.sim.forward, self.control.env.sim.step = self._forward, self._integrate
 
@@ -101,7 +103,13 @@ class LiberoEnv:
         self.control.seed(seed)
         # LIBERO places what lies on or in a fixture as if the fixture were where a newly loaded model has it.
         self.model.body_pos[self._fixtures], self.model.body_quat[self._fixtures] = self._at_first, [1.0, 0, 0, 0]
+        # Each time it loads the model, LIBERO lists once more what begins open or turned on, and it draws a number for
+        # each entry before it places things. lerobot-eval loads it at each reset, so its places depend on that.
+        listed = self.control.env.object_property_initializers
+        if init_state is not None:
+            self.control.env.object_property_initializers = listed * (LOADED + init_state)
         self.control.reset()
+        self.control.env.object_property_initializers = listed
         # Robosuite forgets it: the gripper would go on from where the last episode left it.
         self._robot.gripper.current_action = np.zeros(self._robot.gripper.dof)
         if init_state is not None:
@@ -203,8 +211,8 @@ class LiberoEnv:
     def _read_state(self) -> np.ndarray:
         w, *xyz = self.data.xquat[self._hand].astype(np.float32)
         w, xyz = np.clip(w, -1, 1), np.array(xyz)
-        length = np.sqrt(np.maximum(1 - w * w, 0), dtype=np.float32)
-        turn = xyz / length * 2 * np.arccos(w) if length > 1e-10 else np.zeros(3)
+        length, angle = self._polar(w)
+        turn = xyz / length * angle if length > 1e-10 else np.zeros(3)
         fingers = self.data.qpos[self._robot._ref_gripper_joint_pos_indexes]
         return np.concatenate([self.data.site_xpos[self._robot.eef_site_id], turn, fingers]).astype(np.float32)
 
@@ -242,6 +250,20 @@ def environment(suite: str, task: int, world: int | None = None, *, render: str,
     if not _kept:
         _kept.append(LiberoEnv(suite, task, world, render=render, size=size))
     return _kept[0]
+
+
+def _polar(w: np.float32) -> tuple[np.float32, np.float32]:
+    """Length of a unit quaternion's imaginary part, and the angle (rad) of its turn."""
+    return np.sqrt(np.maximum(1 - w * w, 0), dtype=np.float32), 2 * np.arccos(w)
+
+
+def _torchs_polar(w: np.float32) -> tuple[np.float32, np.float32]:
+    """What LeRobot gets: PyTorch rounds a third of its square roots, and some arc cosines, another way than NumPy."""
+    import torch
+
+    cosine = torch.tensor([float(w)], dtype=torch.float32)
+    length = torch.sqrt(torch.clamp(1.0 - cosine * cosine, min=0.0))
+    return length.numpy()[0], (2.0 * torch.acos(cosine)).numpy()[0]
 
 
 def _make_control(bddl: str) -> Any:
