@@ -22,7 +22,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 @pytest.mark.parametrize("video", [True, False])
 def test_items_are_those_of_lerobot(tmp_path: Path, video: bool) -> None:
     """In a process of the data loader, from several files, with windows that leave the episode on both sides."""
-    root = make_dataset(tmp_path / "data", video=video, episodes=4, file_mb=0.02)
+    root = make_dataset(tmp_path / "data", video=video, episodes=4, file_mb=0.001)
     assert not video or len(list(root.glob("videos/*/*/*.mp4"))) > len(CAMERAS)
     past = [-9, -1, 0]
     windows = {"action": list(range(-1, 9)), "observation.state": past, CAMERAS[1]: past}

@@ -39,11 +39,11 @@ def test_both_stages_see_the_same_latents(policy: ApprenticePolicy, batch: dict[
 def test_a_plan_reads_images_prompt_and_tokens_in_one_pass(
     policy: ApprenticePolicy, batch: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In either stage, and without the processor of text once the instruction is known."""
+    """In either stage, and no text is written once the instruction is known."""
     policy.predict_action_chunk(batch)
     passes = []
     policy.vlm.model.get_decoder().register_forward_pre_hook(lambda *_: passes.append(1))
-    monkeypatch.setattr(policy.vlm.processor, "tokenizer", None)
+    monkeypatch.setattr(policy.vlm, "inputs", None)
     for stage in ("align", "finetune"):
         policy.set_stage(stage)
         policy.predict_action_chunk(batch)
