@@ -1,4 +1,4 @@
-"""One camera's images in any order: nothing is decoded but those that are asked for, and in a video those on the way."""
+"""One camera's images in any order: only those are decoded that are asked for, and in a video those on the way."""
 
 import io
 from pathlib import Path

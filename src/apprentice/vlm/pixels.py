@@ -5,7 +5,7 @@ from typing import Any
 
 
 def told(image_processor: Any, call: Callable[[], Any]) -> tuple[dict[str, Any], Any]:
-    """Make a call that uses an image processor; return the settings which that was called with, and the call's result."""
+    """Make a call that uses an image processor; return the settings that this was called with, and the result."""
     heard: dict[str, Any] = {}
 
     def preprocess(images: Any, **settings: Any) -> Any:
