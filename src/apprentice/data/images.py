@@ -1,6 +1,7 @@
 """One camera's images in any order: only those are decoded that are asked for, and in a video those on the way."""
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -90,7 +91,7 @@ class Filmed:
             assert stream.time_base is not None
             ticks = 1 / (self.dataset.meta.fps * float(stream.time_base))  # of a frame
             stands = -np.inf  # where the next decoded frame is, in ticks
-            decoder = iter(())
+            decoder: Iterator[Any] = iter(())
             for frame in wanted:
                 target = self.seconds[frame] / float(stream.time_base)
                 if not 0 <= target - stands < NEAR * ticks:
