@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from apprentice.data.dataset import column, open_dataset
 from apprentice.libero import collect as collecting
 from apprentice.libero.demonstrator import demonstrate
 from apprentice.libero.env import SETTLE_STEPS, LiberoEnv
@@ -58,7 +57,8 @@ def collect_plainly(job: collecting.Job) -> collecting.Outcome:
     """In place of `_collect_one`: plan and draw at once, rejected attempts included."""
     if not _kept:
         _kept.append(Plain(job.suite, job.task, render="exact", size=job.size))
-    env, rejected = _kept[0], []
+    env = _kept[0]
+    rejected: list[collecting.Rejected] = []
     for seed in range(job.first_seed, job.first_seed + collecting.ATTEMPTS):
         episode = demonstrate(env, seed)
         if episode.failure is None:
@@ -83,6 +83,8 @@ def cpu_seconds() -> float:
 
 def compare(suite: str, task: int, episodes: int, folder: Path) -> list[tuple[float, float]]:
     """Seconds of the clock and of the processors of one worker, of two, and of one that draws every step exactly."""
+    from apprentice.data.dataset import column, open_dataset  # LeRobot is not for the workers, who import this file
+
     collecting.collect(suite, 1, folder / "warm", [task], 1)  # meshes are simplified once
     rows = [timed(suite, task, episodes, folder / str(workers), workers) for workers in (1, 2)]
     fast, collecting._collect_one = collecting._collect_one, collect_plainly

@@ -347,7 +347,7 @@ def _assemble(jobs: list[Job], scratch: Path, root: Path, images: bool) -> None:
         encoder_queue_maxsize=2 * max(SUITES.values()),  # a full queue would drop frames
         encoder_threads=1,  # with more, the bytes would depend on the number of cores
     )
-    with _some_statistics():
+    with _lean_writing(images):
         for job in track(jobs, "writing the dataset"):
             instruction = job.instruction
             with np.load(scratch / job.file, allow_pickle=False) as episode:
@@ -360,11 +360,13 @@ def _assemble(jobs: list[Job], scratch: Path, root: Path, images: bool) -> None:
 
 
 @contextmanager
-def _some_statistics() -> Iterator[None]:
-    """Statistics of every fourth image alone. LeRobot samples images too, but not those of a video that it encodes as
-    they come: it sorts the pixels of each, which takes longer than to encode it.
+def _lean_writing(images: bool) -> Iterator[None]:
+    """Statistics of every fourth image alone, and without images no search for them in the table.
+
+    LeRobot samples images too, but not those of a video that it encodes as they come: it sorts the pixels of each,
+    which takes longer than to encode it.
     """
-    from lerobot.datasets import compute_stats
+    from lerobot.datasets import compute_stats, dataset_writer
 
     class Sampled(compute_stats.RunningQuantileStats):  # type: ignore[misc]
         calls = -1
@@ -374,8 +376,11 @@ def _some_statistics() -> Iterator[None]:
             if self.calls % 4 == 0:
                 super().update(batch)
 
-    whole, compute_stats.RunningQuantileStats = compute_stats.RunningQuantileStats, Sampled
+    whole, embed = compute_stats.RunningQuantileStats, dataset_writer.embed_images
+    compute_stats.RunningQuantileStats = Sampled
+    if not images:
+        dataset_writer.embed_images = lambda table: table
     try:
         yield
     finally:
-        compute_stats.RunningQuantileStats = whole
+        compute_stats.RunningQuantileStats, dataset_writer.embed_images = whole, embed

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers.utils import logging
 
 from apprentice.device import best_device, mixed_precision
 from apprentice.files import read_json, replacing, write_json
@@ -85,6 +86,8 @@ def build_vlm(config: BuildConfig) -> Path:
     Killed at any moment and called again with the same configuration, it ends with the same weights. What it can do
     stands in `output`/score.json. Raises UserError if a part of it or the scenes are missing.
     """
+    logging.set_verbosity_error()  # what it warns of does not concern us: how a picture is made smaller
+    logging.disable_progress_bar()
     output = Path(config.output)
     if (output / "score.json").exists() and read_json(output / "config.json") == asdict(config):
         console.print(f"{output} is finished already")

@@ -1,0 +1,150 @@
+"""What distillation saves: success in closed loop against all that was computed for it, for two-stage, only-ft and
+scratch, on the demo's three tasks.
+
+    python benchmarks/cost.py                    # about five hours on two CPU cores; killed, it goes on where it was
+
+Every point is a run of its own, trained to the end of its own schedule with its own seed and evaluated on 60 episodes:
+no checkpoint is picked. Its cost counts the caches that it reads, the expert's latents among them. Samples of the two
+stages differ in price (alignment runs a suffix alone), so the picture shows seconds too: samples times the median
+seconds of a sample over all runs of that kind, which other work on the machine disturbs least.
+"""
+
+import argparse
+import json
+import time
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from apprentice.data.dataset import open_dataset
+from apprentice.device import best_device
+from apprentice.distill.cache import cached
+from apprentice.distill.stages import StageConfig, align, finetune
+from apprentice.evaluate.results import ALL, success_rows
+from apprentice.evaluate.rollout import evaluate
+from apprentice.files import read_json, write_json, write_text
+from apprentice.intervals import wilson
+from apprentice.policy.modeling_apprentice import ApprenticePolicy
+from apprentice.progress import console
+
+DATA, EXPERT, VLM = "assets/demonstrations/libero_goal", "assets/seer", "assets/nano-vlm"
+TASKS, EPISODES = [1, 4, 8], 20
+# Of the demo's number of steps. Those without alignment go on for longer, so that they may cost as much.
+BUDGETS = {"two-stage": (0.25, 0.5, 1.0), "only-ft": (0.375, 0.75, 1.5), "scratch": (0.375, 0.75, 1.5)}
+COMMON = StageConfig(dataset=DATA, out="", every=2)
+ALIGN = replace(COMMON, vlm=VLM, expert=EXPERT, steps=1200)
+FINETUNE = replace(COMMON, batch_size=16, steps=2000, learning_rate=6e-4, language_rate_factor=1.0, latent_weight=2.0)
+CONTROL = replace(COMMON, vlm=VLM, expert=EXPERT, batch_size=32, steps=1000)
+
+
+def train(kind: str, budget: float, seed: int, folder: Path) -> dict[str, int]:
+    """Train one point; return its samples by stage."""
+
+    def run(stage: Any, config: StageConfig, out: Path) -> int:
+        stage(replace(config, out=str(out), steps=round(config.steps * budget), seed=seed))
+        return int(read_json(out / "cost.json")["samples"])
+
+    if kind != "two-stage":
+        return {kind: run(finetune, replace(CONTROL, scratch=kind == "scratch"), folder / "student")}
+    aligned = run(align, ALIGN, folder / "align")
+    return {"align": aligned, kind: run(finetune, replace(FINETUNE, student=str(folder / "align")), folder / "student")}
+
+
+def fill_caches(folder: Path) -> dict[str, float]:
+    """Seconds that the caches of each stage take, measured once, before anything else is in them."""
+    if (folder / "caches.json").exists():
+        return dict(read_json(folder / "caches.json"))
+    seconds, dataset = {}, open_dataset(DATA)
+    for name, stage, config in (("finetune", finetune, CONTROL), ("align", align, ALIGN)):
+        stage(replace(config, out=str(folder / f"first-{name}"), steps=1))
+        policy = ApprenticePolicy.from_pretrained(folder / f"first-{name}" / "checkpoint")
+        policy.set_stage(name)
+        policy.to(best_device())
+        for rows in cached(policy, dataset, config.every).values():
+            rows.path.unlink()
+        start = time.monotonic()
+        cached(policy, dataset, config.every)
+        seconds[name] = time.monotonic() - start
+    write_json(folder / "caches.json", seconds)
+    return seconds
+
+
+def seconds_of_a_sample(folder: Path) -> dict[str, float]:
+    """The median over the logs of all runs of a kind."""
+    found: dict[str, list[float]] = {}
+    for log in folder.glob("*/*/log.jsonl"):
+        kind = "align" if log.parent.name == "align" else log.parent.parent.name.split("_")[0]
+        entries = [json.loads(line) for line in log.read_text().splitlines()]
+        for before, after in pairwise(entries):
+            samples = after["samples"] - before["samples"]
+            if samples and after["seconds"] > before["seconds"]:
+                found.setdefault(kind, []).append((after["seconds"] - before["seconds"]) / samples)
+    return {kind: float(np.median(values)) for kind, values in found.items()}
+
+
+def picture(points: list[dict[str, Any]], expert: float) -> str:
+    """Success against seconds and against samples, as SVG."""
+    figure, panels = plt.subplots(1, 2, figsize=(8, 3.2), sharey=True, layout="constrained")
+    for axes, axis, unit in zip(panels, ("seconds", "samples"), (60, 1000), strict=True):
+        for colour, kind in zip(("tab:blue", "tab:orange", "tab:green"), BUDGETS, strict=True):
+            mine = [p for p in points if p["kind"] == kind]
+            axes.scatter([p[axis] / unit for p in mine], [p["rate"] for p in mine], s=10, alpha=0.4, color=colour)
+            budgets = sorted({p["budget"] for p in mine})
+            groups = [[p for p in mine if p["budget"] == budget] for budget in budgets]
+            counts = [(sum(p["successes"] for p in g), sum(p["episodes"] for p in g)) for g in groups]
+            rates = np.array([successes / episodes for successes, episodes in counts])
+            bounds = np.array([wilson(*count) for count in counts]).T
+            x = [float(np.mean([p[axis] for p in g])) / unit for g in groups]
+            axes.errorbar(x, rates, np.abs(bounds - rates), color=colour, capsize=3, marker="o", label=kind)
+        axes.axhline(expert, color="grey", ls=":", label="the expert")
+        axes.set_ylim(-0.03, 1.03)
+        axes.grid(alpha=0.3)
+    panels[0].set(xlabel="minutes of training and caches, 2 CPU cores", ylabel="success, 3 tasks of LIBERO-Goal")
+    panels[1].set(xlabel="thousand samples, both stages")
+    panels[1].legend(loc="lower right")
+    out = Path("docs/cost.svg")
+    with plt.rc_context({"svg.hashsalt": "cost"}):
+        figure.savefig(out, metadata={"Date": None})
+    return str(out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("runs/cost"))
+    options = parser.parse_args()
+    out: Path = options.out
+    caches = fill_caches(out)
+    jobs = [
+        (kind, budget, seed) for seed in range(options.seeds) for kind, budgets in BUDGETS.items() for budget in budgets
+    ]
+    points: list[dict[str, Any]] = []
+    for kind, budget, seed in jobs:
+        folder = out / f"{kind}_{budget}_{seed}"
+        console.rule(f"{kind}, budget {budget}, seed {seed}: {len(points) + 1} of {len(jobs)}")
+        samples = train(kind, budget, seed, folder)
+        episodes = evaluate(
+            {kind: folder / "student" / "checkpoint"}, "libero_goal", TASKS, EPISODES, folder / "evaluation"
+        )
+        row = next(row for row in success_rows(episodes) if row.task == ALL)
+        points.append(
+            {"kind": kind, "budget": budget, "seed": seed, "samples_of": samples, "samples": sum(samples.values())}
+            | {"successes": row.successes, "episodes": row.episodes, "rate": row.rate}
+        )
+    price = seconds_of_a_sample(out)
+    for point in points:
+        training = sum(price[stage] * count for stage, count in point["samples_of"].items())
+        cache = caches["finetune"] if point["kind"] != "two-stage" else caches["align"] + caches["finetune"]
+        point["seconds"] = round(training + cache, 1)
+    expert = evaluate({"expert": Path(EXPERT)}, "libero_goal", TASKS, EPISODES, out / "expert")
+    rate = sum(e.success for e in expert) / len(expert)
+    write_text(Path("docs/cost.json"), json.dumps({"expert": rate, "caches": caches, "points": points}, indent=1))
+    console.print(f"wrote {picture(points, rate)} and docs/cost.json")
+
+
+if __name__ == "__main__":
+    main()
