@@ -103,6 +103,7 @@ class Filmed:
                         f"expected a frame at {self.seconds[frame]:.3f} s in {path}, found none; "
                         "fix: copy or record the dataset again"
                     )
-                found[int(frame)] = self.reformatter.reformat(picture, format="rgb24").to_ndarray()
+                pixels = self.reformatter.reformat(picture, format="rgb24").to_ndarray()
+                found[int(frame)] = np.asarray(pixels, dtype=np.uint8)
                 stands = picture.pts + ticks / 2
         return found
