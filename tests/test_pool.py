@@ -1,14 +1,21 @@
-"""Jobs in processes: what comes back, with how many threads, and what happens when a process is killed."""
+"""Jobs in processes: what comes back, with how many threads, and what happens when a process or a machine is killed."""
 
-import multiprocessing.pool
 import os
+import signal
 import sys
-from types import ModuleType
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from apprentice.errors import UserError
 from apprentice.pool import spread
+
+NO_RAY = "no Ray here: pip install 'lerobot_policy_apprentice[ray]'"
 
 
 def test_every_job_is_done_once_though_workers_are_renewed() -> None:
@@ -28,23 +35,79 @@ def test_a_dead_worker_is_an_error_instead_of_a_wait_for_ever() -> None:
         list(spread(os._exit, [1], 1))
 
 
-def test_a_ray_cluster_does_the_jobs_or_its_absence_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "ray", None)
-        with pytest.raises(UserError, match=r"pip install 'lerobot_policy_apprentice\[ray\]'"):
-            list(spread(abs, [1], 1, ray="auto"))
-    asked = []
+def test_the_absence_of_ray_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"pip install 'lerobot_policy_apprentice\[ray\]'"):
+        list(spread(abs, [1], 1, ray="auto"))
 
-    def pool(processes: int, **arguments: object) -> multiprocessing.pool.Pool:
-        """Threads in place of a cluster, behind the same interface."""
-        asked.append((processes, arguments))
-        return multiprocessing.pool.ThreadPool(processes)
 
-    packages = {name: ModuleType(name) for name in ("ray", "ray.util", "ray.util.multiprocessing")}
-    packages["ray.util.multiprocessing"].Pool = pool  # type: ignore[attr-defined]
-    for name, module in packages.items():
-        monkeypatch.setitem(sys.modules, name, module)
-    assert sorted(spread(abs, [-3, 2, 1], 2, ray="here:1")) == [1, 2, 3]
-    ((processes, arguments),) = asked
-    assert processes == 2 and arguments["ray_address"] == "here:1"
-    assert arguments["ray_remote_args"]["runtime_env"]["env_vars"]["OMP_NUM_THREADS"] == "1"  # type: ignore[index]
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:port"])
+def test_the_absence_of_a_cluster_is_said(address: str) -> None:
+    pytest.importorskip("ray", reason=NO_RAY)
+    with pytest.raises(UserError, match=f"expected a Ray cluster at {address}, found none"):
+        list(spread(abs, [1], 1, ray=address))
+
+
+@dataclass(frozen=True)
+class Job:
+    number: int
+    folder: Path
+    doomed: str  # the node that will die
+
+
+_done: list[int] = []  # of this process; with one CPU a node has one
+
+
+def work(job: Job) -> tuple[int, str]:
+    """The doomed node is killed in its third job; the other waits for that in its first."""
+    import ray
+
+    with (job.folder / "begun").open("a") as file:
+        file.write(f"{job.number}\n")
+    dying = job.folder / "dying"
+    if ray.get_runtime_context().get_node_id() != job.doomed:
+        while not dying.exists():
+            time.sleep(0.05)
+    elif len(_done) == 2:
+        dying.touch()
+        os.kill(os.getppid(), signal.SIGKILL)  # the raylet: its machine, as the cluster sees it
+        os.kill(os.getpid(), signal.SIGKILL)
+    _done.append(job.number)
+    return job.number, os.environ["OMP_NUM_THREADS"]
+
+
+def refuse(job: int) -> None:
+    raise UserError(f"expected no {job}")
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A Ray cluster of two nodes with one core each, the second to be killed."""
+    pytest.importorskip("ray", reason=NO_RAY)
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # else 15: on a busy machine tests would wait long
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")  # it kills what runs here for what runs beside it
+    monkeypatch.setenv("RAY_health_check_period_ms", "500")  # a dead node is known as such sooner
+    monkeypatch.setenv("RAY_health_check_initial_delay_ms", "500")
+    from ray.cluster_utils import Cluster
+
+    terminated = signal.getsignal(signal.SIGTERM)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        cluster.add_node(num_cpus=1)
+        yield cluster
+    finally:
+        cluster.shutdown()
+        signal.signal(signal.SIGTERM, terminated)
+
+
+def test_a_cluster_does_every_job_once_though_a_node_dies(cluster: Any, tmp_path: Path) -> None:
+    terminated = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(UserError, match=r"^expected no 7$"):
+        list(spread(refuse, [7], 1, ray=cluster.address))
+    (doomed,) = cluster.worker_nodes
+    jobs = [Job(number, tmp_path, doomed.node_id) for number in range(8)]
+    assert sorted(spread(work, jobs, 2, ray=cluster.address)) == [(number, "1") for number in range(8)]
+    begun = Counter((tmp_path / "begun").read_text().split())
+    assert sorted(begun.values()) == [1] * 7 + [2]
+    assert signal.getsignal(signal.SIGTERM) is terminated

@@ -1,17 +1,19 @@
-"""Jobs spread over processes."""
+"""Jobs spread over processes, of this machine or of a Ray cluster."""
 
+import logging
 import os
 import signal
+import socket
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
 from multiprocessing import TimeoutError, active_children, get_context
 from multiprocessing.process import BaseProcess
-from typing import Any
 
 from apprentice.errors import UserError
 
 PATIENCE = 2.0  # s between looks at the workers' health
-
-
+RETRIES = 3  # machines or processes that may die under one and the same job
 LIMITS = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
@@ -21,26 +23,38 @@ def spread[J, R](
     """Run jobs in fresh processes with one thread each (more only take cores from one another); yield what they return.
 
     A process is replaced after `renew` jobs. The processes belong to this machine, or to the Ray cluster at the
-    address `ray`. Raises UserError if a process is killed (the pool would wait for ever), or if there is no Ray.
+    address `ray`; there a job whose process or machine dies is begun again elsewhere. Raises UserError if a process of
+    this machine is killed (the pool would wait for ever), a job kills all that run it, or there is no such cluster.
     """
+    workers = max(1, min(workers, len(jobs)))
+    return _here(run, jobs, workers, renew) if ray is None else _across(ray, run, jobs, workers, renew)
+
+
+def _here[J, R](run: Callable[[J], R], jobs: Sequence[J], workers: int, renew: int | None) -> Iterator[R]:
+    with _limits(), get_context("spawn").Pool(workers, _prepare, maxtasksperchild=renew) as pool:
+        seen: set[BaseProcess] = set(active_children())
+        running = pool.imap_unordered(run, jobs, chunksize=1)
+        while True:
+            try:
+                yield running.next(timeout=PATIENCE)
+            except StopIteration:
+                return
+            except TimeoutError:
+                seen |= set(active_children())
+                if any(process.exitcode for process in seen):
+                    raise UserError(
+                        "expected every worker to finish its jobs, found one that was killed (out of memory?); "
+                        "nothing finished is lost; fix: run the same command again, with fewer workers"
+                    ) from None
+
+
+@contextmanager
+def _limits() -> Iterator[None]:
+    """Processes that begin meanwhile inherit the limits."""
     before = {key: os.environ.get(key) for key in LIMITS}
     os.environ.update(LIMITS)
     try:
-        with _pool(max(1, min(workers, len(jobs))), renew, ray) as pool:
-            seen: set[BaseProcess] = set(active_children())
-            running = pool.imap_unordered(run, jobs, chunksize=1)
-            while True:
-                try:
-                    yield running.next(timeout=PATIENCE)
-                except StopIteration:
-                    return
-                except TimeoutError:
-                    seen |= set(active_children())
-                    if any(process.exitcode for process in seen):
-                        raise UserError(
-                            "expected every worker to finish its jobs, found one that was killed (out of memory?); "
-                            "nothing finished is lost; fix: run the same command again, with fewer workers"
-                        ) from None
+        yield
     finally:
         for key, value in before.items():
             os.environ.pop(key)
@@ -48,19 +62,52 @@ def spread[J, R](
                 os.environ[key] = value
 
 
-def _pool(processes: int, renew: int | None, ray: str | None) -> Any:
-    if ray is None:
-        return get_context("spawn").Pool(processes, _prepare, maxtasksperchild=renew)
+def _prepare() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+
+
+def _across[J, R](
+    address: str, run: Callable[[J], R], jobs: Sequence[J], workers: int, renew: int | None
+) -> Iterator[R]:
     try:
-        from ray.util.multiprocessing import Pool
+        import ray
+        from ray.exceptions import RayError, RayTaskError
     except ImportError:
         raise UserError(
             "expected the package ray for --ray, found none; fix: pip install 'lerobot_policy_apprentice[ray]', "
             "or leave --ray out"
         ) from None
-    arguments = {"runtime_env": {"env_vars": LIMITS}}  # a cluster does not see our environment
-    return Pool(processes, maxtasksperchild=renew, ray_address=ray, ray_remote_args=arguments)
+    terminated = signal.getsignal(signal.SIGTERM)
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        if host:  # Ray itself would try for minutes, without a word
+            socket.create_connection((host, int(port)), timeout=10).close()
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+        signal.signal(signal.SIGTERM, terminated)  # Ray puts one in its place that ends the process without a word
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"expected a Ray cluster at {address}, found none ({error}); fix: ray start --head, then --ray auto there"
+        ) from error
 
+    # A cluster does not see our environment.
+    @ray.remote(max_retries=RETRIES, max_calls=renew or 0, runtime_env={"env_vars": LIMITS})
+    def perform(job: J) -> R:
+        return run(job)
 
-def _prepare() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    waiting = iter(jobs)
+    running = [perform.remote(job) for job in islice(waiting, workers)]
+    try:
+        while running:
+            (done,), running = ray.wait(running)
+            result = ray.get(done)
+            running += [perform.remote(job) for job in islice(waiting, 1)]
+            yield result
+    except RayTaskError as error:
+        raise error.cause from error
+    except RayError as error:
+        raise UserError(
+            f"expected the cluster to finish every job, found one that failed {RETRIES + 1} times ({error}); "
+            "nothing finished is lost; fix: see `ray status`, then run the same command again"
+        ) from error
+    finally:
+        ray.shutdown()

@@ -1,7 +1,13 @@
-from collections.abc import Iterator
+import pickle
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from apprentice.libero import collect as collecting
+from apprentice.libero import doctor as doctors
 from apprentice.libero.env import LiberoEnv
 
 
@@ -17,3 +23,44 @@ def exact() -> Iterator[LiberoEnv]:
     env = LiberoEnv("libero_goal", 1, render="exact")
     yield env
     env.close()
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From its call on, what workers would do is done here, where all is loaded; jobs and results can still be sent."""
+
+    def spread(run: Callable[[Any], Any], jobs: list[Any], workers: int, **_: Any) -> Iterator[Any]:
+        return (pickle.loads(pickle.dumps(run(pickle.loads(pickle.dumps(job))))) for job in jobs)
+
+    def begin() -> None:
+        for module in (collecting, doctors):
+            monkeypatch.setattr(module, "spread", spread)
+
+    return begin
+
+
+@pytest.fixture
+def interrupted(
+    monkeypatch: pytest.MonkeyPatch, in_this_process: Callable[[], None]
+) -> Callable[..., tuple[Path, dict[str, np.ndarray]]]:
+    """Collects two episodes of a task in workers, is stopped before it writes them, and loses the second.
+
+    What it returns: the folder where the first one waits, and what the second one held. From then on no worker is used.
+    """
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def collect(suite: str, task: int, out: Path, workers: int, **settings: Any) -> tuple[Path, dict[str, np.ndarray]]:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(collecting, "_assemble", stop)
+            collecting.collect(suite, 2, out, [task], workers=workers, **settings)
+        in_this_process()
+        assert not out.exists()
+        scratch = out.with_name(f".{out.name}.episodes")
+        second = scratch / f"{task:02}_0001.npz"
+        lost = dict(np.load(second))
+        second.unlink()
+        return scratch, lost
+
+    return collect

@@ -1,6 +1,7 @@
 """Own worlds and other words: collected, interrupted, the same again, and replayed."""
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -34,23 +35,12 @@ def test_episodes_take_turns_in_worlds_and_the_seed_decides_the_words() -> None:
     assert plain.world is None and plain.instruction == TASK.instruction
 
 
-def test_own_worlds_survive_a_kill_and_any_number_of_workers_and_replay(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out, scratch = tmp_path / "demonstrations", tmp_path / ".demonstrations.episodes"
-
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(collecting, "_assemble", killed)
-        with pytest.raises(KeyboardInterrupt):
-            collect("libero_object", 2, out, [0], workers=2, worlds=2, reworded=True)
+def test_own_worlds_survive_a_kill_and_replay(tmp_path: Path, interrupted: Callable[..., tuple[Path, dict]]) -> None:
+    out = tmp_path / "demonstrations"
+    _, before = interrupted("libero_object", 0, out, workers=1, worlds=2, reworded=True)
     with pytest.raises(UserError, match="'worlds': 2"):
         collect("libero_object", 2, out, [0], worlds=1, reworded=True)
-    before = dict(np.load(scratch / "00_0001.npz"))
-    (scratch / "00_0001.npz").unlink()
-    summary = collect("libero_object", 2, out, [0], workers=1, worlds=2, reworded=True)
+    summary = collect("libero_object", 2, out, [0], worlds=2, reworded=True)
 
     dataset, kept = open_dataset(out), read_json(out / "meta" / "collection.json")
     assert kept == {**summary, "per_task": {str(task): found for task, found in summary["per_task"].items()}}
@@ -63,9 +53,18 @@ def test_own_worlds_survive_a_kill_and_any_number_of_workers_and_replay(
     assert all(check.passed for check in examine(out, 2, 1))
 
 
-def test_what_has_no_own_world_is_said_before_anything_is_done(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="akita_black_bowl"):
-        collect("libero_spatial", 1, tmp_path / "out", [0], worlds=1)
+@pytest.mark.parametrize(
+    ("suite", "task", "found"),
+    [
+        ("libero_spatial", 0, "akita_black_bowl"),
+        ("libero_90", 37, "libero_90 task 37, 'put the white bowl to the right of the plate', found none"),
+    ],
+)
+def test_what_has_no_own_world_is_said_before_anything_is_done(
+    suite: str, task: int, found: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=found):
+        collect(suite, 1, tmp_path / "out", [task], worlds=1)
     assert not list(tmp_path.iterdir())
 
 

@@ -2,9 +2,8 @@
 
 import io
 import json
-import pickle
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from apprentice.cli import main
 from apprentice.data.dataset import column, frames, open_dataset
 from apprentice.errors import UserError
 from apprentice.files import read_json, write_json
-from apprentice.libero import doctor as doctors
 from apprentice.libero import env as libero_env
 from apprentice.libero.doctor import examine
 from apprentice.libero.env import LiberoEnv
@@ -53,13 +51,9 @@ def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def in_this_process(monkeypatch: pytest.MonkeyPatch, fast: LiberoEnv) -> None:
-    """Replay here, where there is an environment, what workers would; jobs and results can still be sent."""
-
-    def spread(run: Callable[[Any], Any], jobs: list[Any], workers: int) -> Iterator[Any]:
-        return (pickle.loads(pickle.dumps(run(pickle.loads(pickle.dumps(job))))) for job in jobs)
-
-    monkeypatch.setattr(doctors, "spread", spread)
+def kept(monkeypatch: pytest.MonkeyPatch, in_this_process: Callable[[], None], fast: LiberoEnv) -> None:
+    """Replay here, where there is an environment."""
+    in_this_process()
     monkeypatch.setattr(libero_env, "_kept", [fast])
 
 

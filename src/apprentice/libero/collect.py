@@ -317,10 +317,12 @@ def _show(summary: dict[str, Any]) -> None:
 def _assemble(jobs: list[Job], scratch: Path, root: Path, images: bool) -> None:
     """Write the finished episodes, in order, as a LeRobotDataset."""
     import av.logging
+    import datasets
     from lerobot.configs.video import RGBEncoderConfig
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     av.logging.set_libav_level(av.logging.ERROR)
+    datasets.disable_progress_bars()
     size = jobs[0].size
     image = {
         "dtype": "image" if images else "video",
@@ -334,6 +336,7 @@ def _assemble(jobs: list[Job], scratch: Path, root: Path, images: bool) -> None:
         root=root,
         robot_type="panda",
         use_videos=not images,
+        video_backend="pyav",  # for reading; else LeRobot tries torchcodec, and prints why it has no FFmpeg
         features={
             "observation.images.image": image,
             "observation.images.image2": image,
@@ -357,6 +360,8 @@ def _assemble(jobs: list[Job], scratch: Path, root: Path, images: bool) -> None:
             dataset.save_episode()
     dataset.finalize()
     shutil.rmtree(root / "images", ignore_errors=True)  # empty by now
+    statistics = root / "meta" / "stats.json"  # in the order of a set, another in each process
+    write_json(statistics, dict(sorted(read_json(statistics).items())))
 
 
 @contextmanager

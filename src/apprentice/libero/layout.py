@@ -7,6 +7,7 @@ import mujoco
 import numpy as np
 
 from apprentice.libero.world import World
+from apprentice.libero.worlds import Scene
 
 LOW, HIGH = np.array([0.34, -0.34]), np.array([0.68, 0.34])  # m from the robot's base, on every table
 FARTHEST = 0.70  # m from the base, for the middle of what the goal speaks of
@@ -19,7 +20,7 @@ def spread(world: World, rng: np.random.Generator) -> None:
     """Move all that stands on the table, in place. What the goal's own region of the table is named after stays
     ("to the right of the plate"), and so does everything if there is no room.
     """
-    loose = _loose(world)
+    loose = Scene.of(world.env.played).loose
     wanted = _wanted(world)
     fixed = [region for word in wanted if (region := _table_region(world, word)) is not None]
     for name in world.root.keys() - loose:
@@ -37,20 +38,6 @@ def spread(world: World, rng: np.random.Generator) -> None:
         joint = world.model.joint(world.domain.objects_dict[name].joints[-1])
         world.data.qpos[joint.qposadr[0] : joint.qposadr[0] + 2] += middle - box.mean(axis=0)
     mujoco.mj_forward(world.model, world.data)
-
-
-def _loose(world: World) -> set[str]:
-    """What stands on the table and may be moved."""
-    problem = world.domain.parsed_problem
-    named = [word for word in _wanted(world) if _table_region(world, word) is not None]
-    stands = {name: place for verb, name, *place in problem["initial_state"] if verb == "on"}
-    loose = set()
-    for name in world.domain.objects_dict.keys() & stands.keys():
-        (place,) = stands[name]
-        below = problem["regions"][place]["target"] if place in problem["regions"] else place
-        if below not in world.root and not any(name.rsplit("_", 1)[0] in word for word in named):
-            loose.add(name)
-    return loose
 
 
 def _wanted(world: World) -> list[str]:

@@ -43,6 +43,18 @@ class Scene:
             categories |= dict.fromkeys(names.split(), category)
         return cls(text, categories, frozenset(re.findall(r"\w+", _block(text, "goal"))))
 
+    @property
+    def loose(self) -> set[str]:
+        """Objects that stand on the table itself, but for those that the goal's places on it are named after."""
+        (table,) = re.findall(r"\b(\w*[a-z]) - \w+", _block(self.text, "fixtures"))  # all others are numbered
+        standing = re.findall(rf"\(on (\w+) {table}_\w+\)", _block(self.text, "init"), re.IGNORECASE)
+        places = [word for word in self.goal if word.startswith(f"{table}_")]
+        return {
+            name
+            for name in self.categories.keys() & set(standing)
+            if not any(self.categories[name] in place for place in places)
+        }
+
 
 def find_task(suite: str, index: int, world: int | None = None) -> Task:
     """A suite's task, or its own world of that number. Raises UserError."""
@@ -53,7 +65,8 @@ def find_task(suite: str, index: int, world: int | None = None) -> Task:
 def own_world(task: Task, seed: int) -> Task:
     """The task in a world of its own: other things of the same kinds. Its file is cached.
 
-    Raises UserError if the instruction tells things apart by their places, which then would no longer hold.
+    Raises UserError if the instruction tells things apart by their places, which then would no longer hold, or if
+    nothing can be exchanged or moved.
     """
     scene = Scene.of(task)
     wanted = [scene.categories[name] for name in sorted(scene.goal & scene.categories.keys())]
@@ -64,6 +77,11 @@ def own_world(task: Task, seed: int) -> Task:
             "fix: a task that does not tell them apart by their places"
         )
     swaps = _exchange(scene, np.random.default_rng(seed))
+    if not (swaps or scene.loose):
+        raise UserError(
+            f"expected a thing to exchange or to move in {task.suite} task {task.index}, '{task.instruction}', found "
+            "none: what stands on the table is what its goal names a place after; fix: leave out this task, or --worlds"
+        )
     names = GROCERIES | MUGS
     spoken = task.instruction.replace("cream cheese box", "cream cheese") if swaps else task.instruction
     instruction = _replace({names[old]: names[new] for old, new in swaps.items()}, spoken)
