@@ -4,7 +4,7 @@
 
 The built-in VLM, expert and demonstrations, fresh weights, one thread; CPU seconds, which a busy machine does not
 change. Peaks are measured in the same run: a product of 1,024 x 1,024 matrices for arithmetic, a copy of 256 MB for
-memory. FLOP are those of products, convolutions and attention; bytes are what all operators read and write, one after
+memory. FLOP are those of products and convolutions; bytes are what all operators read and write, one after
 the other, as if no cache were there. The limit of a stage is the time that its FLOP take at the peak (ms); "memory" is
 the time that its bytes take.
 """
