@@ -1,9 +1,11 @@
 """What every test needs: no hub, no display, two processes that do not fight for two cores."""
 
 import os
+import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("TRACKIO_DIR", os.path.join(tempfile.gettempdir(), "apprentice-trackio"))
 
 from pathlib import Path
 

@@ -65,12 +65,12 @@ COMMANDS = {
     "align": (
         "teach a VLM to produce an expert's latents",
         "apprentice.distill.stages:StageConfig",
-        "apprentice.distill.stages:align",
+        "apprentice.train:align",
     ),
     "finetune": (
         "train an aligned (or a fresh) student on demonstrations",
         "apprentice.distill.stages:StageConfig",
-        "apprentice.distill.stages:finetune",
+        "apprentice.train:finetune",
     ),
     "ask": (
         "ask a student, or a plain VLM, a question about images, and tell how far it has drifted",
@@ -81,6 +81,21 @@ COMMANDS = {
         "run policies in closed loop on a benchmark's initial states",
         "apprentice.evaluate.rollout:evaluate",
         "apprentice.evaluate.rollout:evaluate",
+    ),
+    "compare": (
+        "compare two policies on the same episodes, the worst tasks first",
+        "apprentice.evaluate.compare:compare",
+        "apprentice.evaluate.compare:compare",
+    ),
+    "rates": (
+        "print the success rates of evaluations, and of all of them together",
+        "apprentice.evaluate.compare:rates",
+        "apprentice.evaluate.compare:rates",
+    ),
+    "serve": (
+        "put a policy behind a port, for openpi's clients and `apprentice eval`",
+        "apprentice.serve.server:serve",
+        "apprentice.serve.server:serve",
     ),
     "report": (
         "write the page and results.json of an evaluation",
@@ -99,6 +114,9 @@ POSITIONAL = {
     "import-seer": ["checkpoint"],
     "expert-check": ["checkpoint"],
     "ask": ["model", "images", "question"],
+    "compare": ["runs"],
+    "rates": ["runs"],
+    "serve": ["checkpoint"],
 }
 
 

@@ -1,6 +1,6 @@
-"""How far a success rate can be trusted."""
+"""How far success rates, and differences of two, can be trusted."""
 
-from math import sqrt
+from math import comb, sqrt
 
 Z95 = 1.959963984540054  # 97.5 % quantile of the standard normal
 
@@ -24,3 +24,42 @@ def wilson(successes: int, episodes: int) -> tuple[float, float]:
     low = 0.0 if successes == 0 else (centre - half) / scale
     high = 1.0 if successes == episodes else (centre + half) / scale
     return low, high
+
+
+def mcnemar(won: int, lost: int) -> float:
+    """The two-sided p-value of the exact McNemar test: pairs that differ fall to either side like a fair coin.
+
+    McNemar, Psychometrika 12 (1947); twice the smaller tail of the binomial, at most 1. Raises ValueError.
+    """
+    if min(won, lost) < 0:
+        raise ValueError(f"expected counts, found {won} and {lost}")
+    differing = won + lost
+    tail = sum(comb(differing, k) for k in range(min(won, lost) + 1))
+    return min(1.0, 2 * tail / 2**differing)
+
+
+def tango(won: int, lost: int, pairs: int) -> tuple[float, float]:
+    """Return Tango's score interval (95 %) of the difference of two paired rates, (won - lost) / pairs, in [-1, 1].
+
+    Tango, "Equivalence test and confidence interval for the difference in proportions for the paired-sample design",
+    Statistics in Medicine 17 (1998): all differences d with |won - lost - n d| <= z sqrt(n (2 q + d (1 - d))), where q
+    is the likeliest rate of lost pairs given d. No pairs at all leave (-1, 1). Raises ValueError.
+    """
+    if min(won, lost) < 0 or won + lost > pairs:
+        raise ValueError(f"expected counts of at most {pairs} pairs, found {won} and {lost}")
+    if pairs == 0:
+        return -1.0, 1.0
+    return -_tango_high(lost, won, pairs), _tango_high(won, lost, pairs)
+
+
+def _tango_high(won: int, lost: int, pairs: int) -> float:
+    """Upper end, by bisection: the score falls as the difference grows."""
+    low, high = (won - lost) / pairs, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        b = (2 * pairs - won + lost) * middle - won - lost
+        root = sqrt(max(b * b + 8 * pairs * lost * middle * (1 - middle), 0.0))
+        spread = pairs * ((root - b) / (2 * pairs) + middle * (1 - middle))
+        inside = pairs * middle - (won - lost) <= Z95 * sqrt(max(spread, 0.0))
+        low, high = (middle, high) if inside else (low, middle)
+    return high

@@ -1,5 +1,6 @@
 """Closed loop on the real simulator, with small real policies whose weights are random."""
 
+import io
 import json
 import os
 import signal
@@ -10,19 +11,23 @@ from dataclasses import replace
 
 import av
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.policies.act.configuration_act import ACTConfig
 from lerobot.policies.act.modeling_act import ACTPolicy
 from lerobot.policies.factory import make_pre_post_processors
+from tests.serve.running import Running
 
 from apprentice.data.contract import Contract
 from apprentice.errors import UserError
 from apprentice.evaluate import rollout
 from apprentice.evaluate.checkpoint import Checkpoint, inspect_checkpoint
+from apprentice.evaluate.play import Job, inspect, run_episode
 from apprentice.evaluate.results import Evaluation, probe_rows, read_episodes
-from apprentice.evaluate.rollout import Job, evaluate, run_episode
+from apprentice.evaluate.rollout import evaluate
+from apprentice.evaluate.trace import Trace
 
 CPU = torch.device("cpu")
 IMAGES = ("observation.images.image", "observation.images.image2")
@@ -72,6 +77,12 @@ def outcome(episode):
     return replace(episode, seconds=0, reset_seconds=0, policy_seconds=0, render_seconds=0, physics_seconds=0)
 
 
+def same_trace(content, evaluation, episode):
+    """Whether an episode did the same, however long it took."""
+    again, before = Trace.load(io.BytesIO(content)), Trace.load(evaluation.folder / "traces" / episode.trace)
+    return all(np.array_equal(getattr(again, name), getattr(before, name)) for name in ("states", "actions"))
+
+
 def observation(seed=0):
     rng = np.random.default_rng(seed)
     images = {key: rng.integers(0, 256, (128, 128, 3), dtype=np.uint8) for key in IMAGES}
@@ -89,6 +100,12 @@ def test_every_episode_once_and_filmed(evaluation, policies):
             frames = [frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]
         assert len(frames) == 12 / 4 + 1
         assert np.abs(frames[0].astype(int) - frames[-1]).mean() > 0.5, "nothing moved"
+        trace = Trace.load(evaluation.folder / "traces" / episode.trace)
+        assert trace.states.shape == (13, 8) and trace.actions.shape == (12, 7)
+        assert trace.plan_steps.tolist() == [0, 4, 8]
+        assert trace.plan_seconds.sum() == pytest.approx(episode.policy_seconds, abs=0.01)
+    table = pq.read_table(evaluation.folder / "episodes.parquet")
+    assert table["steps"].to_pylist() == [12] * 4 and len(table["actions"].to_pylist()[3]) == 12
 
 
 def test_one_process_finds_what_two_found(evaluation, policies):
@@ -97,16 +114,18 @@ def test_one_process_finds_what_two_found(evaluation, policies):
     for episode in reversed(evaluation.episodes):
         job = Job(
             episode.policy,
-            policies[episode.policy],
+            str(policies[episode.policy]),
             episode.checkpoint,
             episode.task,
             episode.told,
             episode.init_state,
             evaluation.protocol,
         )
-        again, film = run_episode(job)
+        again, files = run_episode(job)
         assert outcome(again) == outcome(episode)
-        assert film == (evaluation.folder / "videos" / episode.video).read_bytes()
+        film = f"videos/{episode.video}"
+        assert files[film] == (evaluation.folder / film).read_bytes()
+        assert same_trace(files[f"traces/{episode.trace}"], evaluation, episode)
 
 
 def test_finished_episodes_are_not_run_again(evaluation, policies):
@@ -127,7 +146,7 @@ def test_a_killed_run_goes_on(evaluation, policies, tmp_path):
     file.write_text(script)
     process = subprocess.Popen([sys.executable, file], start_new_session=True)
     log = tmp_path / "episodes.jsonl"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 500
     while not read_episodes(log) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
@@ -143,8 +162,8 @@ def test_a_killed_run_goes_on(evaluation, policies, tmp_path):
 
 
 def test_ctrl_c_keeps_what_is_finished(evaluation, tmp_path, monkeypatch):
-    def interrupted(run, jobs, workers):
-        yield evaluation.episodes[0], b"film"
+    def interrupted(run, jobs, workers, ray):
+        yield evaluation.episodes[0], {"videos/a.mp4": b"film"}
         raise KeyboardInterrupt
 
     monkeypatch.setattr(rollout, "spread", interrupted)
@@ -153,6 +172,7 @@ def test_ctrl_c_keeps_what_is_finished(evaluation, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt, match="1 of 4 episodes done, all of them kept in"):
         rollout._run([None] * 4, begun, 2)
     assert Evaluation.load(tmp_path).episodes == evaluation.episodes[:1]
+    assert (tmp_path / "videos" / "a.mp4").read_bytes() == b"film"
 
 
 def test_a_chunk_is_what_select_action_gives_step_by_step(policies):
@@ -194,6 +214,18 @@ def test_checkpoints_that_do_not_fit_are_refused_before_anything_runs(policies, 
         evaluate(policies, out_dir=tmp_path, **{**SETTING, "tasks": [10]})
 
 
+def test_a_policy_server_is_evaluated_like_its_checkpoint(policies, evaluation):
+    running = Running(policies["expert"])
+    cards = {"expert": inspect("expert", running.address, Contract.for_libero(128, "fast"), evaluation.protocol)}
+    assert cards["expert"] == evaluation.policies["expert"]
+    before = evaluation.episodes[0]
+    job = Job("expert", running.address, before.checkpoint, 1, 1, 0, evaluation.protocol, film="none")
+    episode, files = run_episode(job)
+    running.stop()
+    assert outcome(episode) == replace(outcome(before), video=None)
+    assert same_trace(files[f"traces/{episode.trace}"], evaluation, episode)
+
+
 def test_language_probe_looks_at_both_goals(policies, evaluation, monkeypatch):
     """The goal of the other task is made to hold after three steps; that ends the episode."""
     from apprentice.libero.env import LiberoEnv
@@ -204,10 +236,15 @@ def test_language_probe_looks_at_both_goals(policies, evaluation, monkeypatch):
         asked.append(task)
         return len(asked) == 3
 
+    settled = []
+    reset = LiberoEnv.reset
+    monkeypatch.setattr(LiberoEnv, "reset", lambda self, **how: settled.append(how) or reset(self, **how))
     monkeypatch.setattr(LiberoEnv, "success_of", success_of)
-    protocol = replace(evaluation.protocol, told=((1, 8),))
+    protocol = replace(evaluation.protocol, told=((1, 8),), settle_steps=3, seed=5)
     checkpoint = evaluation.policies["expert"].checkpoint
-    episode, _ = run_episode(Job("expert", policies["expert"], checkpoint, 1, 8, 0, protocol))
+    episode, files = run_episode(Job("expert", str(policies["expert"]), checkpoint, 1, 8, 0, protocol, film="none"))
+    assert settled == [{"seed": 5, "init_state": 0, "settle_steps": 3}] and episode.seed == 5
+    assert list(files) == [f"traces/{episode.trace}"] and episode.video is None
     assert asked == [8, 8, 8]
     assert (episode.instruction, episode.steps) == ("put the bowl on the plate", 3)
     assert (episode.success, episode.told_success) == (False, True)

@@ -22,6 +22,7 @@ from lerobot.utils.constants import ACTION, OBS_STATE
 from lerobot.utils.feature_utils import dataset_to_policy_features
 from rich.table import Table
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from apprentice.data.contract import Contract
 from apprentice.data.dataset import instructions, open_dataset
@@ -51,6 +52,7 @@ class StageMemory:
         optimizer: bytes of AdamW's two averages.
         saved: bytes that the forward pass saves for the backward pass.
         peak: most bytes at any time in a step, what is there for a moment included.
+        work: floating-point operations of a step's matrix products, with the images' tokens there already.
     """
 
     trains: dict[str, int]
@@ -59,6 +61,7 @@ class StageMemory:
     optimizer: int
     saved: int
     peak: int
+    work: int
 
 
 @dataclass(frozen=True)
@@ -159,12 +162,17 @@ class Sketch:
             account.meet(weights_of(self.expert))
         weights = account.live
         with account:
-            found = step_memory(model, policy, self._batch(policy, account), account, self.precision)
+            batch = self._batch(policy, account)
+            found = step_memory(model, policy, batch, account, self.precision)
+            with FlopCounterMode(display=False) as counter:
+                with self._autocast():
+                    loss, _ = model(batch)
+                loss.backward()
         gradients, averages, saved, peak = found
         if lora_rank:
             peak = max(peak, weights + averages + self.batch * self.seeing)
         trains = {part: _count(p for p in all_ if p.requires_grad) for part, all_ in policy.parts().items()}
-        return StageMemory(trains, weights, gradients, averages, saved, peak)
+        return StageMemory(trains, weights, gradients, averages, saved, peak, counter.get_total_flops())
 
     def caches(self) -> tuple[dict[str, int], int]:
         """Bytes a frame takes in each cache, and bytes on the GPU to compute them."""
@@ -280,7 +288,7 @@ def tables(found: Plan, batch: int, precision: str) -> Iterator[Table]:
     table.add_row("together", f"{sum(found.parts.values()):,}", *(f"{s:,}" for s in sums))
     yield table
 
-    table = Table(title=f"memory of a GPU, {batch} samples a step, {precision}", title_justify="left")
+    table = Table(title=f"memory and work of a GPU, {batch} samples a step, {precision}", title_justify="left")
     for column in ("", *found.stages):
         table.add_column(column, justify="right" if column else "left")
     rows = {
@@ -292,6 +300,7 @@ def tables(found: Plan, batch: int, precision: str) -> Iterator[Table]:
     }
     for name, field in rows.items():
         table.add_row(name, *(_size(getattr(stage, field)) for stage in found.stages.values()))
+    table.add_row("work of a step", *(f"{stage.work / 1e12:.3g} TFLOP" for stage in found.stages.values()))
     table.caption = f"to compute the caches: {_size(found.filling)}. CUDA itself takes 0.5 to 1 GB on top"
     yield table
 

@@ -5,10 +5,13 @@ only-ft     finetune(vlm, expert): stage 2 without stage 1
 scratch     finetune(vlm, expert, scratch=True): the VLM's weights are random
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
+from accelerate import Accelerator
 from lerobot.configs import FeatureType
 from lerobot.utils.feature_utils import dataset_to_policy_features
 from rich.table import Table
@@ -18,12 +21,16 @@ from apprentice.data.contract import Contract, check_features
 from apprentice.data.dataset import open_dataset
 from apprentice.device import best_device
 from apprentice.distill.cache import cached
-from apprentice.distill.trainer import Samples, Schedule, train
+from apprentice.distill.checkpoint import check_whole, recover
+from apprentice.distill.tracking import tracked
+from apprentice.distill.trainer import Samples, Schedule, Watch, processes, train
 from apprentice.errors import UserError
 from apprentice.files import read_json, write_json
 from apprentice.policy.configuration_apprentice import ApprenticeConfig
 from apprentice.policy.modeling_apprentice import TRAINED, ApprenticePolicy, shapes
 from apprentice.progress import console
+
+WATCHING = ("validate_every", "rollouts", "rollout_every", "track")  # what may change when a run goes on
 
 
 @dataclass(frozen=True)
@@ -43,11 +50,18 @@ class StageConfig:
         prefix_gb: to align, keep the keys and values of the VLM's prefix on disk if they take up to that much (GB).
         steps: optimizer steps.
         batch_size: samples a step, over all processes together.
+        accumulate: parts in which a process computes its share of a step, to save memory.
+        ema: decay of the moving average of the weights (such as 0.999), which is then what is saved; 0 for none.
         learning_rate: peak learning rate of what is new; the language model's is `language_rate_factor` times that.
         language_rate_factor: see `learning_rate`.
         align_loss: "mse" or "l2".
         latent_weight: to fine-tune, how much the distance from the expert's latents still counts; 0 as in the paper.
         seed: decides initial weights and the order of the data.
+        validate: episodes of the dataset that nothing trains on; their loss is logged.
+        validate_every: steps from one look at them to the next.
+        rollouts: initial states of each of the dataset's LIBERO tasks to run in closed loop while training.
+        rollout_every: steps from one time to the next.
+        track: also draw the log's curves with trackio, if it is installed, or wandb; both stay on this machine.
     """
 
     dataset: str
@@ -61,33 +75,44 @@ class StageConfig:
     prefix_gb: float = 4.0
     steps: int = 1000
     batch_size: int = 64
+    accumulate: int = 1
+    ema: float = 0.0
     learning_rate: float = 1e-3
     language_rate_factor: float = 0.3
     align_loss: str = "mse"
     latent_weight: float = 0.0
     seed: int = 0
+    validate: int = 0
+    validate_every: int = 200
+    rollouts: int = 0
+    rollout_every: int = 1000
+    track: Literal["trackio", "wandb", "none"] = "trackio"
 
 
-def align(config: StageConfig) -> Path:
+Rollout = Callable[[Path, Path], float]  # see `Watch.rollout`; the simulator's rooms come after this one
+
+
+def align(config: StageConfig, rollout: Rollout | None = None) -> Path:
     """Stage 1: teach the student to hand the decoder what the expert's encoder would. Return the checkpoint."""
-    return _stage("align", config)
+    return _stage("align", config, rollout)
 
 
-def finetune(config: StageConfig) -> Path:
+def finetune(config: StageConfig, rollout: Rollout | None = None) -> Path:
     """Stage 2: train language model and decoder for the demonstrated actions. Return the checkpoint."""
-    return _stage("finetune", config)
+    return _stage("finetune", config, rollout)
 
 
-def _stage(stage: str, config: StageConfig) -> Path:
+def _stage(stage: str, config: StageConfig, rollout: Rollout | None) -> Path:
     run = Path(config.out)
     checkpoint = run / "checkpoint"
-    _same_run(run, {"stage": stage, **asdict(config)})
+    accelerator = processes(stage, config.accumulate)
+    done = _begun(accelerator, run, {"stage": stage, **asdict(config)})
     if (run / "cost.json").exists():
         console.print(f"{stage}: {run} is finished already")
         return checkpoint
     torch.manual_seed(config.seed)
     dataset = open_dataset(config.dataset)
-    if checkpoint.exists():
+    if done:
         policy = ApprenticePolicy.from_pretrained(checkpoint)
     elif config.student:
         student = _checkpoint(config.student)
@@ -102,9 +127,17 @@ def _stage(stage: str, config: StageConfig) -> Path:
     policy.set_stage(stage)
     policy.to(best_device())
     console.print(parameter_table(policy))
-    rows = cached(policy, dataset, config.every, config.prefix_gb)
-    samples = Samples(dataset, policy.config, rows, policy.vlm.device, config.every)
-    train(policy, samples, Schedule(config.steps, config.batch_size, config.seed), run)
+    # The first process fills the caches; then, if it has another disk, the first of each machine; then all find them.
+    with accelerator.main_process_first(), accelerator.local_main_process_first():
+        rows = cached(policy, dataset, config.every, config.prefix_gb)
+    samples, held_out = Samples(dataset, policy.config, rows, policy.vlm.device, config.every), None
+    if config.validate:
+        samples, held_out = samples.split(config.validate)
+    schedule = Schedule(config.steps, config.batch_size, config.seed, config.accumulate, config.ema)
+    kind = config.track if accelerator.is_main_process else "none"
+    with tracked(kind, run, {"stage": stage, **asdict(config)}) as tell:
+        watch = Watch(held_out, config.validate_every, rollout, config.rollout_every, tell)
+        train(policy, samples, schedule, run, done, watch, accelerator)
     return checkpoint
 
 
@@ -141,16 +174,28 @@ def _fresh(config: StageConfig, dataset: object) -> ApprenticePolicy:
 def _checkpoint(path: str) -> Path:
     """A run's checkpoint, or the checkpoint itself."""
     inside = Path(path) / "checkpoint"
-    return inside if inside.exists() else Path(path)
+    folder = inside if inside.exists() else Path(path)
+    check_whole(folder)
+    return folder
+
+
+def _begun(accelerator: Accelerator, run: Path, config: dict[str, object]) -> int:
+    """Claim the folder for this configuration; return the steps of its checkpoint. Raises UserError if it belongs to
+    another.
+    """
+    done = 0
+    if accelerator.is_main_process:
+        _same_run(run, config)
+        done = 0 if (run / "cost.json").exists() else recover(run)
+    return int(accelerator.reduce(torch.tensor(done, device=accelerator.device), "sum"))
 
 
 def _same_run(run: Path, config: dict[str, object]) -> None:
-    """Claim the folder for this configuration. Raises UserError if it belongs to another."""
     if not (run / "config.json").exists():
         write_json(run / "config.json", config)
         return
     known = read_json(run / "config.json")
-    changed = {k: (known.get(k), v) for k, v in config.items() if known.get(k) != v}
+    changed = {k: (known.get(k), v) for k, v in config.items() if k not in WATCHING and known.get(k, v) != v}
     if changed:
         difference = ", ".join(f"{k} was {old} and is {new}" for k, (old, new) in changed.items())
         raise UserError(

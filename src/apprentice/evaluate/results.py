@@ -1,7 +1,8 @@
 """Episodes on disk and the rates they add up to.
 
-An evaluation is a folder: `protocol.json` (how, and which checkpoints), `episodes.jsonl` (a line per finished episode)
-and `videos/`. Episodes of another checkpoint or protocol may stand in the same file; they are never counted.
+An evaluation is a folder: `protocol.json` (how, and which checkpoints), `episodes.jsonl` (a line per finished episode),
+`traces/` (what each episode did, see `trace.py`), `videos/`, on request `recordings/`, and in the end all of it as one
+table, `episodes.parquet`. Episodes of another checkpoint or protocol may stand in it too; they are never counted.
 """
 
 import json
@@ -9,13 +10,15 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from apprentice.errors import UserError
 from apprentice.evaluate.protocol import Protocol
-from apprentice.files import read_json, write_json
+from apprentice.files import fingerprint, read_json, write_json
 from apprentice.intervals import wilson
 
 ALL = "all"
+BLOCK = 5  # initial states of each task between two looks at a question that may end an evaluation
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class Episode:
         steps: actions executed.
         seconds: wall-clock, of which `reset_seconds`, `policy_seconds`, `render_seconds`, `physics_seconds`.
         video: file name inside `videos/`, or None.
+        seed: what the simulator and the policy's sampling were seeded with.
+        trace: file name inside `traces/`: states, actions and the latency of each chunk.
     """
 
     policy: str
@@ -52,11 +57,19 @@ class Episode:
     render_seconds: float
     physics_seconds: float
     video: str | None
+    seed: int = 0
+    trace: str | None = None
 
     @property
     def key(self) -> tuple[str, str, str, int, int, int]:
         """What makes it the same episode: a second one with this key would be counted twice."""
         return self.policy, self.checkpoint, self.conditions, self.task, self.told, self.init_state
+
+    @property
+    def stem(self) -> str:
+        """Name of its files, without an ending; no other episode of any evaluation has it."""
+        whose = fingerprint(self.policy, self.checkpoint, self.conditions)
+        return f"task{self.task}-told{self.told}-state{self.init_state}-{whose}"
 
 
 @dataclass(frozen=True)
@@ -96,7 +109,7 @@ class ProbeRow:
 
 @dataclass(frozen=True)
 class PolicyCard:
-    """Which policy ran: its type, the fingerprint of its checkpoint, and how many actions of a chunk it executes."""
+    """Which policy ran: its type, the fingerprint of its checkpoint, and after how many actions it plans again."""
 
     type: str
     checkpoint: str
@@ -120,11 +133,8 @@ class Evaluation:
             content = read_json(folder / "protocol.json")
         except (FileNotFoundError, json.JSONDecodeError) as error:
             raise UserError(f"expected an evaluation in {folder}, found none; fix: run `apprentice eval`") from error
-        fields = content["protocol"]
-        fields["tasks"] = tuple(fields["tasks"])
-        fields["told"] = tuple((task, told) for task, told in fields["told"])
         policies = {name: PolicyCard(**card) for name, card in content["policies"].items()}
-        evaluation = cls(folder, Protocol(**fields), policies, [])
+        evaluation = cls(folder, _protocol(folder, content), policies, [])
         finished = {episode.key: episode for episode in read_episodes(evaluation.log)}
         evaluation.episodes.extend(finished[key] for key in evaluation.wanted if key in finished)
         return evaluation
@@ -136,19 +146,41 @@ class Evaluation:
 
     @property
     def wanted(self) -> list[tuple[str, str, str, int, int, int]]:
-        """Keys of the episodes that the protocol asks for; neighbours share a scene."""
-        states, conditions = range(self.protocol.episodes), self.protocol.conditions
+        """Keys of the episodes that the protocol asks for, in their order; neighbours share a scene.
+
+        If a question may end the evaluation, every task comes by once in each `BLOCK` of initial states.
+        """
+        protocol, conditions = self.protocol, self.protocol.conditions
+        block = BLOCK if protocol.until else protocol.episodes
         return [
             (name, card.checkpoint, conditions, task, told, state)
-            for task, told in self.protocol.pairs
-            for state in states
+            for first in range(0, protocol.episodes, block)
+            for task, told in protocol.pairs
+            for state in range(first, min(first + block, protocol.episodes))
             for name, card in self.policies.items()
         ]
 
     def save(self) -> None:
         """Write `protocol.json`."""
         cards = {name: asdict(card) for name, card in self.policies.items()}
-        write_json(self.folder / "protocol.json", {"protocol": asdict(self.protocol), "policies": cards})
+        content = {"hash": self.protocol.hash, "protocol": asdict(self.protocol), "policies": cards}
+        write_json(self.folder / "protocol.json", content)
+
+
+def _protocol(folder: Path, content: dict[str, Any]) -> Protocol:
+    """Raises UserError if it was changed after it was written, or is of a version that knows more than this one."""
+    try:
+        protocol = Protocol.from_json(content["protocol"])
+    except TypeError as error:
+        raise UserError(
+            f"expected a protocol known to this version in {folder}, found {error}; fix: use the version that wrote it"
+        ) from error
+    if content.get("hash", protocol.hash) != protocol.hash:
+        raise UserError(
+            f"expected in {folder}/protocol.json what was hashed as {content['hash']}, found something else; "
+            "fix: put back what was there, or evaluate into another folder"
+        )
+    return protocol
 
 
 def read_episodes(path: Path) -> list[Episode]:

@@ -4,11 +4,10 @@ The latents are what comes out of ACT's transformer decoder. ACT's other latent,
 zero outside its training.
 """
 
-import torch
 from lerobot.utils.constants import ACTION, OBS_IMAGES
 from torch import Tensor, nn
 
-from apprentice.experts.base import ActionDecoder, Batch
+from apprentice.experts.base import ACTIONS, ActionDecoder, Batch
 from apprentice.experts.lerobot import LeRobotExpert, input_of
 
 
@@ -26,12 +25,8 @@ class ACTDecoder(ActionDecoder):
     def loss(self, latents: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """Mean absolute error of the actions inside the episode (arXiv 2304.13705, algorithm 1)."""
         error = (self.head(latents) - batch[ACTION]).abs()
-        if "action_is_pad" in batch:
-            error = error * ~batch["action_is_pad"][..., None]
-            counts = (~batch["action_is_pad"]).sum() * error.shape[-1]
-        else:
-            counts = torch.tensor(error.numel())
-        loss = error.sum() / counts.clamp(min=1)
+        inside = ~batch["action_is_pad"] if "action_is_pad" in batch else error.new_ones(error.shape[:2])
+        loss = (error * inside[..., None]).sum() / (batch.get(ACTIONS) or inside.sum().clamp(min=1)) / error.shape[-1]
         return loss, {"l1_loss": loss.item()}
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from apprentice.errors import UserError
 
 Batch = dict[str, Any]
+ACTIONS = "action_count"  # optional in a batch, see `ActionDecoder.loss`
 SEED = 0  # of decoders that sample
 
 
@@ -44,7 +45,9 @@ class ActionDecoder(nn.Module, ABC):
         """Return the loss (scalar) of latents (B, N, D) against normalised `batch["action"]` (B, W, A), and its parts.
 
         The W actions are those of the expert's `action_window`. `batch["action_is_pad"]` (B, W), where present, marks
-        actions outside the episode; they count as little as in the expert's own training.
+        actions outside the episode; they count as little as in the expert's own training. Where they are left out of
+        the mean, `batch["action_count"]`, where present, is how many there are to divide by, instead of the batch's
+        own: the batch is then a share of a larger one.
         """
 
     def mix(self, actions: Tensor, earlier: Tensor, weights: Tensor) -> Tensor:

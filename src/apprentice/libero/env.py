@@ -16,7 +16,7 @@ from scipy.spatial.transform import Rotation
 from apprentice.errors import UserError
 from apprentice.libero.layout import spread
 from apprentice.libero.render import CAMERAS, Renderer, renderers
-from apprentice.libero.suites import SUITES, initial_states, tasks
+from apprentice.libero.suites import STEP_LIMITS, initial_states, tasks
 from apprentice.libero.world import World
 from apprentice.libero.worlds import find_task
 
@@ -47,7 +47,7 @@ class LiberoEnv:
             raise UserError(f"expected render to be 'fast' or 'exact', found {render!r}; fix: name one of them")
         self.suite, self.task, self.world, self.render, self.size = suite, task, world, render, size
         self.played = find_task(suite, task, world)
-        self.instruction, self.max_steps = self.played.instruction, SUITES[suite]
+        self.instruction, self.max_steps = self.played.instruction, STEP_LIMITS[suite]
         self.control = _make_control(str(self.played.bddl))
         self.model: mujoco.MjModel = self.control.env.sim.model._model
         self.data: mujoco.MjData = self.control.env.sim.data._data
@@ -67,8 +67,10 @@ class LiberoEnv:
         self._stepping = self._fresh = False
         self.control.env.sim.forward, self.control.env.sim.step = self._forward, self._integrate
 
-    def reset(self, *, seed: int, init_state: int | None = None, start_noise: float = 0.0) -> None:
-        """Start an episode: fixtures and objects from `seed`, or objects and robot from a test state.
+    def reset(
+        self, *, seed: int, init_state: int | None = None, start_noise: float = 0.0, settle_steps: int | None = None
+    ) -> None:
+        """Start an episode: fixtures and objects from `seed`, or objects and robot from a test state; let them settle.
 
         `start_noise` (m): the hand starts up to that far from home on each axis, and turned by up to
         `TURN_PER_METRE * start_noise` rad about each axis. LIBERO sometimes places two objects into one another, and
@@ -84,7 +86,7 @@ class LiberoEnv:
                 rng = np.random.default_rng([seed, 1])
                 shift, turn = rng.uniform(-start_noise, start_noise, (2, 3)) * [[1.0], [TURN_PER_METRE]]
                 self.move_hand(shift, turn)
-            for _ in range(SETTLE_STEPS):
+            for _ in range(SETTLE_STEPS if settle_steps is None else settle_steps):
                 self.step(SETTLE)
             if init_state is not None or np.abs(self._objects() - placed).max(initial=0.0) < THROWN:
                 return

@@ -1,7 +1,8 @@
-"""The LIBERO suites: tasks, instructions and the 50 initial states a task that are kept for tests."""
+"""The LIBERO and LIBERO-PRO suites: tasks, instructions and the 50 initial states a task that are kept for tests."""
 
 import contextlib
 import io
+import re
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -19,6 +20,11 @@ SUITES: dict[str, int] = {
     "libero_10": 520,
     "libero_90": 400,
 }
+# LIBERO-PRO: other words for the same task, other things, exchanged places, another task. For tests alone.
+PERTURBATIONS = ("lan", "object", "swap", "task")
+FOUR = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
+PRO: dict[str, int] = {f"{suite}_{kind}": SUITES[suite] for suite in FOUR for kind in PERTURBATIONS}
+STEP_LIMITS = SUITES | PRO
 
 
 @dataclass(frozen=True)
@@ -49,18 +55,28 @@ def check_simulator() -> None:
 @cache
 def tasks(suite: str) -> list[Task]:
     """The suite's tasks in their published order. Raises UserError for an unknown suite."""
-    if suite not in SUITES:
-        raise UserError(f"expected a suite of {', '.join(SUITES)}, found {suite!r}; fix: name one of them")
+    if suite not in STEP_LIMITS:
+        raise UserError(f"expected a suite of {', '.join(STEP_LIMITS)}, found {suite!r}; fix: name one of them")
     check_simulator()
     with contextlib.redirect_stdout(io.StringIO()):  # the package prints a banner
         from libero.libero import benchmark, get_libero_path
 
         listed = benchmark.get_benchmark_dict()[suite]().tasks
     root = Path(get_libero_path("bddl_files"))
+    files = [root / task.problem_folder / task.bddl_file for task in listed]
     return [
-        Task(suite, index, task.language, root / task.problem_folder / task.bddl_file)
-        for index, task in enumerate(listed)
+        Task(suite, index, _told(file) if suite.endswith(("_lan", "_task")) else task.language, file)
+        for index, (task, file) in enumerate(zip(listed, files, strict=True))
     ]
+
+
+def _told(bddl: Path) -> str:
+    """The instruction in a BDDL file. LIBERO-PRO writes other words there and leaves the file's name, from which the
+    package takes `language`, as it was: a policy would be told the old task."""
+    said = re.search(r"\(:language\s+(.*?)\s*\)", bddl.read_text(), re.DOTALL)
+    if said is None:
+        raise UserError(f"expected an instruction (:language ...) in {bddl}, found none; fix: install LIBERO again")
+    return said[1].lower()  # as LIBERO reads it
 
 
 def initial_states(suite: str, task: int) -> np.ndarray:

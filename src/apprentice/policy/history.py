@@ -19,6 +19,7 @@ from apprentice.policy.configuration_apprentice import ApprenticeConfig
 from apprentice.vlm.base import VLM, Prefix
 
 ABSENT = f"{OBS_STATE}_is_pad"  # (B, K), steps before the episode's beginning
+STEPS = "step_count"  # optional in a batch: how many steps the latents' loss is the mean of, instead of the batch's own
 EXPERT_LATENTS = "expert_latents"  # optional in a batch: (B, N, D) or (B, K, N, D), computed before
 
 

@@ -28,15 +28,16 @@ from apprentice.data.contract import FILE as CONTRACT
 from apprentice.data.contract import Contract, check_features, hash_of
 from apprentice.errors import UserError
 from apprentice.experts import DECODERS, checkpoints, load_expert
-from apprentice.experts.base import ActionDecoder, ActionExpert, Batch
+from apprentice.experts.base import ACTIONS, ActionDecoder, ActionExpert, Batch
 from apprentice.experts.realtime import RealTime
 from apprentice.policy.configuration_apprentice import ApprenticeConfig
-from apprentice.policy.history import EXPERT_LATENTS, History, Step, absent_steps, each_step, own_steps
+from apprentice.policy.history import EXPERT_LATENTS, STEPS, History, Step, absent_steps, each_step, own_steps
 from apprentice.vlm.base import VLM, Prefix
 from apprentice.vlm.prompt import Prompt
 
 IMAGE_TOKENS = "image_tokens"  # optional in a batch: what `VLM.image_tokens` yields of each step, computed before
 PREFIX = "prefix"  # optional in a batch: (B, layers, 2, heads, L, d), keys and values, computed before
+STATE_NOISE = "state_noise"  # optional in a batch: the training's noise, of the shape of the state, drawn before
 
 TRAINED = {
     "align": ("state encoder", "action tokens", "mapper"),
@@ -127,6 +128,12 @@ class ApprenticePolicy(RealTime, PreTrainedPolicy):
     # ---- what trains
 
     @property
+    def _no_split_modules(self) -> list[str]:
+        """The kinds of layers that FSDP cuts the VLM into, for Accelerate; families name some that they do not have."""
+        lists = [module for module in self.vlm.modules() if isinstance(module, nn.ModuleList)]
+        return sorted({type(layer).__name__ for layers in lists for layer in layers})
+
+    @property
     def expert(self) -> ActionExpert:
         """The teacher, loaded when first needed, never part of the weights. Raises UserError if it is gone."""
         if self._expert is None:
@@ -192,7 +199,8 @@ class ApprenticePolicy(RealTime, PreTrainedPolicy):
         """State token and action tokens (..., 1 + N, H) of states (..., S)."""
         state = (batch[OBS_STATE].float() - self.state_offset) / self.state_scale
         if self.training:
-            state = state + self.config.state_noise * torch.randn_like(state)
+            noise = batch.get(STATE_NOISE)
+            state = state + self.config.state_noise * (torch.randn_like(state) if noise is None else noise)
         order = torch.arange(self.config.latent_count, device=state.device).expand(*state.shape[:-1], -1)
         return torch.cat([self.state_encoder(state), self.action_tokens(order)], -2)
 
@@ -247,7 +255,8 @@ class ApprenticePolicy(RealTime, PreTrainedPolicy):
         latents = self.latents(own).float()
         if self.config.n_obs_steps > 1:
             here = ~absent_steps(own)
-            latents, batch = latents[here], each_step(self.config, batch, here)
+            counts = {key: batch[key] for key in (STEPS, ACTIONS) if key in batch}
+            latents, batch = latents[here], each_step(self.config, batch, here) | counts
         if self.config.stage == "align":
             loss = self._align_loss(latents, batch)
             return loss, {"align": loss.item()}
@@ -263,7 +272,9 @@ class ApprenticePolicy(RealTime, PreTrainedPolicy):
         """How far latents (B, N, D) are from the expert's, from the batch's cache if it has them."""
         target = batch[EXPERT_LATENTS] if EXPERT_LATENTS in batch else self.expert.encode(batch)
         difference = latents - target.to(latents)
-        return difference.square().mean() if self.config.align_loss == "mse" else difference.norm(dim=-1).mean()
+        mse = self.config.align_loss == "mse"
+        distances = difference.square().mean((1, 2)) if mse else difference.norm(dim=-1).mean(1)
+        return distances.sum() / batch.get(STEPS, len(distances))
 
     @torch.no_grad()
     def predict_action_chunk(self, batch: Batch, **kwargs: Any) -> Tensor:  # type: ignore[override]

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from apprentice.data.contract import Contract
-from apprentice.experts.base import ActionDecoder, Batch
+from apprentice.experts.base import ACTIONS, ActionDecoder, Batch
 from apprentice.experts.contracted import Contracted
 from apprentice.experts.realtime import RealTime
 from apprentice.experts.seer.configuration_seer import GRIPPER_STATES, IMAGE_STRIDE, SeerConfig
@@ -72,7 +72,7 @@ class SeerDecoder(ActionDecoder):
         arm_losses = F.smooth_l1_loss(arm, target[..., :-1], reduction="none").mean(-1)
         gripper_losses = F.binary_cross_entropy_with_logits(logit, closes, reduction="none")
         counts = ~batch["action_is_pad"] if "action_is_pad" in batch else torch.ones_like(closes, dtype=torch.bool)
-        total = counts.sum().clamp(min=1)
+        total = batch.get(ACTIONS) or counts.sum().clamp(min=1)
         arm_loss = (arm_losses * counts).sum() / total
         gripper_loss = (gripper_losses * counts).sum() / total
         loss = arm_loss + self.gripper_weight * gripper_loss

@@ -1,0 +1,224 @@
+"""What a run leaves behind while it trains, so that it can be killed at any moment and go on as if it had not been.
+
+`run/checkpoint` is the newest checkpoint: the student, as LeRobot loads it, and in `training_state/` what it takes to
+go on. `run/previous` is the one before. Each lists its own files with their sizes and SHA-256, so that damage is found
+when a checkpoint is read and not a thousand steps later.
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from apprentice.errors import UserError
+from apprentice.files import read_json, write_json
+from apprentice.policy.modeling_apprentice import ApprenticePolicy
+from apprentice.policy.processor_apprentice import make_apprentice_pre_post_processors
+from apprentice.progress import console
+
+MANIFEST = "manifest.json"
+NEWEST, BEFORE, FRESH = "checkpoint", "previous", ".checkpoint"
+STATE = Path("training_state", "state.safetensors")
+
+
+class Trainee:
+    """A student and what trains it. With FSDP a process holds a part of each tensor.
+
+    Attributes:
+        policy: the student.
+        model: the student, wrapped for many processes if there are many.
+        optimizer: what steps it.
+        accelerator: the processes; the `main` one writes.
+        trained: the parameters that train, by name.
+        average: the moving average of each of them, as it lies on this process; empty without one.
+    """
+
+    def __init__(
+        self,
+        policy: ApprenticePolicy,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        accelerator: Accelerator,
+        ema: float,
+    ):
+        self.policy, self.model, self.optimizer, self.accelerator, self.ema = policy, model, optimizer, accelerator, ema
+        self.main = accelerator.is_main_process
+        self.trained = {name: p for name, p in policy.named_parameters() if p.requires_grad}
+        self.average = [_here(p).clone() for p in self.trained.values()] if ema else []
+
+    def follow(self, step: int) -> None:
+        """Let the average follow after step number `step`; early steps are forgotten faster."""
+        if self.average:
+            decay = min(self.ema, (1 + step) / (10 + step))
+            get_ema_multi_avg_fn(decay)(self.average, [_here(p) for p in self.trained.values()], None)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the student's weights are the average, if there is one."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        if self.accelerator.is_fsdp2:
+            self.model.reshard()  # type: ignore[operator]  # after a pass without gradients it holds all of them
+        for p, average in zip(self.trained.values(), self.average, strict=bool(self.average)):
+            weights = _here(p).clone()
+            _here(p).copy_(average)
+            average.copy_(weights)
+
+    def state(self) -> dict[str, Tensor]:
+        """What the student's checkpoint does not hold: the optimizer's state, and weights that are not the average."""
+        state = {f"trained/{name}": whole(p) for name, p in self.trained.items()} if self.average else {}
+        for name, p in self.trained.items():
+            state |= {f"{key}/{name}": whole(value) for key, value in self.optimizer.state.get(p, {}).items()}
+        return state
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go back to a `state`, with the weights that were saved with it."""
+        for name, value in state.items():
+            key, _, parameter = name.partition("/")
+            p = self.trained[parameter]
+            if key == "trained":
+                p.copy_(_cut_like(value, p))
+            else:
+                self.optimizer.state[p][key] = _cut_like(value, p) if value.ndim else value
+
+    def student(self, folder: Path | None) -> None:
+        """Write the student, with averaged weights, into `folder`; None on the processes that only hand theirs in."""
+        with self.averaged():
+            tensors = self.policy.state_dict(keep_vars=True)
+            sharded = any(isinstance(each, DTensor) for each in tensors.values())
+            known = {id(each): whole(each) for each in tensors.values()} if sharded else {}
+            if folder is None:
+                return
+            gathered = {name: known[id(each)] for name, each in tensors.items()} if sharded else None
+            self.policy.save_pretrained(folder, state_dict=gathered)
+        for processor in make_apprentice_pre_post_processors(self.policy.config):
+            processor.save_pretrained(folder)
+
+
+def save(trainee: Trainee, run: Path, step: int, seconds: float, last: bool) -> None:
+    """Write `run/checkpoint` after `step` steps and `seconds`; what was there is the one before, until the `last`.
+
+    All processes take part.
+    """
+    fresh = run / FRESH
+    if trainee.main:
+        shutil.rmtree(fresh, ignore_errors=True)
+    trainee.student(fresh if trainee.main else None)
+    state = {} if last else trainee.state()
+    if not trainee.main:
+        return
+    if not last:
+        (fresh / STATE).parent.mkdir()
+        save_file(state, fresh / STATE, {"format": "pt"})
+        write_json((fresh / STATE).with_name("progress.json"), {"seconds": seconds})
+    write_json(fresh / MANIFEST, {"step": step, "files": _listed(fresh)})
+    shutil.rmtree(run / BEFORE, ignore_errors=True)
+    if (run / NEWEST).exists():
+        os.replace(run / NEWEST, run / BEFORE)
+    os.replace(fresh, run / NEWEST)
+    if last:
+        shutil.rmtree(run / BEFORE, ignore_errors=True)
+
+
+def recover(run: Path) -> int:
+    """Make the newest whole checkpoint `run/checkpoint`, and return how many steps it took; 0 if there is none.
+
+    A damaged one is named, and moved aside.
+    """
+    shutil.rmtree(run / FRESH, ignore_errors=True)
+    for name in (NEWEST, BEFORE):
+        folder = run / name
+        if not folder.exists():
+            continue
+        fault = damage(folder)
+        if not fault:
+            if name == BEFORE:
+                os.replace(folder, run / NEWEST)
+            return read_json(run / NEWEST / MANIFEST)["step"]
+        aside = run / f"{name}.damaged"
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(folder, aside)
+        then = "going on from the one before it" if name == NEWEST and (run / BEFORE).exists() else "starting over"
+        console.print(f"{folder}: {fault}; {then}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def restore(trainee: Trainee, run: Path) -> float:
+    """Put a trainee whose weights are those of `run/checkpoint` back to where that was written; its seconds, or 0 if it
+    was the last.
+    """
+    file = run / NEWEST / STATE
+    if not file.exists():
+        return 0.0
+    trainee.restore(load_file(file))
+    return read_json(file.with_name("progress.json"))["seconds"]
+
+
+def check_whole(folder: Path) -> None:
+    """Raise UserError if a checkpoint that lists its files is damaged."""
+    fault = damage(folder) if (folder / MANIFEST).exists() else ""
+    if fault:
+        raise UserError(f"expected a whole checkpoint in {folder}, found {fault}; fix: copy or train it again")
+
+
+def damage(folder: Path) -> str:
+    """What is wrong with a checkpoint: a file that is missing, cut off or altered; nothing if it is whole."""
+    try:
+        listed = read_json(folder / MANIFEST)["files"]
+    except (OSError, ValueError, KeyError):
+        return f"no readable {MANIFEST}"
+    for name, (size, digest) in listed.items():
+        file = folder / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes instead of {size}"
+        if _digest(file) != digest:
+            return f"{name} is not what was written"
+    return ""
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor on the CPU, put together from all processes, which all must ask, if FSDP has cut it up."""
+    if isinstance(tensor, DTensor):
+        return tensor.full_tensor().detach().cpu().clone()  # without the padding behind it
+    return tensor.detach().cpu()
+
+
+def _here(tensor: Tensor) -> Tensor:
+    """What lies on this process of a tensor that FSDP may have cut up."""
+    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
+
+
+def _cut_like(value: Tensor, tensor: Tensor) -> Tensor:
+    """A whole tensor cut up, and placed, as another is."""
+    value = value.to(tensor.device)
+    if isinstance(tensor, DTensor):
+        return distribute_tensor(value, tensor.device_mesh, tensor.placements)
+    return value
+
+
+def _listed(folder: Path) -> dict[str, tuple[int, str]]:
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {str(file.relative_to(folder)): (file.stat().st_size, _digest(file)) for file in files}
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

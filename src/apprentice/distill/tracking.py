@@ -1,0 +1,128 @@
+"""What a run tells while it trains: its clock, its log, and curves in a browser.
+
+The log is the truth. Trackers, trackio or Weights & Biases, get a copy of it and keep that on this machine; one that is
+missing or breaks is never the end of a training.
+"""
+
+import contextlib
+import importlib
+import io
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from apprentice.files import fingerprint, write_text
+from apprentice.progress import console
+
+PROJECT = "apprentice"
+SAVE_SHARE = 0.05  # of the time, at most
+
+
+class Clock:
+    """The seconds that a run has taken, those of before it was killed included, and when to save."""
+
+    def __init__(self, spent: float):
+        self._start = time.monotonic() - spent
+        self._saved, self._took = time.monotonic(), 0.0
+
+    def seconds(self) -> float:
+        return time.monotonic() - self._start
+
+    def due(self, every: float) -> bool:
+        """Whether a checkpoint is due: after `every` seconds, or later if saving takes long."""
+        return time.monotonic() - self._saved > max(every, self._took / SAVE_SHARE)
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Inside, a checkpoint is written."""
+        start = time.monotonic()
+        yield
+        self._saved = time.monotonic()
+        self._took = self._saved - start
+
+
+class Log:
+    """The lines of `run/log.jsonl`, cut off where the checkpoint after `done` steps was written; use it in a `with`.
+
+    Attributes:
+        last: the newest line.
+        note: the loss in it, for a person.
+    """
+
+    def __init__(self, run: Path, done: int, tell: Callable[[dict[str, float]], None], main: bool):
+        self._path, self._tell, self._main = run / "log.jsonl", tell, main
+        self.last: dict[str, float] = {}
+        self.note = ""
+        if main:
+            text = self._path.read_text() if done else ""
+            whole = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+            kept = [line for line in whole if json.loads(line)["step"] < done]
+            write_text(self._path, "".join(kept))
+            self.last = json.loads(kept[-1]) if kept else {}
+
+    def __enter__(self) -> "Log":
+        self._stream = self._path.open("a") if self._main else None
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._stream:
+            self._stream.close()
+
+    def write(self, entry: dict[str, float]) -> None:
+        """Add a line."""
+        self.last, self.note = entry, f"loss {entry['loss']:.4f}"
+        if self._stream:
+            self._stream.write(json.dumps(entry) + "\n")
+            self._stream.flush()
+            self._tell(entry)
+
+
+@contextmanager
+def tracked(kind: str, run: Path, settings: dict[str, Any]) -> Iterator[Callable[[dict[str, float]], None]]:
+    """Yield what tells a tracker of a line of `run`'s log: of "trackio", if it is installed, of "wandb", or of "none".
+
+    A run that goes on after it was killed goes on in the tracker too.
+    """
+    session = _begun(kind, run, settings)
+
+    def tell(entry: dict[str, float]) -> None:
+        nonlocal session
+        if session is not None:
+            try:
+                session.log({key: value for key, value in entry.items() if key != "step"}, step=int(entry["step"]))
+            except Exception as error:
+                _give_up(kind, error)
+                session = None
+
+    try:
+        yield tell
+    finally:
+        if session is not None:
+            with contextlib.suppress(Exception), contextlib.redirect_stdout(io.StringIO()):
+                session.finish()
+
+
+def _begun(kind: str, run: Path, settings: dict[str, Any]) -> Any:
+    if kind == "none":
+        return None
+    name = "-".join(run.resolve().parts[-2:])
+    own: dict[str, Any] = {"embed": False}
+    if kind == "wandb":
+        mode = os.environ.get("WANDB_MODE", "offline")
+        own = {"id": fingerprint(str(run.resolve())), "mode": mode, "dir": str(run)}
+    try:
+        library = importlib.import_module(kind)
+        with contextlib.redirect_stdout(io.StringIO()):  # trackio greets
+            return library.init(project=PROJECT, name=name, config=settings, resume="allow", **own)
+    except Exception as error:  # whatever it is, training does without
+        if kind != "trackio" or not isinstance(error, ImportError):
+            _give_up(kind, error)
+        return None
+
+
+def _give_up(kind: str, error: Exception) -> None:
+    console.print(f"going on without {kind}: {error}", markup=False, highlight=False, soft_wrap=True)

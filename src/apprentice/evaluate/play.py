@@ -1,0 +1,156 @@
+"""One closed-loop episode in LIBERO: what is to be run, who acts, and what is kept of it."""
+
+import time
+from collections import defaultdict
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol as Interface
+
+import numpy as np
+
+from apprentice.data.contract import Contract
+from apprentice.device import best_device
+from apprentice.evaluate.checkpoint import Checkpoint, inspect_checkpoint
+from apprentice.evaluate.client import PolicyServer, inspect_server, is_address
+from apprentice.evaluate.protocol import Protocol
+from apprentice.evaluate.recording import record
+from apprentice.evaluate.results import Episode, PolicyCard
+from apprentice.evaluate.trace import Trace
+from apprentice.evaluate.video import encode
+from apprentice.libero.env import environment
+from apprentice.libero.suites import tasks
+
+CAMERA = "observation.images.image"
+CONTROL_HZ = 20
+SPEED = 2  # films run at twice the real speed
+FILMED = 2  # initial states of each task that are filmed even if they succeed; failures always are
+
+
+@dataclass(frozen=True)
+class Job:
+    """One episode to run: `task` is set up, the instruction is that of `told`."""
+
+    policy: str
+    place: str  # folder or address
+    checkpoint: str
+    task: int
+    told: int
+    init_state: int
+    protocol: Protocol
+    film: str = "some"
+    rerun: bool = False
+
+
+class Policy(Interface):
+    """What acts: a checkpoint in this process, or a server."""
+
+    @property
+    def n_action_steps(self) -> int: ...
+    def reset(self, seed: int) -> None: ...
+    def plan(self, observation: dict[str, np.ndarray], instruction: str) -> np.ndarray: ...
+    def close(self) -> None: ...
+
+
+def inspect(name: str, place: str, environment: Contract, protocol: Protocol) -> PolicyCard:
+    """Look at a policy before anything runs. Raises UserError if it does not fit."""
+    if is_address(place):
+        return inspect_server(name, place, environment, protocol)
+    return inspect_checkpoint(name, Path(place), environment, protocol)
+
+
+_policies: dict[tuple, Policy] = {}  # of this process
+
+
+def load(job: Job) -> Policy:
+    """The policy of a job; loaded once in a process."""
+    protocol = job.protocol
+    key = (job.place, job.checkpoint, protocol.n_action_steps, protocol.ensembling)
+    if key not in _policies:
+        _policies[key] = (
+            PolicyServer(job.policy, job.place, protocol.n_action_steps)
+            if is_address(job.place)
+            else Checkpoint(job.policy, Path(job.place), best_device(), protocol.n_action_steps, protocol.ensembling)
+        )
+    return _policies[key]
+
+
+def run_episode(job: Job) -> tuple[Episode, dict[str, bytes]]:
+    """Run one episode in this process; returns it and the files to keep in the evaluation's folder."""
+    protocol = job.protocol
+    env = environment(protocol.suite, job.task, render=protocol.render, size=protocol.image_size)
+    policy = load(job)
+    instruction = tasks(protocol.suite)[job.told].instruction
+    seed = protocol.seed + job.init_state
+    clock = Stopwatch()
+
+    env.reset(seed=seed, init_state=job.init_state, settle_steps=protocol.settle_steps)
+    policy.reset(seed)
+    clock.lap("reset")
+    success = told_success = False
+    steps, seen, plans = 0, [], []
+    states, executed = [env.proprioception()], []
+    actions: np.ndarray = np.empty((0, 7))
+    with closing(policy):
+        while steps < protocol.step_limit and not (success or told_success):
+            if not len(actions):
+                observation = env.observe()
+                seen.append(observation)
+                clock.lap("render")
+                actions = policy.plan(observation, instruction)
+                plans.append((steps, clock.lap("policy")))
+            success = env.step(actions[0])
+            told_success = success if job.told == job.task else env.success_of(job.told)
+            executed.append(actions[0])
+            states.append(env.proprioception())
+            actions = actions[1:]
+            steps += 1
+            clock.lap("physics")
+
+    episode = Episode(
+        policy=job.policy,
+        checkpoint=job.checkpoint,
+        conditions=protocol.conditions,
+        suite=protocol.suite,
+        task=job.task,
+        told=job.told,
+        init_state=job.init_state,
+        instruction=instruction,
+        success=success,
+        told_success=told_success,
+        steps=steps,
+        seconds=round(sum(clock.seconds.values()), 3),
+        reset_seconds=round(clock.seconds["reset"], 3),
+        policy_seconds=round(clock.seconds["policy"], 3),
+        render_seconds=round(clock.seconds["render"], 3),
+        physics_seconds=round(clock.seconds["physics"], 3),
+        video=None,
+        seed=seed,
+    )
+    trace = Trace.of(states, executed, plans)
+    episode = replace(episode, trace=f"{episode.stem}.npz")
+    files = {f"traces/{episode.trace}": trace.to_bytes()}
+    if job.film == "all" or (job.film == "some" and not (told_success and job.init_state >= FILMED)):
+        # Images are mirrored by convention; people should see left where the instruction says left.
+        frames = [each[CAMERA][:, ::-1] for each in [*seen, env.observe()]]
+        episode = replace(episode, video=f"{episode.stem}.mp4")
+        files[f"videos/{episode.video}"] = encode(frames, SPEED * CONTROL_HZ / policy.n_action_steps)
+    if job.rerun:
+        files[f"recordings/{episode.stem}.rrd"] = record(episode, trace, seen)
+    return episode, files
+
+
+class Stopwatch:
+    """Adds up where time goes; `lap` books everything since the lap before."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._last = time.perf_counter()
+
+    def lap(self, part: str) -> float:
+        """Seconds since the lap before."""
+        now = time.perf_counter()
+        passed = now - self._last
+        self.seconds[part] += passed
+        self._last = now
+        return passed

@@ -1,0 +1,1 @@
+"""A policy behind a port, for robots and evaluations elsewhere."""

@@ -1,0 +1,49 @@
+"""Both stages of distillation with closed-loop success while they train: the simulator's rooms come after theirs."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from apprentice.data.dataset import instructions, open_dataset
+from apprentice.distill import stages
+from apprentice.distill.stages import StageConfig
+from apprentice.errors import UserError
+from apprentice.libero.suites import SUITES, tasks
+
+
+def align(config: StageConfig) -> Path:
+    """Stage 1, `apprentice.distill.stages.align`. Raises UserError."""
+    return stages.align(config, closed_loop(config))
+
+
+def finetune(config: StageConfig) -> Path:
+    """Stage 2, `apprentice.distill.stages.finetune`. Raises UserError."""
+    return stages.finetune(config, closed_loop(config))
+
+
+def closed_loop(config: StageConfig) -> Callable[[Path, Path], float] | None:
+    """What runs a student on the tasks of its dataset, or nothing if no roll-outs are asked for.
+
+    Raises UserError unless all instructions of the dataset are tasks of one LIBERO suite.
+    """
+    if not config.rollouts:
+        return None
+    dataset = open_dataset(config.dataset)
+    told = set(instructions(dataset))
+    for suite in SUITES:
+        found = [task.index for task in tasks(suite) if task.instruction in told]
+        if {tasks(suite)[index].instruction for index in found} == told:
+            size = next(iter(dataset.meta.camera_keys))
+            return partial(_success, suite, found, config.rollouts, dataset.meta.features[size]["shape"][0])
+    raise UserError(
+        f"expected instructions of one LIBERO suite for --rollouts, found {sorted(told)}; fix: leave --rollouts out, "
+        "and run the student where its tasks are"
+    )
+
+
+def _success(suite: str, indices: list[int], episodes: int, size: int, student: Path, folder: Path) -> float:
+    """The share of episodes that a student solves."""
+    from apprentice.evaluate.rollout import evaluate
+
+    done = evaluate({"student": student}, suite, indices, episodes, folder, size=size)
+    return sum(episode.told_success for episode in done) / len(done)

@@ -1,0 +1,204 @@
+"""A policy behind a port: openpi's bytes, the same actions as without a port, and questions that make no sense."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests.experts.zoo import ZOO
+from tests.serve.running import Running
+from tests.support import CAMERAS
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
+
+from apprentice.data.contract import Contract
+from apprentice.errors import UserError
+from apprentice.evaluate import client
+from apprentice.evaluate.checkpoint import Checkpoint, inspect_checkpoint
+from apprentice.evaluate.client import PolicyServer as Client
+from apprentice.evaluate.client import inspect_server
+from apprentice.evaluate.protocol import Protocol
+from apprentice.evaluate.wire import LARGEST, pack, unpack
+
+PROTOCOL = Protocol("libero_goal", (1,), 1, (), 8, 64, "fast")
+ENVIRONMENT = Contract(cameras=CAMERAS, image_size=(64, 64), fps=20)
+
+
+@pytest.fixture(scope="module")
+def folders(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("served")
+    return {kind: ZOO[kind](root / kind, small_dataset) for kind in ("act", "diffusion")}
+
+
+@pytest.fixture(scope="module")
+def act(folders: dict[str, Path]):
+    running = Running(folders["act"])
+    yield running
+    running.stop()
+
+
+def observation(seed: int, size: int = 64) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    images = {key: rng.integers(0, 256, (size, size, 3), dtype=np.uint8) for key in CAMERAS}
+    return images | {"observation.state": rng.normal(size=8).astype(np.float32)}
+
+
+def sent(seed: int = 0, **changed: object) -> bytes:
+    """A good message of openpi's example, but for what is changed."""
+    content = {client.KEYS[key]: value for key, value in observation(seed).items()}
+    return pack({**content, "prompt": "turn on the stove", **changed})
+
+
+def test_the_bytes_are_openpis() -> None:
+    """What `openpi_client.msgpack_numpy` 0.1.2 packs."""
+    array, scalar = np.arange(3, dtype=np.int16), np.float32(0.5)
+    expected = bytes.fromhex(
+        "83a16184c40b5f5f6e6461727261795f5fc3c40464617461c406000001000200c4056474797065a33c6932c4057368617065"
+        "9103a16283c40d5f5f6e7067656e657269635f5fc3c40464617461cb3fe0000000000000c4056474797065a33c6634a670726f6d7074a178"
+    )
+    assert pack({"a": array, "b": scalar, "prompt": "x"}) == expected
+    found = unpack(expected)
+    assert found["b"] == scalar and found["b"].dtype == np.float32 and found["prompt"] == "x"
+    np.testing.assert_array_equal(found["a"], array)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"",
+        b"\xc1",
+        b"\x81" * 2000,
+        pack({}) + b"\x00",
+        pack({b"__ndarray__": True}),
+        pack({b"__ndarray__": True, b"data": b"x", b"dtype": "|O", b"shape": [1]}),
+        pack({b"__ndarray__": True, b"data": b"x", b"dtype": "<f8", b"shape": [2**40]}),
+        pack({b"__ndarray__": True, b"data": b"xx", b"dtype": "|u1", b"shape": [-1, -2]}),
+        pack({b"__npgeneric__": True, b"data": [1], b"dtype": "|V8"}),
+    ],
+)
+def test_malformed_messages_are_a_value_error(message: bytes) -> None:
+    with pytest.raises(ValueError):
+        unpack(message)
+
+
+def test_nothing_but_numbers_is_packed() -> None:
+    for content in (np.array([object()]), {"a": object()}, np.array([1j])):
+        with pytest.raises((ValueError, TypeError), match="expected numbers"):
+            pack(content)
+
+
+def noisy(policy: Checkpoint) -> None:
+    """Make a policy sample."""
+    predict = policy.policy.predict_action_chunk
+    policy.policy.predict_action_chunk = lambda batch: (chunk := predict(batch)) + torch.randn_like(chunk)
+
+
+def test_two_clients_get_what_the_checkpoint_gives(act: Running, folders: dict[str, Path]) -> None:
+    """Each samples from the seed of its own connection, whatever the other asks in between."""
+    noisy(act.server.policy)
+    clients = [Client(str(seed), act.address) for seed in (3, 4)]
+    for seed, each in zip((3, 4), clients, strict=True):
+        each.reset(seed)
+    served = [[each.plan(observation(step), "turn on the stove") for each in clients] for step in range(2)]
+    for each in clients:
+        each.close()
+    del act.server.policy.policy.predict_action_chunk
+    alone = Checkpoint("alone", folders["act"], torch.device("cpu"))
+    noisy(alone)
+    for number, seed in enumerate((3, 4)):
+        alone.reset(seed)
+        for step in range(2):
+            np.testing.assert_allclose(
+                served[step][number], alone.plan(observation(step), "turn on the stove"), atol=1e-6
+            )
+    assert np.abs(served[0][0] - served[0][1]).max() > 1e-2
+
+
+def test_a_policy_that_remembers_has_one_episode_at_a_time(folders: dict[str, Path]) -> None:
+    running = Running(folders["diffusion"])
+    with connect(running.address) as first:
+        assert unpack(first.recv())["n_action_steps"] == 1
+        with connect(running.address) as second:
+            with pytest.raises(TimeoutError):
+                second.recv(timeout=0.3)
+            first.close()
+            second.recv(timeout=30)
+    running.stop()
+
+
+def test_a_server_says_what_it_serves(act: Running, folders: dict[str, Path]) -> None:
+    card = inspect_server("x", act.address, ENVIRONMENT, PROTOCOL)
+    assert card == inspect_checkpoint("x", folders["act"], ENVIRONMENT)
+    short = Protocol("libero_goal", (1,), 1, (), 8, 64, "fast", n_action_steps=2)
+    assert inspect_server("x", act.address, ENVIRONMENT, short).n_action_steps == 2
+    policy = Client("x", act.address, 2)
+    policy.reset(0)
+    assert policy.plan(observation(0, size=96), "turn on the stove").shape == (2, 7)  # resized to what it asks for
+    policy.close()
+
+
+def test_a_served_contract_is_checked(act: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    turned = {"cameras": list(CAMERAS), "rotation": 0}
+    for contract, said in (
+        (turned, "rotation: the environment has 180, policy x has 0"),
+        ({"a": 1}, "found TypeError"),
+    ):
+        monkeypatch.setitem(act.server.metadata, "contract", contract)
+        with pytest.raises(UserError, match=said):
+            inspect_server("x", act.address, ENVIRONMENT.having(rotation=180), PROTOCOL)
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        (b"\xc1", "FormatError"),
+        ("hello", "expected a map, found str"),
+        (pack([1, 2]), "expected a map, found list"),
+        (pack({"prompt": "x"}), "expected observation/image, observation/wrist_image, observation/state, found prompt"),
+        (sent(prompt=3), r"expected prompt \(a text\)"),
+        (sent(**{"observation/image": np.zeros((32, 32, 3), np.uint8)}), r"expected uint8 \(64, 64, 3\), found .*32"),
+        (sent(**{"observation/image": np.zeros((64, 64, 3))}), "expected uint8 .*, found float64"),
+        (sent(**{"observation/state": [0.0] * 8}), r"expected numbers \(8,\), found list"),
+        (sent(**{"observation/state": np.full(8, np.nan)}), "UserError: .*finite actions"),
+    ],
+)
+def test_bad_questions_are_answered_and_good_ones_after_them(act: Running, message: bytes | str, said: str) -> None:
+    with connect(act.address, max_size=LARGEST) as connection:
+        assert unpack(connection.recv())["type"] == "act"
+        connection.send(message)
+        answer = connection.recv()
+        assert isinstance(answer, str)
+        with pytest.raises(ValueError, match=said):
+            raise ValueError(answer)
+        connection.send(sent())
+        good = unpack(connection.recv())
+        assert good["actions"].shape == (6, 7) and good["server_timing"]["infer_ms"] > 0
+
+
+def test_what_is_not_let_in(act: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InvalidStatus, match="403"):
+        connect(act.address, origin="http://elsewhere")
+    with pytest.raises(InvalidStatus, match="200"):
+        connect(f"{act.address}/healthz")
+    with connect(f"{act.address}/?seed=x") as connection:
+        assert "expected ?seed=NUMBER" in connection.recv()
+    with connect(act.address, max_size=LARGEST) as connection:
+        connection.recv()
+        connection.send(b"\x00" * (LARGEST + 1))
+        with pytest.raises(Exception, match="1009"):
+            connection.recv()
+    assert inspect_server("x", act.address, ENVIRONMENT, PROTOCOL).type == "act"
+
+
+def test_a_client_says_what_is_wrong(act: Running) -> None:
+    with pytest.raises(UserError, match=r"policy x: expected a policy server at ws://127\.0\.0\.1:9, found"):
+        inspect_server("x", "ws://127.0.0.1:9", ENVIRONMENT, PROTOCOL)
+    with pytest.raises(UserError, match="leave --ensembling out"):
+        inspect_server("x", act.address, ENVIRONMENT, Protocol("a", (), 1, (), 8, 64, "fast", ensembling=0.1))
+    policy = Client("x", act.address, 7)
+    policy.reset(0)
+    with pytest.raises(UserError, match=r"policy x, .* expected 7 finite actions of size 7, found shape \(6, 7\)"):
+        policy.plan(observation(0), "turn on the stove")
+    with pytest.raises(UserError, match=r"policy x: expected an answer .*, found the error UserError: .*finite"):
+        policy.plan(observation(0) | {"observation.state": np.full(8, np.nan, np.float32)}, "turn on the stove")
+    policy.close()
