@@ -127,9 +127,8 @@ def main() -> None:
         folder = out / f"{kind}_{budget}_{seed}"
         console.rule(f"{kind}, budget {budget}, seed {seed}: {len(points) + 1} of {len(jobs)}")
         samples = train(kind, budget, seed, folder)
-        episodes = evaluate(
-            {kind: folder / "student" / "checkpoint"}, "libero_goal", TASKS, EPISODES, folder / "evaluation"
-        )
+        student = str(folder / "student" / "checkpoint")
+        episodes = evaluate({kind: student}, "libero_goal", folder / "evaluation", tasks=TASKS, episodes=EPISODES)
         row = next(row for row in success_rows(episodes) if row.task == ALL)
         points.append(
             {"kind": kind, "budget": budget, "seed": seed, "samples_of": samples, "samples": sum(samples.values())}
@@ -140,7 +139,7 @@ def main() -> None:
         training = sum(price[stage] * count for stage, count in point["samples_of"].items())
         cache = caches["finetune"] if point["kind"] != "two-stage" else caches["align"] + caches["finetune"]
         point["seconds"] = round(training + cache, 1)
-    expert = evaluate({"expert": Path(EXPERT)}, "libero_goal", TASKS, EPISODES, out / "expert")
+    expert = evaluate({"expert": EXPERT}, "libero_goal", out / "expert", tasks=TASKS, episodes=EPISODES)
     rate = sum(e.success for e in expert) / len(expert)
     write_text(Path("docs/cost.json"), json.dumps({"expert": rate, "caches": caches, "points": points}, indent=1))
     console.print(f"wrote {picture(points, rate)} and docs/cost.json")

@@ -186,9 +186,8 @@ def profile_episode(policy: ApprenticePolicy) -> None:
         policy.save_pretrained(folder)
         for processor in make_apprentice_pre_post_processors(policy.config):
             processor.save_pretrained(folder)
-        (episode,) = evaluate(
-            {"student": folder}, "libero_goal", [8], 1, Path(name) / "out", workers=1, max_steps=STEPS
-        )
+        where, settings = Path(name) / "out", {"tasks": [8], "episodes": 1, "workers": 1, "max_steps": STEPS}
+        (episode,) = evaluate({"student": str(folder)}, "libero_goal", where, **settings, film="none")
     parts = {part: getattr(episode, f"{part}_seconds") for part in ("reset", "physics", "render", "policy")}
     table = Table("an episode", "s", "share", title=f"{episode.steps} steps, {episode.seconds:.1f} s")
     for part, seconds in parts.items():

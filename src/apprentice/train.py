@@ -45,5 +45,5 @@ def _success(suite: str, indices: list[int], episodes: int, size: int, student: 
     """The share of episodes that a student solves."""
     from apprentice.evaluate.rollout import evaluate
 
-    done = evaluate({"student": student}, suite, indices, episodes, folder, size=size)
+    done = evaluate({"student": str(student)}, suite, folder, tasks=indices, episodes=episodes, size=size)
     return sum(episode.told_success for episode in done) / len(done)

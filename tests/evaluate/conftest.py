@@ -1,7 +1,7 @@
 import shutil
 
 import pytest
-from example_evaluation import write_evaluation, write_run
+from example_evaluation import CHANGED, write_evaluation, write_run
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
@@ -10,12 +10,13 @@ from selenium.webdriver.chrome.service import Service
 def folders(tmp_path_factory):
     """Keyword arguments for `write_report`, apart from `out`."""
     root = tmp_path_factory.mktemp("runs")
-    for name in ("evaluation", "probe"):
+    for name in ("evaluation", "probe", "swap"):
         (root / name).mkdir()
     probe_fails = {"two-stage": {1: [0, 1, 6], 8: [5]}, "only-ft": {1: [2, 3, 4, 5, 6, 7, 8], 8: [0, 1, 2, 3]}}
     return {
-        "evaluation": write_evaluation(root / "evaluation"),
-        "probe": write_evaluation(root / "probe", told=((1, 8), (8, 1)), fails=probe_fails),
+        "evaluation": write_evaluation(root / "evaluation", probes=("plain", *CHANGED)),
+        "probe": [write_evaluation(root / "probe", told=((1, 8), (8, 1)), fails=probe_fails)],
+        "variants": [write_evaluation(root / "swap", suite="libero_goal_swap")],
         "runs": {
             "align": write_run(root / "align", "align", 254.0, 0.02, 412_000),
             "two-stage": write_run(root / "two-stage", "finetune", 402.0, 0.012, 7_700_000),

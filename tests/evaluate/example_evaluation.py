@@ -4,8 +4,10 @@ import json
 
 import numpy as np
 
+from apprentice.evaluate.failures import KINDS, OTHER_TASK
 from apprentice.evaluate.protocol import Protocol
 from apprentice.evaluate.results import Episode, Evaluation, PolicyCard, append_episode
+from apprentice.evaluate.trace import Trace
 from apprentice.evaluate.video import encode
 from apprentice.files import write_json
 from apprentice.libero.suites import tasks
@@ -18,6 +20,8 @@ FAILS = {  # policy: the initial states that fail, by task
     "two-stage": {1: [4], 4: [9, 12], 8: []},
 }
 N_ACTION_STEPS = 4
+CHANGED = {"empty": range(10, 18), "moved": range(15, 17)}  # the initial states that fail as well, by probe
+PLANS = np.arange(1, 101, dtype=np.float32) / 1000  # s
 
 
 def moving_square(seconds: float, colour: tuple[int, int, int]) -> list[np.ndarray]:
@@ -29,30 +33,46 @@ def moving_square(seconds: float, colour: tuple[int, int, int]) -> list[np.ndarr
     return frames
 
 
-def write_evaluation(folder, told=(), fails=FAILS):
+def fails_of(policy, task, probe, fails=FAILS):
+    """The initial states that fail."""
+    return set(fails[policy][task]) | set(CHANGED.get(probe, ()))
+
+
+def write_evaluation(folder, told=(), fails=FAILS, probes=None, suite="libero_goal"):
     protocol = Protocol.with_installed_versions(
-        suite="libero_goal", tasks=TASKS, episodes=EPISODES, told=told, step_limit=300, image_size=128, render="fast"
+        suite=suite,
+        tasks=TASKS,
+        episodes=EPISODES,
+        told=told,
+        step_limit=300,
+        image_size=128,
+        render="fast",
+        probes=probes,
     )
     cards = {name: PolicyCard("apprentice", f"{n:016x}", N_ACTION_STEPS) for n, name in enumerate(fails)}
     evaluation = Evaluation(folder, protocol, cards, [])
     evaluation.save()
-    films = {True: encode(moving_square(6, (60, 120, 70)), 10), False: encode(moving_square(15, (150, 50, 40)), 10)}
-    (folder / "videos").mkdir()
-    for name, checkpoint, conditions, task, other, state in evaluation.wanted:
-        done = state not in fails[name][task]
-        video = f"{name}-{task}-{other}-{state}.mp4" if state < 2 or not done else None
+    films = {True: encode(moving_square(6, (60, 120, 70)), 10), False: encode(moving_square(5, (150, 50, 40)), 10)}
+    trace = Trace(np.zeros((2, 8)), np.zeros((1, 7)), np.arange(100, dtype=np.int32), PLANS)
+    for kept in ("videos", "traces"):
+        (folder / kept).mkdir()
+    (folder / "traces" / "all.npz").write_bytes(trace.to_bytes())
+    for name, checkpoint, conditions, task, other, probe, state in evaluation.wanted:
+        done = state not in fails_of(name, task, probe, fails)
+        instead = task != other and not done and state % 2 == 0
+        video = f"{name}-{task}-{other}-{probe}-{state}.mp4" if state < 2 or not done else None
         if video:
             (folder / "videos" / video).write_bytes(films[done])
         episode = Episode(
             policy=name,
             checkpoint=checkpoint,
             conditions=conditions,
-            suite="libero_goal",
+            suite=suite,
             task=task,
             told=other,
             init_state=state,
-            instruction=tasks("libero_goal")[other].instruction,
-            success=done if task == other else not done and state % 2 == 0,
+            instruction="" if probe == "empty" else tasks(suite)[other].instruction,
+            success=done if task == other else instead,
             told_success=done,
             steps=100 + state if done else 300,
             seconds=2.25,
@@ -61,6 +81,9 @@ def write_evaluation(folder, told=(), fails=FAILS):
             render_seconds=0.5,
             physics_seconds=1.0,
             video=video,
+            trace="all.npz",
+            probe=probe,
+            failure=None if done else OTHER_TASK if instead else KINDS[state % 6],
         )
         append_episode(evaluation.log, episode)
     return folder

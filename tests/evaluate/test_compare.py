@@ -122,7 +122,7 @@ def test_a_protocol_that_was_changed_by_hand_is_refused(other):
 def test_a_run_is_one_table(other):
     evaluation = Evaluation.load(other)
     trace = Trace.of([np.full(8, k) for k in range(4)], [np.full(7, k / 2) for k in range(3)], [(0, 0.5), (2, 0.25)])
-    (other / "traces").mkdir()
+    (other / "traces" / "all.npz").unlink()
     (other / "traces" / "a.npz").write_bytes(trace.to_bytes())
     evaluation.episodes[0] = replace(evaluation.episodes[0], trace="a.npz", seed=3)
     table = pq.read_table(write_table(evaluation))

@@ -2,14 +2,17 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from importlib.resources import files
 
 import pytest
-from example_evaluation import EPISODES, FAILS, TASKS
+from example_evaluation import CHANGED, EPISODES, FAILS, TASKS, fails_of
 
 from apprentice.errors import UserError
+from apprentice.evaluate.compare import summary
+from apprentice.evaluate.failures import KINDS
 from apprentice.evaluate.findings import findings, percent
 from apprentice.evaluate.report import duration, thousands, write_report
-from apprentice.evaluate.results import ProbeRow, Row, success_rows
+from apprentice.evaluate.results import Evaluation, ProbeRow, Row, success_rows
 from apprentice.intervals import wilson
 
 REMOTE = re.compile(r"""(?:src|href|url|@import|fetch|import)\s*[=(]?\s*["']?(?:https?:)?//""")
@@ -38,6 +41,33 @@ def test_results_json_is_the_list_that_was_asked_for(report):
         assert (entry["low95"], entry["high95"]) == wilson(entry["successes"], entry["episodes"])
 
 
+def test_details_json_counts_what_was_changed_and_how_it_failed(report, folders):
+    details = json.loads((report.parent / "details.json").read_text())
+    assert list(details["perturbations"]) == ["as published", *CHANGED, "LIBERO-PRO swap"]
+    for probe, states in CHANGED.items():
+        for found in details["probes"][probe]:
+            lost = sum(len(set(states) - set(FAILS[found["policy"]][task])) for task in TASKS)
+            pair = found["paired"]
+            assert (pair["pairs"], pair["only_a"], pair["only_b"]) == (60, lost, 0)
+            assert -pair["low95"] > lost / 60 > -pair["high95"] > 0
+    one = {"policy": "two-stage", "against": "only-ft", "pairs": 60, "a": 51, "b": 57, "only_a": 2, "only_b": 8}
+    assert any(one.items() <= pair.items() for pair in details["paired"])
+    for name, members in details["failures"].items():
+        for row in members if name in ("as published", *CHANGED) else []:
+            failed = [s for task in TASKS for s in fails_of(row["policy"], task, name)]
+            assert row["failed"] == sum(row["kinds"].values()) == len(failed)
+            assert row["kinds"].get("dropped", 0) == sum(s % 6 == 2 for s in failed)
+    printed = [line.split()[:3] for line in summary(Evaluation.load(folders["evaluation"])).splitlines()]
+    assert ["two-stage", "empty", "34/60"] in printed
+    assert [(row["plans"], round(row["p50"], 4)) for row in details["latency"]] == [(18000, 0.0505)] * 3
+
+
+def test_the_worst_task_stands_first(report, browser):
+    browser.get(report.as_uri())
+    rows = browser.find_elements("css selector", '#results tr[data-policy="two-stage"]')
+    assert [row.get_attribute("data-task") for row in rows] == ["all", "4", "1", "8"]
+
+
 def test_chromium_shows_the_numbers_of_results_json(report, browser):
     browser.get(report.as_uri())
     for entry in json.loads((report.parent / "results.json").read_text()):
@@ -54,8 +84,15 @@ def test_chromium_shows_the_numbers_of_results_json(report, browser):
         (line,) = browser.find_elements("css selector", shown)
         for field in ("episodes", "did_told", "did_task", "did_neither"):
             assert int(line.find_element("css selector", f"[data-field={field}]").text) == entry[field]
-    chart = browser.find_element("css selector", "#success svg").text
-    assert "57/60" in chart and "16/20" in chart
+    details = json.loads((report.parent / "details.json").read_text())
+    for name, members in details["failures"].items():
+        for row in members:
+            for kind, count in row["kinds"].items():
+                line = f'#kinds tr[data-kind="{kind}"][data-perturbation="{name}"] td[data-policy="{row["policy"]}"]'
+                found = browser.find_elements("css selector", line)
+                assert [int(cell.text) for cell in found] == [count] or (count == 0 and not found)
+    charts = " ".join(chart.text for chart in browser.find_elements("css selector", "#success svg"))
+    assert "57/60" in charts and "16/20" in charts
 
 
 def test_chromium_plays_every_film(report, browser):
@@ -64,16 +101,17 @@ def test_chromium_plays_every_film(report, browser):
         const done = arguments[arguments.length - 1];
         Promise.all([...document.querySelectorAll("video")].map(video => new Promise(resolve => {
             const answer = () => resolve([video.videoWidth, video.videoHeight, video.duration]);
-            video.readyState >= 1 ? answer() : (video.onloadedmetadata = answer, video.onerror = answer, video.load());
+            video.onloadedmetadata = answer, video.onerror = answer, video.preload = "metadata", video.load();
         }))).then(done)""")
-    assert len(sizes) >= 3 * 3 + 12
+    assert len(sizes) >= 3 * 3 + 60
     assert all(width == height == 256 and 2 < seconds < 10 for width, height, seconds in sizes)
     failures = browser.find_elements("css selector", "#failures figure")
-    assert len(failures) == 12
-    assert all("bowl" in failure.find_element("css selector", "q").text for failure in failures)
+    assert len(failures) == 60
+    headings = [heading.text for heading in browser.find_elements("css selector", "#failures h3")]
+    assert [heading.split(maxsplit=1)[0].lower() for heading in headings] == [kind.split()[0] for kind in KINDS]
 
 
-@pytest.mark.parametrize("width", [390, 1200])
+@pytest.mark.parametrize("width", [360, 1200])
 def test_chromium_finds_nothing_to_complain_about(report, browser, width):
     view = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 500}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", view)
@@ -84,6 +122,41 @@ def test_chromium_finds_nothing_to_complain_about(report, browser, width):
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     asked = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
     assert [url for url in asked if not url.startswith("data:")] == [report.as_uri()]
+
+
+def test_everything_has_a_name_for_those_who_do_not_see_it(report, browser):
+    browser.get(report.as_uri())
+    nameless = browser.execute_script("""
+        return [...document.querySelectorAll("svg, video, table, .scroll, nav")].filter(thing =>
+            !(thing.caption ? thing.caption.innerText : thing.getAttribute("aria-label") || "").trim()).length""")
+    assert nameless == 0
+    rows = "tbody tr:not(:has(> th[scope]))"
+    assert browser.find_elements("css selector", rows) == []
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_colours_stand_out(dark):
+    """WCAG 2.2: text by 4.5, what is drawn by 3."""
+    css = (files("apprentice.evaluate") / "report.css").read_text()
+    light, night = (
+        dict(re.findall(r"--(\w+): (#\w{6})", css[start:])[::-1]) for start in (0, css.index("@media screen"))
+    )
+    colours = night if dark else light
+    for name in ("ink", "muted", "good", "bad", "link", *(f"c{n}" for n in range(6))):
+        for ground in ("page", "card"):
+            assert contrast(colours[name], colours[ground]) >= (3 if name[1:].isdigit() else 4.5), (name, ground)
+
+
+def contrast(a, b):
+    def luminance(colour):
+        parts = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+        return sum(
+            w * (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4)
+            for w, c in zip((0.2126, 0.7152, 0.0722), parts, strict=True)
+        )
+
+    low, high = sorted((luminance(a), luminance(b)))
+    return (high + 0.05) / (low + 0.05)
 
 
 def test_the_page_names_no_other_host(report):
@@ -129,7 +202,7 @@ def test_nothing_is_rounded_to_certainty():
 
 
 def test_episodes_of_another_checkpoint_or_told_another_task_do_not_count(folders):
-    from apprentice.evaluate.results import Evaluation, append_episode
+    from apprentice.evaluate.results import append_episode
 
     folder = folders["evaluation"].parent / "copy"
     shutil.copytree(folders["evaluation"], folder)

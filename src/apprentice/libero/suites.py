@@ -70,6 +70,14 @@ def tasks(suite: str) -> list[Task]:
     ]
 
 
+@cache
+def goals(bddl: Path) -> tuple[tuple[str, ...], ...]:
+    """What a task file asks for: predicates such as ("on", "bowl_1", "plate_1"), all of which have to hold."""
+    from libero.libero.envs.bddl_utils import robosuite_parse_problem
+
+    return tuple(tuple(predicate) for predicate in robosuite_parse_problem(str(bddl))["goal_state"])
+
+
 def _told(bddl: Path) -> str:
     """The instruction in a BDDL file. LIBERO-PRO writes other words there and leaves the file's name, from which the
     package takes `language`, as it was: a policy would be told the old task."""
