@@ -26,12 +26,28 @@ def batch(small_dataset: Path) -> dict[str, Any]:
     return make_batch(small_dataset, (0, 15, 30))
 
 
-@torch.no_grad()
 def test_both_stages_see_the_same_latents(policy: ApprenticePolicy, batch: dict[str, Any]) -> None:
     policy.set_stage("align")
     split = policy.latents(batch)
+    with torch.no_grad():
+        torch.testing.assert_close(policy.latents(batch), split, atol=1e-4, rtol=0)
     policy.set_stage("finetune")
     torch.testing.assert_close(policy.latents(batch), split, atol=1e-4, rtol=0)
+
+
+@torch.inference_mode()
+def test_a_plan_reads_images_prompt_and_tokens_in_one_pass(
+    policy: ApprenticePolicy, batch: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In either stage, and no text is written once the instruction is known."""
+    policy.predict_action_chunk(batch)
+    passes = []
+    policy.vlm.model.get_decoder().register_forward_pre_hook(lambda *_: passes.append(1))
+    monkeypatch.setattr(policy.vlm, "inputs", None)
+    for stage in ("align", "finetune"):
+        policy.set_stage(stage)
+        policy.predict_action_chunk(batch)
+    assert len(passes) == 2
 
 
 @torch.no_grad()

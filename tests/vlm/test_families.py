@@ -147,6 +147,9 @@ def test_prompt(vlm: VLM) -> None:
 def test_images(vlm: VLM, count: int, height: int, width: int) -> None:
     """Image tokens computed once enter as the model itself would merge them, and their number depends on size alone."""
     images = pictures(count, height, width)
+    whole, alone = vlm.inputs(images.unbind(), ASKED), vlm.pixels(images)
+    assert "pixel_values" in alone and all(torch.equal(value, whole[name]) for name, value in alone.items())
+    assert alone.keys() == {name for name, value in whole.items() if value.shape != whole["input_ids"].shape}
     prompt, seen = vlm.prompt(ASKED, (count, height, width)), vlm.image_tokens(images)
     for row in range(len(ASKED)):
         inputs = vlm.inputs([images[row]], [ASKED[row]])
@@ -290,8 +293,8 @@ def test_align_step(student: ApprenticePolicy, batch: dict[str, Any]) -> None:
 
 
 def test_finetune_step(student: ApprenticePolicy, batch: dict[str, Any]) -> None:
+    split = student.latents(batch)
     with torch.no_grad():
-        split = student.latents(batch)
         student.set_stage("finetune")
         near(student.latents(batch), split)
     before = weights(student)

@@ -1,13 +1,14 @@
 """A LeRobotDataset v3.0, read the way distillation reads it: whole columns at once, and frames in order.
 
 LeRobot's own reader seeks in the video for every sample; whoever needs every frame once is many times faster decoding
-each file from its beginning to its end.
+each file from its beginning to its end. Items in any order: `apprentice.data.items`.
 """
 
 import json
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -15,7 +16,10 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.utils.constants import ACTION, OBS_STATE
 from numpy.typing import NDArray
 
+from apprentice.data.images import images
 from apprentice.errors import UserError
+
+Bounds = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 def open_dataset(folder: Path | str) -> LeRobotDataset:
@@ -42,28 +46,39 @@ def open_dataset(folder: Path | str) -> LeRobotDataset:
     return LeRobotDataset(f"local/{folder.name}", root=folder, video_backend="pyav", return_uint8=True)
 
 
+def values(dataset: LeRobotDataset, key: str) -> NDArray[Any]:
+    """One column (F, ...) as it is stored, F frames, without decoding anything else."""
+    return np.asarray(dataset.hf_dataset.with_format("numpy").select_columns([key])[:][key])
+
+
 def column(dataset: LeRobotDataset, key: str) -> NDArray[np.float32]:
-    """One numeric column as (F, ...) float32, F frames, without decoding anything else."""
-    values = dataset.hf_dataset.with_format("numpy").select_columns([key])[:][key]
-    return np.asarray(values, dtype=np.float32)
+    """One numeric column as (F, ...) float32."""
+    return values(dataset, key).astype(np.float32)
 
 
-def episode_bounds(dataset: LeRobotDataset) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def episode_bounds(dataset: LeRobotDataset) -> Bounds:
     """For every frame (F,), the index of its episode's first frame and of the one after its last."""
     lengths = np.asarray(dataset.meta.episodes["length"])
     ends = np.cumsum(lengths)
     return np.repeat(ends - lengths, lengths), np.repeat(ends, lengths)
 
 
-def neighbours(dataset: LeRobotDataset, steps: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """For every frame (F, W), the indices of the frames `steps` after it, and which are padding.
+def surroundings(
+    bounds: Bounds, index: NDArray[np.int64], steps: Sequence[int] | NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """For frames (b,) the indices (b, W) of the frames `steps` after each, and which are padding.
 
-    Outside the episode its first or last frame is repeated, as LeRobot does.
+    Outside the episode, whose `bounds` are known, its first or last frame is repeated, as LeRobot does.
     """
-    starts, ends = episode_bounds(dataset)
-    wanted = np.arange(len(starts))[:, None] + np.asarray(steps)
-    inside = np.clip(wanted, starts[:, None], ends[:, None] - 1)
+    wanted = index[:, None] + np.asarray(steps)
+    inside = np.clip(wanted, bounds[0][index, None], bounds[1][index, None] - 1)
     return inside, wanted != inside
+
+
+def neighbours(dataset: LeRobotDataset, steps: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """The surroundings (F, W) of every frame."""
+    bounds = episode_bounds(dataset)
+    return surroundings(bounds, np.arange(len(bounds[0])), steps)
 
 
 def action_chunks(dataset: LeRobotDataset, steps: Sequence[int]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
@@ -72,18 +87,23 @@ def action_chunks(dataset: LeRobotDataset, steps: Sequence[int]) -> tuple[NDArra
     return column(dataset, ACTION)[inside], absent
 
 
+def task_names(dataset: LeRobotDataset) -> dict[int, str]:
+    """The instruction behind every number in the column `task_index`."""
+    return {int(index): str(name) for name, index in dataset.meta.tasks["task_index"].items()}
+
+
 def instructions(dataset: LeRobotDataset) -> list[str]:
     """The instruction of every frame."""
-    names = {int(index): str(name) for name, index in dataset.meta.tasks["task_index"].items()}
-    return [names[int(index)] for index in column(dataset, "task_index")]
+    names = task_names(dataset)
+    return [names[int(index)] for index in values(dataset, "task_index")]
 
 
 def frames(dataset: LeRobotDataset, camera: str, start: int = 0) -> Iterator[NDArray[np.uint8]]:
     """One camera's images (h, w, 3), in the order of the frames from `start` on. Raises UserError if some are lost."""
     if dataset.meta.features[camera]["dtype"] != "video":
-        images = dataset.hf_dataset.with_format(None).select_columns([camera])
-        for index in range(start, len(images)):
-            yield np.array(images[index][camera].convert("RGB"))
+        stored = images(dataset, camera)
+        for index in range(start, dataset.num_frames):
+            yield stored[np.array([index])][0]
         return
     passed = 0
     for path, group in groupby(
@@ -102,11 +122,3 @@ def frames(dataset: LeRobotDataset, camera: str, start: int = 0) -> Iterator[NDA
                     f"expected {expected} frames in {path}, found {found}; fix: copy or record the dataset again"
                 )
         passed += expected
-
-
-def image(dataset: LeRobotDataset, camera: str, index: int) -> NDArray[np.uint8]:
-    """One camera's image (h, w, 3) of one frame."""
-    if dataset.meta.features[camera]["dtype"] == "video":
-        return np.asarray(dataset[index][camera].permute(1, 2, 0), dtype=np.uint8)
-    row = dataset.hf_dataset.with_format(None).select_columns([camera])[index]
-    return np.asarray(row[camera].convert("RGB"))

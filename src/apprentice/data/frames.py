@@ -12,6 +12,7 @@ from lerobot.utils.constants import OBS_STATE
 from torch import Tensor
 
 from apprentice.data.dataset import column, frames, instructions, neighbours
+from apprentice.data.items import Items
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,7 @@ def present(batch: dict[str, Any]) -> dict[str, Any]:
 
 
 def seen_at(dataset: LeRobotDataset, index: np.ndarray, steps: int = 1) -> dict[str, Any]:
-    """A batch as `Frames` makes it, of frames anywhere (b,): videos are searched, which is slow for many frames."""
-    seen, absent = (each[index] for each in neighbours(dataset, range(1 - steps, 1)))
-    items = [[dataset[int(i)] for i in row] for row in seen]
-    keys = [key for key in items[0][0] if key.startswith("observation.")]
-    batch: dict[str, Any] = {
-        key: torch.stack([torch.stack([item[key] for item in row]) for row in items]) for key in keys
-    }
-    batch[f"{OBS_STATE}_is_pad"] = torch.from_numpy(absent)
-    batch |= {"task": [row[-1]["task"] for row in items]}
+    """A batch as `Frames` makes it, of frames anywhere (b,)."""
+    keys = [key for key in dataset.meta.features if key.startswith("observation.")]
+    batch = Items(dataset, {key: range(1 - steps, 1) for key in keys}, keys).batch(index)
     return batch if steps > 1 else present(batch)

@@ -16,7 +16,8 @@ from rich.table import Table
 from scipy.spatial.transform import Rotation
 
 from apprentice.data.contract import FILE, Contract
-from apprentice.data.dataset import column, image, instructions, open_dataset
+from apprentice.data.dataset import column, instructions, open_dataset
+from apprentice.data.images import images
 from apprentice.errors import UserError
 from apprentice.libero.collect import Scene, scenes
 from apprentice.libero.diagnosis import (
@@ -149,7 +150,7 @@ def _trials(root: Path, episodes: int) -> tuple[list[Trial], list[np.ndarray]]:
         begin = int(lengths[:episode].sum())
         span = slice(begin, begin + int(lengths[episode]))
         looks = np.linspace(0, lengths[episode] // 3, LOOKS).astype(int)
-        pictures = [[image(dataset, camera, begin + int(step)) for camera in CAMERAS] for step in looks]
+        pictures = np.stack([images(dataset, camera)[begin + looks] for camera in CAMERAS], 1)
         trials.append(
             Trial(
                 scenes=(recorded[episode],) if recorded else _scenes_named(texts[begin]),
@@ -157,7 +158,7 @@ def _trials(root: Path, episodes: int) -> tuple[list[Trial], list[np.ndarray]]:
                 states=states[span],
                 actions=executed[span],
                 looks=looks,
-                images=np.array(pictures),
+                images=pictures,
                 render=Contract.of_dataset(root).render or "fast",
             )
         )

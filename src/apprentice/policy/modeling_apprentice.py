@@ -183,12 +183,13 @@ class ApprenticePolicy(RealTime, PreTrainedPolicy):
     def latents(self, batch: Batch) -> Tensor:
         """Map a raw batch to latents in the expert's space: (B, N, D), or (B, K, N, D) of K steps (B, K, ...).
 
-        A history runs whole even to align: later turns read the tokens of earlier ones, which train.
+        To align, only the suffix is run with gradients; without any, or with a history, whose later turns read the
+        tokens of earlier ones, all is one pass.
         """
         tokens = self._tokens(batch)
         if tokens.ndim == 4:
             hidden = self.vlm.turns(self._turns(batch), self._image_tokens(batch), tokens)[0]
-        elif self.config.stage == "align" and self.vlm.splits:
+        elif PREFIX in batch or (torch.is_grad_enabled() and self.config.stage == "align" and self.vlm.splits):
             hidden = self.vlm.suffix(self.prefix(batch), tokens)
         else:
             hidden = self.vlm.whole(self.prompt(batch), self._image_tokens(batch), tokens)

@@ -30,6 +30,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 
 from apprentice.errors import UserError
 from apprentice.vlm.families import CAUSAL_TOKEN_TYPE
+from apprentice.vlm.pixels import told
 from apprentice.vlm.prompt import Prompt, joined, stacked
 
 # SmolVLM's processor complains about arguments that it adds itself, once for every prompt.
@@ -170,10 +171,17 @@ class VLM(nn.Module):
         return stacked([row.padded(length, padding) for row in rows]).to(self.device)
 
     def pixels(self, images: Tensor) -> dict[str, Tensor]:
-        """Preprocess images (B, N, 3, h, w), uint8, into what the vision tower reads."""
-        inputs = self.inputs(images.cpu().unbind(), [""] * len(images))
-        of_text = inputs["input_ids"].shape
-        return {key: value for key, value in inputs.items() if value.shape != of_text}
+        """Preprocess images (B, N, 3, h, w), uint8, into what the vision tower reads, without writing a prompt."""
+        settings, names = self._preprocessing
+        inputs = self.processor.image_processor([list(row) for row in images.cpu()], **settings)
+        return {name: inputs[name].to(self.device) for name in names}
+
+    @cached_property
+    def _preprocessing(self) -> tuple[dict[str, Any], list[str]]:
+        """What the processor tells its image processor, and which of the results it hands on."""
+        blank = torch.zeros(3, 64, 64, dtype=torch.uint8)
+        settings, inputs = told(self.processor.image_processor, lambda: self.inputs([[blank]], [""]))
+        return settings, [name for name, value in inputs.items() if value.shape != inputs["input_ids"].shape]
 
     def image_tokens(self, images: Tensor) -> Tensor:
         """Encode images (B, N, 3, h, w), uint8, into the language model's tokens (B, N * tokens an image, K * H).
