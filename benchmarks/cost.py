@@ -11,6 +11,7 @@ seconds of a sample over all runs of that kind, which other work on the machine 
 
 import argparse
 import json
+import shutil
 import time
 from dataclasses import replace
 from itertools import pairwise
@@ -64,8 +65,9 @@ def fill_caches(folder: Path) -> dict[str, float]:
         policy = ApprenticePolicy.from_pretrained(folder / f"first-{name}" / "checkpoint")
         policy.set_stage(name)
         policy.to(best_device())
-        for rows in cached(policy, dataset, config.every).values():
-            rows.path.unlink()
+        for views in cached(policy, dataset, config.every).values():
+            for rows in views.rows:
+                shutil.rmtree(rows.path.parent)
         start = time.monotonic()
         cached(policy, dataset, config.every)
         seconds[name] = time.monotonic() - start

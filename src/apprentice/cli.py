@@ -72,6 +72,11 @@ COMMANDS = {
         "apprentice.distill.stages:StageConfig",
         "apprentice.train:finetune",
     ),
+    "cache": (
+        "list or remove what was computed once for the frames of datasets",
+        "apprentice.distill.store:cache",
+        "apprentice.distill.store:cache",
+    ),
     "ask": (
         "ask a student, or a plain VLM, a question about images, and tell how far it has drifted",
         "apprentice.evaluate.ask:ask",
@@ -118,6 +123,7 @@ POSITIONAL = {
     "doctor": ["dataset"],
     "import-seer": ["checkpoint"],
     "expert-check": ["checkpoint"],
+    "cache": ["action", "names"],
     "ask": ["model", "images", "question"],
     "compare": ["runs"],
     "rates": ["runs"],

@@ -31,13 +31,14 @@ def add_flags(parser: argparse.ArgumentParser, place: str, positional: Sequence[
     """Add a flag for each parameter of what is at `place`; `parse_args` then yields its keyword arguments.
 
     A parameter without default is required; a bool makes --x and --no-x; a list takes several words; a dict
-    takes words KEY=VALUE. The parameters named in `positional` are given without a flag, a list as one or more words.
+    takes words KEY=VALUE. The parameters named in `positional` are given without a flag, a list as one or more words,
+    or as any number if it has a default.
     """
     for parameter in parameters(place):
         options = _options(parameter.kind)
         text = parameter.description.replace("%", "%%")
         if parameter.name in positional:
-            words = {"nargs": "+"} if "nargs" in options else {}
+            words = {"nargs": "+" if parameter.default is REQUIRED else "*"} if "nargs" in options else {}
             parser.add_argument(parameter.name, help=text, **{**options, **words, "metavar": parameter.name.upper()})
             continue
         if parameter.default is REQUIRED:

@@ -43,7 +43,7 @@ def measured(student: Any, dataset: Path, stage: str, precision: torch.dtype, ra
     """What a real student really keeps in memory and on disk."""
     student.set_stage(stage)
     data = open_dataset(dataset)
-    rows = cached(student, data, prefix_gb=1.0)
+    rows = cached(student, data)
     samples = Samples(data, student.config, rows, torch.device("cpu"))
     student.config.pretrained_path = dataset
     adapters = {"method_type": "lora", "r": rank}
@@ -55,7 +55,7 @@ def measured(student: Any, dataset: Path, stage: str, precision: torch.dtype, ra
     weights = account.live
     with account:
         found = step_memory(model, student, samples[FRAMES], account, precision)
-    caches = {key: row.row_bytes for key, row in rows.items()}
+    caches = {key: views.rows[0].about.row_bytes for key, views in rows.items()}
     return {"weights": weights} | dict(zip(("gradients", "optimizer", "saved", "peak"), found, strict=True)) | caches
 
 

@@ -19,7 +19,7 @@ from apprentice.distill.cache import cached
 from apprentice.distill.stages import StageConfig, align, finetune
 from apprentice.distill.trainer import Samples, decay, order
 from apprentice.errors import UserError
-from apprentice.policy.modeling_apprentice import IMAGE_TOKENS, PREFIX, ApprenticePolicy
+from apprentice.policy.modeling_apprentice import ApprenticePolicy
 
 
 @pytest.fixture(autouse=True)
@@ -67,24 +67,6 @@ def test_alignment_loss_falls_and_log_and_cost_tell_it(config: StageConfig) -> N
     policy.set_stage("align")
     assert cost["trainable_parameters"] == sum(p.numel() for p in policy.parameters() if p.requires_grad)
     assert cost["samples"] == 60 * 8
-
-
-@pytest.mark.parametrize(("every", "prefix_gb"), [(1, 0.0), (3, 0.0), (3, 1.0)])
-def test_cached_batches_give_the_loss_of_uncached_ones(config: StageConfig, every: int, prefix_gb: float) -> None:
-    policy = ApprenticePolicy.from_pretrained(align(config))
-    dataset = open_dataset(config.dataset)
-    rows = cached(policy, dataset, every, prefix_gb)
-    assert (PREFIX in rows) == (prefix_gb > 0) and (IMAGE_TOKENS in rows) == (prefix_gb == 0)
-    samples = Samples(dataset, policy.config, rows, policy.vlm.device, every)
-    assert len(samples) == len(range(0, len(dataset), every))
-    index = np.array([0, 4, 10])
-    items = [dataset[int(i) * every] for i in index]
-    raw = {key: torch.stack([item[key] for item in items]) for key in policy.config.image_features}
-    raw |= {"observation.state": torch.stack([item["observation.state"] for item in items])}
-    raw |= {"task": [item["task"] for item in items]}
-    with torch.no_grad():
-        cached_loss, whole_loss = policy(samples[index])[0], policy(raw)[0]
-    assert torch.isclose(cached_loss, whole_loss, rtol=1e-2)  # image tokens are kept in bfloat16
 
 
 def test_fine_tuning_near_the_expert_ends_nearer_to_it(config: StageConfig, tmp_path: Path) -> None:

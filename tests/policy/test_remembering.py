@@ -149,7 +149,7 @@ def test_cached_batches_give_the_loss_of_the_loader(
     policy = make_student(small_dataset, folder, small_vlm, n_obs_steps=STEPS, stage=stage, latent_weight=0.5)
     assert policy.config.expert_obs_steps == past
     dataset = open_dataset(small_dataset)
-    rows = cached(policy, dataset, prefix_gb=1.0)
+    rows = cached(policy, dataset)
     assert EXPERT_LATENTS in rows and PREFIX not in rows
     samples = Samples(dataset, policy.config, rows, policy.vlm.device)
     index = np.array([0, 4, 9, 13, 30])

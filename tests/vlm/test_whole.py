@@ -30,7 +30,7 @@ def test_a_vlm_that_does_not_split_runs_whole(
     batch = make_batch(small_dataset, (0, 15, 30))
     assert not student.vlm.splits
     aligned = student.latents(batch)
-    assert set(cached(student, open_dataset(small_dataset), prefix_gb=1)) == {IMAGE_TOKENS, EXPERT_LATENTS}
+    assert set(cached(student, open_dataset(small_dataset))) == {IMAGE_TOKENS, EXPERT_LATENTS}
     assert "each step runs the whole prompt" in " ".join(capsys.readouterr().out.split())
     student.set_stage("finetune")
     assert torch.equal(aligned, student.latents(batch))

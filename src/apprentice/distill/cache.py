@@ -1,14 +1,13 @@
-"""What does not change while a student trains is computed once for a frame: image tokens, the expert's latents and, to
-align, the keys and values of the VLM's prefix.
+"""What does not change while a student trains is computed once for a frame, or for each view of it: image tokens, the
+expert's latents and, to align, the keys and values of the VLM's prefix.
 
-A cache is one file of rows, named after the content that it was computed from. It is written row after row, so a killed
-run goes on where it stopped and a full disk is an error instead of a crash; it is renamed when complete and then read
-through a memory map.
+Each is kept in rows on the disk that are named after the content they were computed from, so that runs share them. What
+finds no room is computed again in each step, and gives the same loss.
 """
 
-import errno
-import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -18,154 +17,278 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from torch import Tensor
 
 from apprentice.data.dataset import instructions
-from apprentice.data.frames import Frames
+from apprentice.data.frames import Frames, seen_at
 from apprentice.device import mixed_precision
-from apprentice.errors import UserError
+from apprentice.distill.augment import view_of
+from apprentice.distill.rows import Computed, Rows, Views, content
+from apprentice.distill.store import About, frames_folder
 from apprentice.experts import checkpoints
 from apprentice.experts.base import Batch
-from apprentice.files import cache_folder, fingerprint
+from apprentice.files import fingerprint, read_json, write_json
 from apprentice.policy.modeling_apprentice import EXPERT_LATENTS, IMAGE_TOKENS, PREFIX, ApprenticePolicy
-from apprentice.progress import Meter, console
+from apprentice.progress import console
+from apprentice.vlm.packed import packed
 
 BATCH = 32
+MARGIN = 2e9  # bytes that stay free on the disk
+CACHE_GB = 32.0
+PRECISION = "bfloat16"
+STORED = {"float32": torch.float32, "bfloat16": torch.bfloat16, "8-bit": torch.bfloat16}  # of image tokens
+WHAT = {IMAGE_TOKENS: "image tokens", EXPERT_LATENTS: "expert latents", PREFIX: "keys and values"}
 
 
-class Rows:
-    """A file of rows, one a frame, each a tensor of one shape and type."""
+@dataclass(frozen=True)
+class Kind:
+    """One of the things that can be kept.
 
-    def __init__(self, name: str, count: int, shape: tuple[int, ...], dtype: torch.dtype):
-        self.path = cache_folder() / "frames" / f"{name}.rows"
-        self.partial = self.path.with_suffix(".partial")
-        self.count, self.shape, self.dtype = count, shape, dtype
-        self.row_bytes = int(np.prod(shape)) * dtype.itemsize
+    Attributes:
+        key: its name in a batch.
+        rows: of each view, on the disk.
+        fill: batches of rows of a view, from a row on.
+        compute: rows of a view at some frames, from the dataset; None for what the policy computes by itself.
+    """
 
-    def done(self) -> int:
-        """How many rows are there already; a torn last row is cut off."""
-        if self.path.exists():
-            return self.count
-        if not self.partial.exists():
-            return 0
-        whole = self.partial.stat().st_size // self.row_bytes
-        os.truncate(self.partial, whole * self.row_bytes)
-        return whole
+    key: str
+    rows: list[Rows]
+    fill: Callable[[int, int], Iterator[Tensor]]
+    compute: Callable[[int, np.ndarray], Tensor] | None = None
 
-    def fill(self, batches: Iterator[Tensor], description: str) -> None:
-        """Append batches of rows (b, *shape) until all are there. Raises UserError if the disk is full."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        done = self.done()
-        try:
-            with self.partial.open("ab") as stream, Meter(description, self.count, done) as meter:
-                for rows in batches:
-                    stream.write(_bytes(rows.to("cpu", self.dtype)))
-                    meter.advance(len(rows))
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            raise UserError(
-                f"expected {(self.count - done) * self.row_bytes / 1e6:.0f} MB free for {self.path}, "
-                "found a full disk; fix: free some, or set APPRENTICE_CACHE to another disk; "
-                "what is computed so far is kept"
-            ) from error
-        os.replace(self.partial, self.path)
+    @property
+    def size(self) -> int:
+        """Bytes of all rows."""
+        return sum(rows.size for rows in self.rows)
 
-    def __getitem__(self, index: np.ndarray) -> Tensor:
-        """Rows (*index's shape, *shape) at `index`."""
-        raw = np.memmap(self.path, mode="r", dtype=np.uint8).reshape(self.count, self.row_bytes)[index]
-        return torch.from_numpy(np.ascontiguousarray(raw)).view(self.dtype).reshape(*index.shape, *self.shape)
+    @property
+    def missing(self) -> int:
+        """Bytes that are not there yet."""
+        return sum(rows.size - rows.done() * rows.about.row_bytes for rows in self.rows)
+
+    def kept(self) -> Views:
+        """Its rows, from the disk; those that are missing are computed now."""
+        for view, rows in enumerate(self.rows):
+            rows.prepare(partial(self.fill, view))
+        return Views(self.rows)
+
+    def recomputed(self) -> Views:
+        """Its rows, computed whenever they are asked for."""
+        assert self.compute is not None
+        return Views([Computed(partial(self.compute, view), rows.dtype) for view, rows in enumerate(self.rows)])
 
 
 def cached(
-    policy: ApprenticePolicy, dataset: LeRobotDataset, every: int = 1, prefix_gb: float = 0.0
-) -> dict[str, Rows]:
-    """Make sure that what the policy's stage needs of every n-th frame of `dataset` is on disk.
+    policy: ApprenticePolicy,
+    dataset: LeRobotDataset,
+    every: int = 1,
+    views: int = 1,
+    cache_gb: float = CACHE_GB,
+    precision: str = PRECISION,
+    choice: Path | None = None,
+) -> dict[str, Views]:
+    """What the policy's stage needs of every n-th frame of `dataset`, by its name in a batch.
 
     To fine-tune, that is image tokens, and the expert's latents if they count. To align, those latents and the prefix's
-    keys and values, or image tokens again if those would take more than `prefix_gb` (GB), are not all that a suffix
-    needs, the VLM does not split, or there is a history.
+    keys and values; or image tokens again if those find no room, are not all that a suffix needs, the VLM does not
+    split, or there is a history.
+
+    Args:
+        policy: the student, in its stage.
+        dataset: whose frames.
+        every: n.
+        views: K views of each frame. The expert's latents are of the pictures themselves in all of them: they are what
+            the student is to see through the change, and a moved picture does not change what is to be done.
+        cache_gb: all rows together may take that much (GB); those that are missing no more than what is free on the
+            disk, less a margin.
+        precision: float32, bfloat16 or 8-bit, see `STORED`; 8-bit is for keys and values. Latents are float32: they are
+            small, and what is learnt.
+        choice: a file that remembers what was kept, so that a run goes on as it began.
     """
-    source = Frames(dataset, list(policy.config.image_features), every)
-    content = fingerprint(Path(dataset.root), *source.cameras, str(every))
-    vision = [*policy.parts()["vision tower"], *policy.parts()["projector"]]
-    tokens = _filled(
-        "image tokens", (content, _weights(vision)), source, partial(_image_tokens, policy, source), torch.bfloat16
-    )
-    if not policy.config.reads_expert:
-        return {IMAGE_TOKENS: tokens}
-    expert = sorted({Path(policy.config.expert), *checkpoints(policy.config.expert)})
-    past = str(policy.config.expert_obs_steps)
-    latents = _filled(
-        "expert latents", (content, past, *expert), source, partial(_latents, policy, source), torch.float32
-    )
-    fill = partial(_prefixes, policy, source, tokens)
-    if policy.config.stage == "finetune" or not _worth_keeping(policy, source, fill, prefix_gb):
-        return {IMAGE_TOKENS: tokens, EXPERT_LATENTS: latents}
-    whole = (content, _weights(policy.vlm.parameters()))
-    return {PREFIX: _filled("keys and values", whole, source, fill, torch.bfloat16), EXPERT_LATENTS: latents}
+    frozen = Frozen(policy, dataset, every, precision)
+    kinds = [frozen.image_tokens(views)]
+    if policy.config.reads_expert:
+        kinds.append(frozen.latents())
+    prefix = frozen.keys_and_values(views) if policy.config.stage == "align" else None
+    kinds += [prefix] if prefix else []
+    if choice is None or not choice.exists():
+        kept = chosen(kinds, cache_gb)
+        if choice is not None:
+            write_json(choice, kept)
+    else:
+        kept = read_json(choice)
+    found: dict[str, Views] = {}
+    for kind in kinds:
+        if kind.key in kept:
+            frozen.ready[kind.key] = found[kind.key] = kind.kept()
+        elif kind.compute:
+            found[kind.key] = kind.recomputed()
+    if PREFIX in found:
+        del found[IMAGE_TOKENS]
+    return found
 
 
-def _worth_keeping(
-    policy: ApprenticePolicy, source: Frames, fill: Callable[[int, int], Iterator[Tensor]], prefix_gb: float
-) -> bool:
-    """Whether the prefix's keys and values can be kept, within `prefix_gb`; if not, the reason is printed."""
-    if policy.config.n_obs_steps > 1:
-        console.print("each step runs the whole history: later turns read tokens that train")
-        return False
-    if not policy.vlm.splits:
-        console.print("each step runs the whole prompt: this VLM's prompt reads what comes after it")
-        return False
-    sample = next(fill(0, 1), None)
-    size = 0.0 if sample is None else sample.numel() * 2 * len(source) / 1e9
-    if sample is None or size > prefix_gb:
-        reason = "this VLM needs more than them" if sample is None else f"{size:.1f} GB, {prefix_gb} are given"
-        console.print(f"the prefix's keys and values are computed again in each step: {reason}")
-        return False
-    return True
+def chosen(kinds: list[Kind], cache_gb: float) -> list[str]:
+    """Which kinds are kept, each whole, if there is no room for all; what is not, and why, is printed.
+
+    The first that fit, in the order of what a byte saves: image tokens, latents, keys and values. In FLOP a byte, for
+    two cameras: image tokens 75,000 (nano VLM) and 3 million (a SigLIP-B that looks at 512 px), a small Seer's latents
+    about as much as the former, keys and values 3,000 (nano VLM), 9,000 (135 M parameters) and 150,000 (7 B). Keys and
+    values are computed from image tokens, so they come only after these.
+    """
+    room, disk, kept = cache_gb * 1e9, _free() - MARGIN, []
+    for kind in kinds:
+        reason = ""
+        if kind.size > room:
+            reason = f"{room / 1e9:.3g} of the {cache_gb:g} GB of --cache-gb are left"
+        elif kind.missing > disk:
+            reason = f"{max(disk, 0) / 1e9:.3g} GB are free on the disk, less a margin of {MARGIN / 1e9:g}"
+        elif kind.key == PREFIX and IMAGE_TOKENS not in kept:
+            reason = "they are computed from image tokens, which find no room"
+        if reason:
+            search = ", and videos are searched for the pictures, which is slow" if kind.compute else ""
+            _say(f"{WHAT[kind.key]} are computed again in each step: {kind.size / 1e9:.3g} GB, {reason}{search}")
+            continue
+        room, disk = room - kind.size, disk - kind.missing
+        kept.append(kind.key)
+    return kept
 
 
-def _filled(
-    what: str,
-    key: tuple[str | bytes | Path, ...],
-    source: Frames,
-    fill: Callable[[int, int], Iterator[Tensor]],
-    dtype: torch.dtype,
-) -> Rows:
-    """Rows named by `key`; those that are missing come from `fill(first row, rows a batch)`."""
-    rows = Rows(fingerprint(what, *key), len(source), tuple(next(fill(0, 1)).shape[1:]), dtype)
-    if not rows.path.exists():
-        rows.fill(fill(rows.done(), BATCH), what)
-    return rows
+class Frozen:
+    """What can be kept for a policy of every n-th frame of a dataset, and how it is computed.
+
+    Attributes:
+        ready: what is there already, by its name in a batch.
+    """
+
+    def __init__(self, policy: ApprenticePolicy, dataset: LeRobotDataset, every: int, precision: str):
+        self.policy, self.precision = policy, precision
+        self.source = Frames(dataset, list(policy.config.image_features), every)
+        self.content = fingerprint(Path(dataset.root), *self.source.cameras, str(every))
+        self.tasks = instructions(dataset)[::every]
+        self.ready: dict[str, Views] = {}
+
+    # ---- kinds
+
+    def image_tokens(self, views: int) -> Kind:
+        """Image tokens (n, C) of each view."""
+        vision = [*self.policy.parts()["vision tower"], *self.policy.parts()["projector"]]
+        key = self._seen() + _weights(vision)
+        batch = next(self.source.batches(0, 1))
+        rows = self._rows(IMAGE_TOKENS, key, self._tokens(batch, range(1), 0), STORED[self.precision], views)
+        return Kind(IMAGE_TOKENS, rows, self._fill_tokens, self._tokens_at)
+
+    def latents(self) -> Kind:
+        """The expert's latents (N, D)."""
+        config = self.policy.config
+        files = sorted({Path(config.expert), *checkpoints(config.expert)})
+        key = fingerprint(str(config.expert_obs_steps), *files)
+        rows = self._rows(EXPERT_LATENTS, key, next(self._fill_latents(0, 0, 1)), torch.float32, 1)
+        return Kind(EXPERT_LATENTS, rows, self._fill_latents, self._latents_at)
+
+    def keys_and_values(self, views: int) -> Kind | None:
+        """The prefix's keys and values (layers, 2, heads, L, d) of each view; None, and the reason is printed, if they
+        are not all that a step needs of the prompt.
+        """
+        if self.policy.config.n_obs_steps > 1:
+            _say("each step runs the whole history: later turns read tokens that train")
+            return None
+        if not self.policy.vlm.splits:
+            _say("each step runs the whole prompt: this VLM's prompt reads what comes after it")
+            return None
+        tokens = self._tokens(next(self.source.batches(0, 1)), range(1), 0)
+        sample = self._packed(np.arange(1), tokens.to(STORED[self.precision]))
+        if sample is None:
+            _say("keys and values are computed again in each step: this VLM needs more than them")
+            return None
+        dtype = sample.dtype if sample.dtype == torch.uint8 else STORED[self.precision]
+        prompts = self.policy.prompt({"task": sorted(set(self.tasks))})
+        key = self._seen() + _weights(self.policy.vlm.parameters()) + fingerprint(content(prompts.ids.cpu()))
+        return Kind(PREFIX, self._rows(PREFIX, key, sample, dtype, views), self._fill_prefixes)
+
+    def _rows(self, key: str, origin: str, sample: Tensor, dtype: torch.dtype, views: int) -> list[Rows]:
+        shape, config = tuple(sample.shape[1:]), self.policy.config
+        names = [fingerprint(key, self.content, origin, str(dtype), str(view)) for view in range(views)]
+        return [
+            Rows(
+                name,
+                About(
+                    what=WHAT[key],
+                    dataset=str(self.source.dataset.root),
+                    model=config.expert if key == EXPERT_LATENTS else config.vlm,
+                    view=view,
+                    dtype="8-bit" if dtype == torch.uint8 else str(dtype).removeprefix("torch."),
+                    shape=shape,
+                    count=len(self.source),
+                    row_bytes=int(np.prod(shape)) * dtype.itemsize,
+                ),
+                dtype,
+            )
+            for view, name in enumerate(names)
+        ]
+
+    def _seen(self) -> str:
+        """What the VLM makes of a picture before its weights meet it."""
+        cameras = list(self.policy.config.image_features.values())
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randint(0, 256, (1, len(cameras), *cameras[0].shape), generator=generator, dtype=torch.uint8)
+        return fingerprint(*(content(value.cpu()) for value in self.policy.vlm.pixels(noise).values()))
+
+    # ---- rows in order
+
+    def _fill_tokens(self, view: int, first: int, size: int = BATCH) -> Iterator[Tensor]:
+        for batch in self.source.batches(first, size):
+            count = len(batch["task"])
+            yield self._tokens(batch, range(first, first + count), view)
+            first += count
+
+    def _fill_latents(self, view: int, first: int, size: int = BATCH) -> Iterator[Tensor]:
+        return map(self.policy.expert.encode, self.source.batches(first, size, self.policy.config.expert_obs_steps))
+
+    def _fill_prefixes(self, view: int, first: int, size: int = BATCH) -> Iterator[Tensor]:
+        for start in range(first, len(self.tasks), size):
+            index = np.arange(start, min(start + size, len(self.tasks)))
+            rows = self._packed(index, self.ready[IMAGE_TOKENS].rows[view][index])
+            assert rows is not None
+            yield rows
+
+    # ---- rows anywhere
+
+    def _tokens_at(self, view: int, index: np.ndarray) -> Tensor:
+        return self._tokens(seen_at(self.source.dataset, index * self.source.every), index, view)
+
+    def _latents_at(self, view: int, index: np.ndarray) -> Tensor:
+        steps = self.policy.config.expert_obs_steps
+        return self.policy.expert.encode(seen_at(self.source.dataset, index * self.source.every, steps))
+
+    # ---- what is computed
+
+    @torch.no_grad()
+    def _tokens(self, batch: Batch, index: Iterable[int], view: int) -> Tensor:
+        """Image tokens (b, n, C) of a batch that holds the frames `index`."""
+        images = view_of(self.policy.images(batch), (int(i) * self.source.every for i in index), view)
+        with mixed_precision(self.policy.vlm.device):
+            return self.policy.vlm.image_tokens(images)
+
+    @torch.no_grad()
+    def _packed(self, index: np.ndarray, tokens: Tensor) -> Tensor | None:
+        """The prefixes' keys and values (b, layers, 2, heads, L, d) at `index`, or None if they cannot be packed."""
+        vlm = self.policy.vlm
+        length = len(self.policy.prompt({"task": sorted(set(self.tasks))}))
+        batch: Batch = {"task": [self.tasks[i] for i in index], IMAGE_TOKENS: tokens.to(vlm.device, vlm.model.dtype)}
+        with mixed_precision(vlm.device):
+            prefix = vlm.pack(self.policy.prefix(batch, length))
+        return packed(prefix) if prefix is not None and self.precision == "8-bit" else prefix
 
 
-@torch.no_grad()
-def _image_tokens(policy: ApprenticePolicy, source: Frames, start: int, size: int) -> Iterator[Tensor]:
-    for batch in source.batches(start, size):
-        with mixed_precision(policy.vlm.device):
-            yield policy.vlm.image_tokens(policy.images(batch))
+def _free() -> float:
+    """Bytes that are free where caches lie."""
+    place = frames_folder()
+    while not place.exists():
+        place = place.parent
+    return float(shutil.disk_usage(place).free)
 
 
-def _latents(policy: ApprenticePolicy, source: Frames, start: int, size: int) -> Iterator[Tensor]:
-    return map(policy.expert.encode, source.batches(start, size, policy.config.expert_obs_steps))
-
-
-@torch.no_grad()
-def _prefixes(policy: ApprenticePolicy, source: Frames, tokens: Rows, start: int, size: int) -> Iterator[Tensor]:
-    """Nothing if the VLM's prefixes cannot be packed."""
-    tasks = instructions(source.dataset)[:: source.every]
-    length = policy.prompt({"task": sorted(set(tasks))}).ids.shape[1]
-    for first in range(start, len(tasks), size):
-        index = np.arange(first, min(first + size, len(tasks)))
-        image_tokens = tokens[index].to(policy.vlm.device, policy.vlm.model.dtype)
-        batch: Batch = {"task": [tasks[i] for i in index], IMAGE_TOKENS: image_tokens}
-        with mixed_precision(policy.vlm.device):
-            packed = policy.vlm.pack(policy.prefix(batch, length))
-        if packed is None:
-            return
-        yield packed
+def _say(text: str) -> None:
+    console.print(text, highlight=False)
 
 
 def _weights(parameters: Iterable[Tensor]) -> str:
-    return fingerprint(*(_bytes(p.detach().cpu()) for p in parameters))
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
+    return fingerprint(*(content(p.detach().cpu()) for p in parameters))

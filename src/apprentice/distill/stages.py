@@ -47,7 +47,10 @@ class StageConfig:
         scratch: give the VLM random weights.
         n_obs_steps: steps of observation that a new student reads, the present one included.
         every: learn from every n-th frame alone. Neighbours differ little, and caching costs a time for each.
-        prefix_gb: to align, keep the keys and values of the VLM's prefix on disk if they take up to that much (GB).
+        views: learn from so many views of each frame: the picture, and others moved a little and in another light.
+        cache_gb: what is computed once for all steps may take that much of the disk (GB). If there is not enough room
+            for all, image tokens come first, then the expert's latents, then the keys and values of the VLM's prefix.
+        cache_precision: how that is kept; 8-bit is for keys and values, image tokens are then bfloat16.
         steps: optimizer steps.
         batch_size: samples a step, over all processes together.
         accumulate: parts in which a process computes its share of a step, to save memory.
@@ -72,7 +75,9 @@ class StageConfig:
     scratch: bool = False
     n_obs_steps: int = 1
     every: int = 1
-    prefix_gb: float = 4.0
+    views: int = 1
+    cache_gb: float = 32.0
+    cache_precision: Literal["float32", "bfloat16", "8-bit"] = "bfloat16"
     steps: int = 1000
     batch_size: int = 64
     accumulate: int = 1
@@ -118,7 +123,7 @@ def _stage(stage: str, config: StageConfig, rollout: Rollout | None) -> Path:
         student = _checkpoint(config.student)
         policy = load_policy(student, ApprenticeConfig.from_pretrained(student))
     else:
-        policy = _fresh(config, dataset)
+        policy = fresh_student(config, dataset)
     policy.config.learning_rate, policy.config.align_loss = config.learning_rate, config.align_loss
     policy.config.language_rate_factor, policy.config.latent_weight = config.language_rate_factor, config.latent_weight
     policy.contract.check(Contract.of_dataset(dataset.root), "the student", f"dataset {config.dataset}")
@@ -129,7 +134,8 @@ def _stage(stage: str, config: StageConfig, rollout: Rollout | None) -> Path:
     console.print(parameter_table(policy))
     # The first process fills the caches; then, if it has another disk, the first of each machine; then all find them.
     with accelerator.main_process_first(), accelerator.local_main_process_first():
-        rows = cached(policy, dataset, config.every, config.prefix_gb)
+        keeping = (config.every, config.views, config.cache_gb, config.cache_precision)
+        rows = cached(policy, dataset, *keeping, choice=run / "caches.json")
     samples, held_out = Samples(dataset, policy.config, rows, policy.vlm.device, config.every), None
     if config.validate:
         samples, held_out = samples.split(config.validate)
@@ -152,7 +158,8 @@ def parameter_table(policy: ApprenticePolicy) -> Table:
     return table
 
 
-def _fresh(config: StageConfig, dataset: object) -> ApprenticePolicy:
+def fresh_student(config: StageConfig, dataset: object) -> ApprenticePolicy:
+    """A student of `config.expert`, on `config.vlm`. Raises UserError if one of them is missing or does not fit."""
     for name in ("vlm", "expert"):
         if not getattr(config, name):
             raise UserError(f"expected --{name} or --student, found neither; fix: --{name}=FOLDER")

@@ -24,8 +24,8 @@ from lerobot.utils.constants import ACTION, OBS_STATE
 
 from apprentice.data.dataset import action_chunks, column, episode_bounds, instructions, neighbours
 from apprentice.device import best_device, fast_bfloat16
-from apprentice.distill.cache import Rows
 from apprentice.distill.checkpoint import Trainee, restore, save, whole
+from apprentice.distill.rows import Views
 from apprentice.distill.tracking import Clock, Log
 from apprentice.errors import UserError
 from apprentice.experts.base import ACTIONS, Batch
@@ -64,18 +64,20 @@ class Schedule:
 class Samples:
     """Batches of every n-th frame of a dataset, whose images are cached; the rest is small and kept in memory.
 
-    Observations are of the student's own steps. Raises UserError if these are not among every n-th frame.
+    With K `views`, there are as many samples of each frame: number `view * frames + frame`, view 0 first. Observations
+    are of the student's own steps. Raises UserError if these are not among every n-th frame.
     """
 
     def __init__(
         self,
         dataset: LeRobotDataset,
         config: ApprenticeConfig,
-        rows: dict[str, Rows],
+        rows: dict[str, Views],
         device: torch.device,
         every: int = 1,
     ):
         self.rows, self.device, self.config = rows, device, config
+        self.views = max(map(len, rows.values()), default=1)
         if config.n_obs_steps > 1 and config.history_spacing % every:
             raise UserError(
                 f"expected --every to divide the {config.history_spacing} frames between steps of a history, "
@@ -93,11 +95,12 @@ class Samples:
         self.frames: np.ndarray = np.arange(len(self.task))
 
     def __len__(self) -> int:
+        """How many frames there are."""
         return len(self.frames)
 
     def __getitem__(self, index: np.ndarray) -> Batch:
         """A raw batch with cached rows, for samples `index` (B,)."""
-        index = self.frames[index]
+        view, index = index // len(self), self.frames[index % len(self)]
         tensors = {ACTION: self.actions[index], "action_is_pad": self.pad[index]}
         seen = self.seen[index]
         if seen.shape[1] == 1:
@@ -105,7 +108,7 @@ class Samples:
         else:
             tensors[ABSENT] = self.absent[index]
         tensors[OBS_STATE] = self.state[seen]
-        tensors |= {key: rows[seen] for key, rows in self.rows.items()}
+        tensors |= {key: rows.at(seen, view) for key, rows in self.rows.items()}
         batch: Batch = {key: value.to(self.device) for key, value in tensors.items()}
         return batch | {"task": [self.task[i] for i in index]}
 
@@ -128,9 +131,10 @@ class Samples:
         """
         batch = self[index[part::parts]]
         noise = torch.randn(len(index), *batch[OBS_STATE].shape[1:], generator=torch.Generator().manual_seed(seed))
-        told: Batch = {"task": [""] * len(index), "action_is_pad": self.pad[self.frames[index]]}
+        frames = self.frames[index % len(self)]
+        told: Batch = {"task": [""] * len(index), "action_is_pad": self.pad[frames]}
         if self.config.n_obs_steps > 1:
-            told = each_step(self.config, told, ~self.absent[self.frames[index]])
+            told = each_step(self.config, told, ~self.absent[frames])
         pad = told["action_is_pad"]
         counts = {STEPS: len(pad) / parts, ACTIONS: max(1, int((~pad).sum())) / parts}
         return batch | counts | {STATE_NOISE: noise[part::parts].to(self.device)}
@@ -182,12 +186,16 @@ def processes(stage: str = "finetune", accumulate: int = 1) -> Accelerator:
     return accelerator
 
 
-def order(step: int, batch_size: int, count: int, seed: int) -> np.ndarray:
-    """Which samples (batch_size,) step number `step` trains on: an endless chain of permutations, cut into batches."""
+def order(step: int, batch_size: int, count: int, seed: int, views: int = 1) -> np.ndarray:
+    """Which samples (batch_size,) step number `step` trains on: an endless chain of permutations of `count` frames, cut
+    into batches; from one epoch to the next a frame shows its next view, beginning with any.
+    """
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
     epochs = positions // count
     shuffled = {int(e): np.random.default_rng([seed, int(e)]).permutation(count) for e in np.unique(epochs)}
-    return np.array([shuffled[int(e)][p % count] for e, p in zip(epochs, positions, strict=True)])
+    frames = np.array([shuffled[int(e)][p % count] for e, p in zip(epochs, positions, strict=True)])
+    first = np.random.default_rng([seed, count, views]).integers(views, size=count)
+    return (first[frames] + epochs) % views * count + frames
 
 
 def decay(steps: int) -> Callable[[int], float]:
@@ -249,7 +257,8 @@ def gradients(
     """Compute the gradients of a step. Return its loss, over all processes; the parts of the loss in this one's shares;
     and whether something is `due` by the first process's clock.
     """
-    accelerator, index = trainee.accelerator, order(step, schedule.batch_size, len(samples), schedule.seed)
+    accelerator = trainee.accelerator
+    index = order(step, schedule.batch_size, len(samples), schedule.seed, samples.views)
     shares, seed = accelerator.num_processes * schedule.accumulate, schedule.seed << 32
     losses, parts = [], []
     for number in range(accelerator.process_index, shares, accelerator.num_processes):

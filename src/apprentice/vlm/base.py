@@ -30,6 +30,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 
 from apprentice.errors import UserError
 from apprentice.vlm.families import CAUSAL_TOKEN_TYPE
+from apprentice.vlm.packed import unpacked
 from apprentice.vlm.pixels import told
 from apprentice.vlm.prompt import Prompt, joined, stacked
 
@@ -257,9 +258,11 @@ class VLM(nn.Module):
         return torch.stack([torch.stack([layer.keys, layer.values], 1) for layer in layers], 1)
 
     def unpack(self, packed: Tensor, prompt: Prompt) -> Prefix:
-        """The prefix that `pack` was given, of a prompt that is as long."""
+        """The prefix that `pack` was given, of a prompt that is as long; 8-bit numbers are unpacked."""
         cache = DynamicCache(config=self.model.get_decoder().config)
-        for number, layer in enumerate(packed.to(self.model.dtype).unbind(1)):
+        dtype = self.model.dtype
+        whole = unpacked(packed, dtype) if packed.dtype == torch.uint8 else packed.to(dtype)
+        for number, layer in enumerate(whole.unbind(1)):
             cache.update(layer[:, 0], layer[:, 1], number)
         return Prefix(cache, prompt)
 
