@@ -70,13 +70,14 @@ def test_full_disk_is_an_error_that_says_what_to_do() -> None:
 
 FILL = """
 import sys, time, torch
-from tests.distill.test_cache import batches, make_rows
-rows = make_rows()
+from apprentice.distill.rows import Rows
+from apprentice.distill.store import About
+rows = Rows("test", About("numbers", "a/dataset", "a/model", 0, "bfloat16", (2, 3), 10, 12), torch.bfloat16)
 def slowly(first):
     print("begun at", first, flush=True)
-    for batch in batches(first):
-        yield batch
-        time.sleep(0.5)
+    for start in range(first, 10):
+        time.sleep(0.1)
+        yield torch.zeros(1, 2, 3)
 rows.prepare(slowly)
 print("ready", flush=True)
 sys.stdin.read()

@@ -8,7 +8,7 @@ finds no room is computed again in each step, and gives the same loss.
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -171,8 +171,7 @@ class Frozen:
         """Image tokens (n, C) of each view."""
         vision = [*self.policy.parts()["vision tower"], *self.policy.parts()["projector"]]
         key = self._seen() + _weights(vision)
-        batch = next(self.source.batches(0, 1))
-        rows = self._rows(IMAGE_TOKENS, key, self._tokens(batch, range(1), 0), STORED[self.precision], views)
+        rows = self._rows(IMAGE_TOKENS, key, self._sample, STORED[self.precision], views)
         return Kind(IMAGE_TOKENS, rows, self._fill_tokens, self._tokens_at)
 
     def latents(self) -> Kind:
@@ -193,8 +192,7 @@ class Frozen:
         if not self.policy.vlm.splits:
             _say("each step runs the whole prompt: this VLM's prompt reads what comes after it")
             return None
-        tokens = self._tokens(next(self.source.batches(0, 1)), range(1), 0)
-        sample = self._packed(np.arange(1), tokens.to(STORED[self.precision]))
+        sample = self._packed(np.arange(1), self._sample)
         if sample is None:
             _say("keys and values are computed again in each step: this VLM needs more than them")
             return None
@@ -223,6 +221,11 @@ class Frozen:
             )
             for view, name in enumerate(names)
         ]
+
+    @cached_property
+    def _sample(self) -> Tensor:
+        """Image tokens (1, n, C) of the first frame."""
+        return next(self._fill_tokens(0, 0, 1))
 
     def _seen(self) -> str:
         """What the VLM makes of a picture before its weights meet it."""

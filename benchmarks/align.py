@@ -1,0 +1,217 @@
+"""Alignment from caches against alignment as the reference code does it: the whole VLM and the whole expert, on pictures,
+in every step. Same students, same data, one run, batches of 64.
+
+    python benchmarks/align.py                   # about 10 minutes of one quiet core
+
+The nano VLM takes 100 steps on each side, and one for each precision of the caches; their losses are compared. Then a
+VLM with a language model of SmolLM2-135M's sizes and the vision tower that SmolVLM-256M has (SigLIP-B that looks at
+512 px), random weights: a sample of it takes about 500 GFLOP uncached, so 8 frames are enough to tell, and the cached
+side reads each of them 8 times a batch. CPU seconds of one thread are counted, which a busy machine does not change.
+Pictures are decoded before the uncached side begins; to fill the caches they are decoded as they always are.
+Required: ratio at least 10 (nano), 15 (135M), 3 with the cost of filling over 5 epochs; losses within 1e-4.
+"""
+
+import argparse
+import copy
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from rich.table import Table
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import AutoTokenizer, LlamaConfig, SmolVLMConfig
+
+from apprentice.data.dataset import open_dataset
+from apprentice.data.frames import Frames
+from apprentice.distill.cache import PRECISION, cached
+from apprentice.distill.rows import Rows, Views
+from apprentice.distill.stages import StageConfig, fresh_student
+from apprentice.distill.trainer import Samples, decay, order
+from apprentice.policy.modeling_apprentice import ApprenticePolicy
+from apprentice.progress import console
+from apprentice.vlm.nano.model import NanoConfig, build_processor
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+DEMONSTRATIONS = ASSETS / "demonstrations" / "libero_goal"
+BATCH, EPOCHS = 64, 5
+UNCACHED = "uncached"
+
+
+class Side:
+    """A student that trains on batches of its own making, and what its steps take."""
+
+    def __init__(self, policy: ApprenticePolicy, batch: Callable[[np.ndarray], Any], steps: int):
+        self.policy, self.batch = copy.deepcopy(policy).train(), batch
+        self.optimizer = torch.optim.AdamW(self.policy.get_optim_params(), weight_decay=policy.config.weight_decay)
+        self.scheduler = LambdaLR(self.optimizer, decay(steps))
+        self.seconds: list[float] = []  # of CPU time, for a sample
+        self.losses: list[float] = []
+
+    def step(self, number: int, index: np.ndarray) -> None:
+        """An optimizer step as the trainer takes it."""
+        torch.manual_seed(number)
+        start = time.process_time()
+        loss, _ = self.policy(self.batch(index))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([p for p in self.policy.parameters() if p.requires_grad], 1.0)
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad()
+        self.seconds.append((time.process_time() - start) / len(index))
+        self.losses.append(loss.item())
+
+    @property
+    def second(self) -> float:
+        """CPU seconds of a sample."""
+        return median(self.seconds)
+
+    def difference(self, other: "Side") -> float:
+        """The largest difference of a step's loss."""
+        return max(abs(a - b) for a, b in zip(self.losses, other.losses, strict=True))
+
+
+def pictures(policy: ApprenticePolicy, dataset: LeRobotDataset, every: int) -> Callable[[np.ndarray], Any]:
+    """Batches without anything cached but the decoded pictures, which lie in memory."""
+    samples = Samples(dataset, policy.config, {}, torch.device("cpu"), every)
+    cameras = list(policy.config.image_features)
+    batches = list(Frames(dataset, cameras, every).batches(0, BATCH))
+    images = {camera: torch.cat([batch[camera] for batch in batches]) for camera in cameras}
+    return lambda index: samples[index] | {camera: each[index] for camera, each in images.items()}
+
+
+def student(dataset: LeRobotDataset, stage: str, vlm: Path, scratch: bool = False) -> ApprenticePolicy:
+    """A fresh student of the built-in expert."""
+    torch.manual_seed(0)
+    places = {"dataset": dataset.root, "out": "", "vlm": vlm, "expert": ASSETS / "seer"}
+    config = StageConfig(**{name: str(place) for name, place in places.items()}, scratch=scratch)
+    policy = fresh_student(config, dataset)
+    policy.set_stage(stage)
+    return policy
+
+
+def filled(
+    policy: ApprenticePolicy, dataset: LeRobotDataset, every: int, precision: str
+) -> tuple[dict[str, Views], float]:
+    """The caches, and the CPU seconds that it took to fill those that were not there."""
+    start = time.process_time()
+    return cached(policy, dataset, every, precision=precision), time.process_time() - start
+
+
+def nano(steps: int, every: int) -> tuple[float, float, float]:
+    """The ratio, the ratio with the cost of filling, and the largest difference of losses, float32 against uncached."""
+    dataset = open_dataset(DEMONSTRATIONS)
+    policy = student(dataset, "align", ASSETS / "nano-vlm")
+    fills, sizes, sides = {}, {}, {}
+    for precision in (PRECISION, *({"float32", "bfloat16", "8-bit"} - {PRECISION})):  # the default from nothing
+        rows, fills[precision] = filled(policy, dataset, every, precision)
+        sizes[precision] = sum(r.about.row_bytes for views in rows.values() for r in views.rows if isinstance(r, Rows))
+        sides[precision] = Side(policy, Samples(dataset, policy.config, rows, policy.vlm.device, every).__getitem__, steps)
+    policy.vlm.splits = False  # the whole prompt in each step, forward and back
+    sides[UNCACHED] = whole = Side(policy, pictures(policy, dataset, every), steps)
+    count = len(range(0, dataset.num_frames, every))
+    for step in range(steps):
+        index = order(step, BATCH, count, seed=0)
+        for side in sides.values():
+            side.step(step, index)
+    table = Table(title=f"align, nano VLM, {count:,} frames, {steps} steps of {BATCH}", title_justify="left")
+    for column in ("caches", "samples/CPU-s", "ratio", "kB a frame", "largest difference", "loss, last 20 steps"):
+        table.add_column(column, justify="left" if column == "caches" else "right")
+    for name, side in sides.items():
+        last = sum(side.losses[-20:]) / len(side.losses[-20:])
+        size = f"{sizes[name] / 1e3:.1f}" if name in sizes else ""
+        row = (f"{1 / side.second:.0f}", f"{whole.second / side.second:.1f}", size)
+        table.add_row(name, *row, f"{side.difference(whole):.1e}", f"{last:.6f}")
+    console.print(table)
+    side, samples = sides[PRECISION], count * EPOCHS
+    console.print(f"filling {PRECISION} caches from nothing: {fills[PRECISION] / count * 1e3:.1f} CPU-ms a frame")
+    together = samples * whole.second / (fills[PRECISION] + samples * side.second)
+    return whole.second / side.second, together, sides["float32"].difference(whole)
+
+
+def large(frames: int, steps: int = 3) -> tuple[float, float]:
+    """Ratio and difference of the first loss, of a VLM with 135 M parameters of a language model."""
+    dataset = open_dataset(DEMONSTRATIONS)
+    every = -(-dataset.num_frames // frames)
+    with tempfile.TemporaryDirectory() as folder:
+        large_vlm(Path(folder))
+        policy = student(dataset, "align", Path(folder), scratch=True)
+    parameters = sum(p.numel() for p in policy.vlm.model.get_decoder().parameters())
+    rows, seconds = filled(policy, dataset, every, PRECISION)
+    side = Side(policy, Samples(dataset, policy.config, rows, policy.vlm.device, every).__getitem__, steps)
+    for step in range(steps):
+        side.step(step, np.arange(BATCH) % frames)
+    policy.vlm.splits = False
+    whole = Side(policy, pictures(policy, dataset, every), steps)
+    whole.step(0, np.arange(frames))
+    first = Side(policy, side.batch, steps)
+    first.policy.vlm.splits = True
+    first.step(0, np.arange(frames))
+    table = Table(title=f"align, language model of {parameters / 1e6:.0f} M parameters", title_justify="left")
+    for column in ("", "samples/CPU-s", "ratio"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, each in (("cached", side), (UNCACHED, whole)):
+        table.add_row(name, f"{1 / each.second:.3g}", f"{whole.second / each.second:.1f}")
+    table.caption = f"filling: {seconds / frames:.1f} CPU-s a frame; {rows['prefix'].rows[0].about.row_bytes / 1e6:.1f} MB"
+    console.print(table)
+    return whole.second / side.second, abs(first.losses[0] - whole.losses[0])
+
+
+def large_vlm(folder: Path) -> None:
+    """SmolVLM-256M without its weights: sizes of SmolLM2-135M and of SigLIP-B; the nano VLM's tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(ASSETS / "nano-vlm")
+    text = LlamaConfig(
+        vocab_size=49280,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    vision = {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "image_size": 512,
+        "patch_size": 16,
+    }
+    image = tokenizer.convert_tokens_to_ids("<image>")
+    config = SmolVLMConfig(
+        vision_config=vision,
+        text_config=text.to_dict(),
+        scale_factor=4,
+        image_token_id=image,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    config.architectures = ["SmolVLMForConditionalGeneration"]
+    config.save_pretrained(folder)
+    build_processor(NanoConfig(image=512, scale=4), tokenizer).save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=100, help="of the nano VLM")
+    parser.add_argument("--every", type=int, default=15, help="which frames the nano VLM learns from")
+    parser.add_argument("--frames", type=int, default=8, help="of the VLM with 135 M parameters; 0 for none")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as caches:
+        os.environ["APPRENTICE_CACHE"] = caches
+        wider = large(options.frames) if options.frames else None
+        ratio, together, difference = nano(options.steps, options.every)
+    if wider:
+        console.print(f"135M: ratio {wider[0]:.1f}, difference of its first loss {wider[1]:.1e}")
+    console.print(f"nano, losses over {options.steps} steps, float32 caches: within {difference:.1e} of uncached ones")
+    console.print(f"nano, filling included, over {EPOCHS} epochs: ratio {together:.2f}")
+    console.print(f"ratio: {ratio:.1f}")
