@@ -246,6 +246,7 @@ def test_each_view_is_what_the_vlm_makes_of_changed_pictures(student: Apprentice
     changed = torch.cat([view_of(pictures[[i]], FRAMES[[i]], view) for i, view in enumerate(views.tolist())])
     assert [torch.equal(a, b) for a, b in zip(changed, pictures, strict=True)] == (views == 0).tolist()
     raw = plain | {key: changed[:, camera] for camera, key in enumerate(CAMERAS)}
+    raw[EXPERT_LATENTS] = student.expert.encode(plain)
     torch.testing.assert_close(student(found)[0], student(raw)[0], rtol=1e-5, atol=0)
     little = cached(student, dataset, views=3, precision="float32", cache_gb=0)  # and computed in the step
     again = Samples(dataset, student.config, little, student.vlm.device)[views * len(samples) + FRAMES]
@@ -275,8 +276,8 @@ def test_an_epoch_shows_each_frame_once_and_each_next_one_in_its_next_view() -> 
 
 
 def test_eight_bits_are_near_for_large_and_small_vectors() -> None:
-    vectors = torch.randn(5, 4, 64) * torch.tensor([0.0, 1e-4, 1.0, 300.0])[:, None]
+    vectors = torch.randn(5, 4, 64) * torch.tensor([0.0, 1e-4, 1.0, 1e5])[:, None]
     kept = packed(vectors)
     assert kept.dtype == torch.uint8 and kept.shape == (5, 4, 66)
     error = (unpacked(kept, torch.float32) - vectors).abs().amax(-1)
-    assert (error <= vectors.abs().amax(-1) * 0.006 + 1e-6).all()
+    assert (error <= vectors.abs().amax(-1) * 0.008).all()

@@ -7,7 +7,7 @@ Each vector (a layer's key or value of one head at one token) is kept as whole m
 import torch
 from torch import Tensor
 
-STEP = torch.float16
+STEP = torch.bfloat16
 SMALLEST = torch.finfo(STEP).tiny
 
 
