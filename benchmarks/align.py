@@ -7,12 +7,14 @@ The nano VLM takes 100 steps on each side, and one for each precision of the cac
 VLM with a language model of SmolLM2-135M's sizes and the vision tower that SmolVLM-256M has (SigLIP-B that looks at
 512 px), random weights: a sample of it takes about 500 GFLOP uncached, so 8 frames are enough to tell, and the cached
 side reads each of them 8 times a batch. CPU seconds of one thread are counted, which a busy machine does not change.
-Pictures are decoded before the uncached side begins; to fill the caches they are decoded as they always are.
+Pictures are decoded before the uncached side begins; to fill the caches they are decoded as they always are. The data
+are the first episodes of the built-in demonstrations.
 Required: ratio at least 10 (nano), 15 (135M), 3 with the cost of filling over 5 epochs; losses within 1e-4.
 """
 
 import argparse
 import copy
+import json
 import os
 import tempfile
 import time
@@ -22,6 +24,8 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as parquet
 import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from rich.table import Table
@@ -77,7 +81,29 @@ class Side:
         return max(abs(a - b) for a, b in zip(self.losses, other.losses, strict=True))
 
 
-def pictures(policy: ApprenticePolicy, dataset: LeRobotDataset, every: int) -> Callable[[np.ndarray], Any]:
+def demonstrations(episodes: int, folder: Path) -> LeRobotDataset:
+    """The first episodes, as a dataset of their own in `folder`; videos stay where they are."""
+    for name in ("tasks.parquet", "stats.json", "contract.json"):
+        write(folder / "meta" / name).write_bytes((DEMONSTRATIONS / "meta" / name).read_bytes())
+    (folder / "videos").symlink_to(DEMONSTRATIONS / "videos")
+    for table in ("data/chunk-000/file-000.parquet", "meta/episodes/chunk-000/file-000.parquet"):
+        rows = parquet.read_table(DEMONSTRATIONS / table)
+        kept = rows.filter(pc.less(rows["episode_index"], episodes))
+        parquet.write_table(kept, write(folder / table))
+        frames = len(kept) if table.startswith("data") else frames
+    info = json.loads((DEMONSTRATIONS / "meta" / "info.json").read_text())
+    info |= {"total_episodes": episodes, "total_frames": frames, "splits": {"train": f"0:{episodes}"}}
+    (folder / "meta" / "info.json").write_text(json.dumps(info))
+    return open_dataset(folder)
+
+
+def write(path: Path) -> Path:
+    """The same path, in a folder that exists."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def pictures(policy: ApprenticePolicy, dataset: LeRobotDataset, every: int = 1) -> Callable[[np.ndarray], Any]:
     """Batches without anything cached but the decoded pictures, which lie in memory."""
     samples = Samples(dataset, policy.config, {}, torch.device("cpu"), every)
     cameras = list(policy.config.image_features)
@@ -97,25 +123,24 @@ def student(dataset: LeRobotDataset, stage: str, vlm: Path, scratch: bool = Fals
 
 
 def filled(
-    policy: ApprenticePolicy, dataset: LeRobotDataset, every: int, precision: str
+    policy: ApprenticePolicy, dataset: LeRobotDataset, precision: str = PRECISION, every: int = 1
 ) -> tuple[dict[str, Views], float]:
     """The caches, and the CPU seconds that it took to fill those that were not there."""
     start = time.process_time()
     return cached(policy, dataset, every, precision=precision), time.process_time() - start
 
 
-def nano(steps: int, every: int) -> tuple[float, float, float]:
+def nano(dataset: LeRobotDataset, steps: int) -> tuple[float, float, float]:
     """The ratio, the ratio with the cost of filling, and the largest difference of losses, float32 against uncached."""
-    dataset = open_dataset(DEMONSTRATIONS)
     policy = student(dataset, "align", ASSETS / "nano-vlm")
     fills, sizes, sides = {}, {}, {}
     for precision in (PRECISION, *({"float32", "bfloat16", "8-bit"} - {PRECISION})):  # the default from nothing
-        rows, fills[precision] = filled(policy, dataset, every, precision)
+        rows, fills[precision] = filled(policy, dataset, precision)
         sizes[precision] = sum(r.about.row_bytes for views in rows.values() for r in views.rows if isinstance(r, Rows))
-        sides[precision] = Side(policy, Samples(dataset, policy.config, rows, policy.vlm.device, every).__getitem__, steps)
+        sides[precision] = Side(policy, Samples(dataset, policy.config, rows, policy.vlm.device).__getitem__, steps)
     policy.vlm.splits = False  # the whole prompt in each step, forward and back
-    sides[UNCACHED] = whole = Side(policy, pictures(policy, dataset, every), steps)
-    count = len(range(0, dataset.num_frames, every))
+    sides[UNCACHED] = whole = Side(policy, pictures(policy, dataset), steps)
+    count = dataset.num_frames
     for step in range(steps):
         index = order(step, BATCH, count, seed=0)
         for side in sides.values():
@@ -135,31 +160,31 @@ def nano(steps: int, every: int) -> tuple[float, float, float]:
     return whole.second / side.second, together, sides["float32"].difference(whole)
 
 
-def large(frames: int, steps: int = 3) -> tuple[float, float]:
+def large(dataset: LeRobotDataset, frames: int, steps: int = 3) -> tuple[float, float]:
     """Ratio and difference of the first loss, of a VLM with 135 M parameters of a language model."""
-    dataset = open_dataset(DEMONSTRATIONS)
-    every = -(-dataset.num_frames // frames)
+    every = dataset.num_frames // frames
     with tempfile.TemporaryDirectory() as folder:
         large_vlm(Path(folder))
         policy = student(dataset, "align", Path(folder), scratch=True)
     parameters = sum(p.numel() for p in policy.vlm.model.get_decoder().parameters())
-    rows, seconds = filled(policy, dataset, every, PRECISION)
-    side = Side(policy, Samples(dataset, policy.config, rows, policy.vlm.device, every).__getitem__, steps)
+    rows, seconds = filled(policy, dataset, every=every)
+    samples = Samples(dataset, policy.config, rows, policy.vlm.device, every)
+    first = Side(policy, samples.__getitem__, 1)
+    first.step(0, np.arange(frames))
+    side = Side(policy, samples.__getitem__, steps)
     for step in range(steps):
         side.step(step, np.arange(BATCH) % frames)
     policy.vlm.splits = False
-    whole = Side(policy, pictures(policy, dataset, every), steps)
+    whole = Side(policy, pictures(policy, dataset, every), 1)
     whole.step(0, np.arange(frames))
-    first = Side(policy, side.batch, steps)
-    first.policy.vlm.splits = True
-    first.step(0, np.arange(frames))
     table = Table(title=f"align, language model of {parameters / 1e6:.0f} M parameters", title_justify="left")
     for column in ("", "samples/CPU-s", "ratio"):
         table.add_column(column, justify="right" if column else "left")
     for name, each in (("cached", side), (UNCACHED, whole)):
         table.add_row(name, f"{1 / each.second:.3g}", f"{whole.second / each.second:.1f}")
-    table.caption = f"filling: {seconds / frames:.1f} CPU-s a frame; {rows['prefix'].rows[0].about.row_bytes / 1e6:.1f} MB"
     console.print(table)
+    size = sum(views.rows[0].about.row_bytes for views in rows.values() if isinstance(views.rows[0], Rows))
+    console.print(f"filling: {seconds / len(samples):.1f} CPU-s a frame, {size / 1e6:.2f} MB")
     return whole.second / side.second, abs(first.losses[0] - whole.losses[0])
 
 
@@ -202,14 +227,15 @@ def large_vlm(folder: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=100, help="of the nano VLM")
-    parser.add_argument("--every", type=int, default=15, help="which frames the nano VLM learns from")
+    parser.add_argument("--episodes", type=int, default=9, help="that the nano VLM learns from")
     parser.add_argument("--frames", type=int, default=8, help="of the VLM with 135 M parameters; 0 for none")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as caches:
-        os.environ["APPRENTICE_CACHE"] = caches
-        wider = large(options.frames) if options.frames else None
-        ratio, together, difference = nano(options.steps, options.every)
+    with tempfile.TemporaryDirectory() as place:
+        os.environ["APPRENTICE_CACHE"] = place
+        dataset = demonstrations(options.episodes, Path(place) / "demonstrations")
+        ratio, together, difference = nano(dataset, options.steps)
+        wider = large(dataset, options.frames) if options.frames else None
     if wider:
         console.print(f"135M: ratio {wider[0]:.1f}, difference of its first loss {wider[1]:.1e}")
     console.print(f"nano, losses over {options.steps} steps, float32 caches: within {difference:.1e} of uncached ones")

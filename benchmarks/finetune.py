@@ -9,25 +9,24 @@ change, and pictures are decoded beforehand. Required: ratio at least 1.5.
 import argparse
 import os
 import tempfile
+from pathlib import Path
 
 import torch
-from align import ASSETS, BATCH, DEMONSTRATIONS, Side, filled, pictures, student
+from align import ASSETS, BATCH, Side, demonstrations, filled, pictures, student
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from rich.table import Table
 
-from apprentice.data.dataset import open_dataset
-from apprentice.distill.cache import PRECISION
 from apprentice.distill.trainer import Samples, order
 from apprentice.progress import console
 
 
-def compare(steps: int, every: int) -> float:
+def compare(dataset: LeRobotDataset, steps: int) -> float:
     """The ratio of CPU seconds; prints a table."""
-    dataset = open_dataset(DEMONSTRATIONS)
     policy = student(dataset, "finetune", ASSETS / "nano-vlm")
-    rows, _ = filled(policy, dataset, every, PRECISION)
-    samples = Samples(dataset, policy.config, rows, policy.vlm.device, every)
+    rows, _ = filled(policy, dataset)
+    samples = Samples(dataset, policy.config, rows, policy.vlm.device)
     cached = Side(policy, samples.__getitem__, steps)
-    uncached = Side(policy, pictures(policy, dataset, every), steps)
+    uncached = Side(policy, pictures(policy, dataset), steps)
     for step in range(steps):
         for side in (cached, uncached):
             side.step(step, order(step, BATCH, len(samples), seed=0))
@@ -44,10 +43,10 @@ def compare(steps: int, every: int) -> float:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--every", type=int, default=50, help="which frames are learnt from")
+    parser.add_argument("--episodes", type=int, default=3, help="of the built-in demonstrations")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as caches:
-        os.environ["APPRENTICE_CACHE"] = caches
-        ratio = compare(options.steps, options.every)
+    with tempfile.TemporaryDirectory() as place:
+        os.environ["APPRENTICE_CACHE"] = place
+        ratio = compare(demonstrations(options.episodes, Path(place) / "demonstrations"), options.steps)
     console.print(f"ratio: {ratio:.2f}")
