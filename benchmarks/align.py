@@ -1,5 +1,5 @@
-"""Alignment from caches against alignment as the reference code does it: the whole VLM and the whole expert, on pictures,
-in every step. Same students, same data, one run, batches of 64.
+"""Alignment from caches against alignment as the reference code does it: the whole VLM and the whole expert in every
+step, on pictures. Same students, same data, one run, batches of 64.
 
     python benchmarks/align.py                   # about 10 minutes of one quiet core
 
@@ -34,7 +34,7 @@ from transformers import AutoTokenizer, LlamaConfig, SmolVLMConfig
 
 from apprentice.data.dataset import open_dataset
 from apprentice.data.frames import Frames
-from apprentice.distill.cache import PRECISION, cached
+from apprentice.distill.cache import PRECISION, STORED, cached
 from apprentice.distill.rows import Rows, Views
 from apprentice.distill.stages import StageConfig, fresh_student
 from apprentice.distill.trainer import Samples, decay, order
@@ -86,13 +86,14 @@ def demonstrations(episodes: int, folder: Path) -> LeRobotDataset:
     for name in ("tasks.parquet", "stats.json", "contract.json"):
         write(folder / "meta" / name).write_bytes((DEMONSTRATIONS / "meta" / name).read_bytes())
     (folder / "videos").symlink_to(DEMONSTRATIONS / "videos")
+    lengths = []
     for table in ("data/chunk-000/file-000.parquet", "meta/episodes/chunk-000/file-000.parquet"):
         rows = parquet.read_table(DEMONSTRATIONS / table)
         kept = rows.filter(pc.less(rows["episode_index"], episodes))
         parquet.write_table(kept, write(folder / table))
-        frames = len(kept) if table.startswith("data") else frames
+        lengths.append(len(kept))
     info = json.loads((DEMONSTRATIONS / "meta" / "info.json").read_text())
-    info |= {"total_episodes": episodes, "total_frames": frames, "splits": {"train": f"0:{episodes}"}}
+    info |= {"total_episodes": episodes, "total_frames": lengths[0], "splits": {"train": f"0:{episodes}"}}
     (folder / "meta" / "info.json").write_text(json.dumps(info))
     return open_dataset(folder)
 
@@ -134,7 +135,7 @@ def nano(dataset: LeRobotDataset, steps: int) -> tuple[float, float, float]:
     """The ratio, the ratio with the cost of filling, and the largest difference of losses, float32 against uncached."""
     policy = student(dataset, "align", ASSETS / "nano-vlm")
     fills, sizes, sides = {}, {}, {}
-    for precision in (PRECISION, *({"float32", "bfloat16", "8-bit"} - {PRECISION})):  # the default from nothing
+    for precision in sorted(STORED, key=lambda name: name != PRECISION):  # the default from nothing
         rows, fills[precision] = filled(policy, dataset, precision)
         sizes[precision] = sum(r.about.row_bytes for views in rows.values() for r in views.rows if isinstance(r, Rows))
         sides[precision] = Side(policy, Samples(dataset, policy.config, rows, policy.vlm.device).__getitem__, steps)

@@ -1,4 +1,4 @@
-"""Fine-tuning with cached image tokens against fine-tuning on pictures: same students, same data, batches of 64, one run.
+"""Fine-tuning with cached image tokens against fine-tuning on pictures: same students and data, batches of 64, one run.
 
     python benchmarks/finetune.py                # about 3 minutes of one quiet core
 
