@@ -30,7 +30,7 @@ class Plain(LiberoEnv):
     def __init__(self, *arguments: Any, **keywords: Any):
         super().__init__(*arguments, **keywords)
         domain, sim, watch = self.control.env, self.control.env.sim, self._watch
-        del sim.forward, sim.step, domain._update_observables
+        del sim.forward, sim.step, domain._update_observables, domain._pre_action
         domain._observables = domain._setup_observables()
         update = domain._update_observables
 

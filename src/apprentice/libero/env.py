@@ -14,6 +14,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from apprentice.errors import UserError
+from apprentice.libero.arm import Arm
 from apprentice.libero.layout import spread
 from apprentice.libero.render import CAMERAS, Renderer, renderers
 from apprentice.libero.suites import STEP_LIMITS, goals, initial_states, tasks
@@ -68,6 +69,7 @@ class LiberoEnv:
         self._polar = _torchs_polar if render == "exact" else _polar
         self._stepping = self._fresh = False
         self.control.env.sim.forward, self.control.env.sim.step = self._forward, self._integrate
+        self.control.env._pre_action = Arm(self.control.env).act
 
     def reset(
         self, *, seed: int, init_state: int | None = None, start_noise: float = 0.0, settle_steps: int | None = None
