@@ -1,7 +1,7 @@
 """Robosuite's arm, with what cannot change within a control step computed once, and each Jacobian once a physics step.
 
-Robosuite looks up limits, names and Jacobians again and again, 500 times a second of the simulated time; that is a third
-of what a control step costs. The torques are the same to the bit.
+Robosuite looks up limits, names and Jacobians again and again, 500 times a simulated second: a fifth of what a control
+step costs. The torques are the same to the bit.
 """
 
 from typing import Any
