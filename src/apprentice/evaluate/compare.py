@@ -8,7 +8,7 @@ from pathlib import Path
 from apprentice.errors import UserError
 from apprentice.evaluate.probes import PLAIN
 from apprentice.evaluate.protocol import differences
-from apprentice.evaluate.results import ALL, Episode, Evaluation, Row, success_rows
+from apprentice.evaluate.results import ALL, Episode, Evaluation, Row, rows_by, success_rows
 from apprentice.evaluate.trace import write_table
 from apprentice.intervals import mcnemar, tango, wilson
 from apprentice.libero.suites import tasks
@@ -180,16 +180,7 @@ def _rate(row: Row) -> list[str]:
 
 def _told_rows(episodes: list[Episode]) -> list[Row]:
     """Of a language probe: how often what was told was done, by the task that was told."""
-    rows = []
-    for policy in dict.fromkeys(e.policy for e in episodes):
-        own = [e for e in episodes if e.policy == policy]
-        indices: list[int | str] = [ALL, *sorted({e.told for e in own})]
-        for told in indices:
-            group = [e for e in own if told in (ALL, e.told)]
-            done = sum(e.told_success for e in group)
-            seconds = round(sum(e.seconds for e in group), 1)
-            rows.append(Row(policy, group[0].suite, told, len(group), done, *wilson(done, len(group)), seconds))
-    return rows
+    return rows_by(episodes, lambda e: e.told, lambda e: e.told_success)
 
 
 def _name(task: int | str, told: int | str) -> str:

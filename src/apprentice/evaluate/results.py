@@ -7,7 +7,7 @@ table, `episodes.parquet`. Episodes of another checkpoint or protocol may stand 
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -211,14 +211,21 @@ def append_episode(path: Path, episode: Episode) -> None:
 
 def success_rows(episodes: Iterable[Episode], probe: str = PLAIN) -> list[Row]:
     """Success rates of each policy: first over all tasks, then task by task. Episodes of other probes do not count."""
-    episodes = [e for e in episodes if e.task == e.told and e.probe == probe]
+    counted = [e for e in episodes if e.task == e.told and e.probe == probe]
+    return rows_by(counted, lambda e: e.task, lambda e: e.success)
+
+
+def rows_by(
+    episodes: list[Episode], task_of: Callable[[Episode], int], succeeded: Callable[[Episode], bool]
+) -> list[Row]:
+    """Of each policy how often it succeeded: first over all tasks, then task by task."""
     rows = []
     for policy in dict.fromkeys(e.policy for e in episodes):
         own = [e for e in episodes if e.policy == policy]
-        indices: list[int | str] = [ALL, *sorted({e.task for e in own})]
+        indices: list[int | str] = [ALL, *sorted({task_of(e) for e in own})]
         for task in indices:
-            group = [e for e in own if task in (ALL, e.task)]
-            successes = sum(e.success for e in group)
+            group = [e for e in own if task in (ALL, task_of(e))]
+            successes = sum(succeeded(e) for e in group)
             low, high = wilson(successes, len(group))
             seconds = round(sum(e.seconds for e in group), 1)
             rows.append(Row(policy, group[0].suite, task, len(group), successes, low, high, seconds))
