@@ -144,13 +144,12 @@ def _trials(root: Path, episodes: int) -> tuple[list[Trial], list[np.ndarray]]:
     lengths = np.asarray(dataset.meta.episodes["length"])
     states, actions, texts = column(dataset, STATE), column(dataset, ACTION), instructions(dataset)
     executed = column(dataset, EXECUTED) if EXECUTED in features else actions
-    recorded = _scenes(root, len(lengths))
+    recorded, pictures = _scenes(root, len(lengths)), [images(dataset, camera) for camera in CAMERAS]
     trials, labels = [], []
     for episode in sorted({int(e) for e in np.linspace(0, len(lengths) - 1, max(episodes, 1))}):
         begin = int(lengths[:episode].sum())
         span = slice(begin, begin + int(lengths[episode]))
         looks = np.linspace(0, lengths[episode] // 3, LOOKS).astype(int)
-        pictures = np.stack([images(dataset, camera)[begin + looks] for camera in CAMERAS], 1)
         trials.append(
             Trial(
                 scenes=(recorded[episode],) if recorded else _scenes_named(texts[begin]),
@@ -158,7 +157,7 @@ def _trials(root: Path, episodes: int) -> tuple[list[Trial], list[np.ndarray]]:
                 states=states[span],
                 actions=executed[span],
                 looks=looks,
-                images=pictures,
+                images=np.stack([each[begin + looks] for each in pictures], 1),
                 render=Contract.of_dataset(root).render or "fast",
             )
         )
