@@ -93,6 +93,17 @@ def test_what_is_compared_may_differ(run, other, capsys):
     assert "55/60" in capsys.readouterr().out
 
 
+def test_a_run_that_stopped_early_is_told(other, capsys):
+    log = other / "episodes.jsonl"
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:-20]))
+    compare([other], policies=["expert", "two-stage"])
+    assert "has 160 of its 180 episodes; pairs" in capsys.readouterr().out
+    change(other, until="two-stage>only-ft")
+    compare([other], policies=["expert", "two-stage"])
+    said = capsys.readouterr().out
+    assert "it stops when two-stage>only-ft is decided" in said and "too sure" in said
+
+
 def test_more_initial_states_are_no_difference(run):
     protocol = Evaluation.load(run).protocol
     assert differences(protocol, replace(protocol, episodes=50, until="b>a"), ("a", "b")) == []

@@ -85,8 +85,10 @@ def compare(runs: list[Path], *, policies: list[str] | None = None, across: list
             "expected two evaluations of one protocol, found differences:\n  " + "\n  ".join(found) + "\n"
             f"fix: evaluate both alike; if this is what you compare: --across {fields}"
         )
-    for evaluation in (first, last):
+    for evaluation in {run.folder: run for run in (first, last)}.values():
         write_table(evaluation)
+        if len(evaluation.episodes) < len(evaluation.wanted):
+            print(_caution(evaluation))
     for a, b in _chosen(first, last, policies):
         episodes = [
             [e for e in run.episodes if e.policy == name and e.probe == PLAIN] for run, name in ((first, a), (last, b))
@@ -95,6 +97,16 @@ def compare(runs: list[Path], *, policies: list[str] | None = None, across: list
         if not rows[0].pairs:
             raise UserError(f"expected episodes that {a} and {b} have both run, found none; fix: evaluate them alike")
         print(_comparison(first, rows, a, b, names))
+
+
+def _caution(evaluation: Evaluation) -> str:
+    done = f"{evaluation.folder} has {len(evaluation.episodes)} of its {len(evaluation.wanted)} episodes"
+    if evaluation.protocol.until is None:
+        return f"{done}; pairs are of those that both have."
+    return (
+        f"{done}, because it stops when {evaluation.protocol.until} is decided. Intervals and p below are those of a "
+        "number of episodes fixed beforehand, too sure here; the verdict of `apprentice eval` holds whenever it stops."
+    )
 
 
 def _chosen(first: Evaluation, last: Evaluation, policies: Collection[str] | None) -> list[tuple[str, str]]:
