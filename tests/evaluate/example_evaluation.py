@@ -98,6 +98,8 @@ def write_run(folder, stage, seconds, final, trainable):
         {"step": int(s), "seconds": seconds * s / 1500, "samples": int(s + 1) * 64, "loss": float(v)}
         for s, v in zip(steps, loss, strict=True)
     ]
+    for line in lines[29::30] if stage == "finetune" else ():
+        line |= {"validation_loss": 2 * line["loss"], "validation_action_loss": 1.2 * line["loss"]}
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     cost = {"stage": stage, "seconds": seconds, "samples": 96000, "trainable_parameters": trainable}
     write_json(folder / "cost.json", {**cost, "total_parameters": 9_130_000})

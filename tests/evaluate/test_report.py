@@ -4,6 +4,7 @@ import shutil
 from dataclasses import replace
 from importlib.resources import files
 
+import numpy as np
 import pytest
 from example_evaluation import CHANGED, EPISODES, FAILS, TASKS, fails_of
 
@@ -11,7 +12,7 @@ from apprentice.errors import UserError
 from apprentice.evaluate.compare import summary
 from apprentice.evaluate.failures import KINDS
 from apprentice.evaluate.findings import findings, percent
-from apprentice.evaluate.report import duration, thousands, write_report
+from apprentice.evaluate.report import Stage, duration, thousands, write_report
 from apprentice.evaluate.results import Evaluation, ProbeRow, Row, success_rows
 from apprentice.intervals import wilson
 
@@ -62,6 +63,12 @@ def test_details_json_counts_what_was_changed_and_how_it_failed(report, folders)
     assert [(row["plans"], round(row["p50"], 4)) for row in details["latency"]] == [(18000, 0.0505)] * 3
 
 
+def test_held_out_loss_stands_beside_the_other(folders):
+    stage = Stage.load("two-stage", folders["runs"]["two-stage"])
+    assert stage.held_out[:, 0].tolist() == [64 * (step + 1) for step in (290, 590, 890, 1190, 1490)]
+    np.testing.assert_allclose(stage.held_out[:, 1], 1.2 * stage.loss[29::30])
+
+
 def test_the_worst_task_stands_first(report, browser):
     browser.get(report.as_uri())
     rows = browser.find_elements("css selector", '#results tr[data-policy="two-stage"]')
@@ -91,6 +98,8 @@ def test_chromium_shows_the_numbers_of_results_json(report, browser):
                 line = f'#kinds tr[data-kind="{kind}"][data-perturbation="{name}"] td[data-policy="{row["policy"]}"]'
                 found = browser.find_elements("css selector", line)
                 assert [int(cell.text) for cell in found] == [count] or (count == 0 and not found)
+    curves = " ".join(chart.text for chart in browser.find_elements("css selector", ".columns svg"))
+    assert "two-stage, held out" in curves and "align, held out" not in curves
     charts = " ".join(chart.text for chart in browser.find_elements("css selector", "#success svg"))
     assert "57/60" in charts and "16/20" in charts
 

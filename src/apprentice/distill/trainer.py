@@ -280,7 +280,7 @@ def look(trainee: Trainee, watch: Watch, schedule: Schedule, step: int, run: Pat
     seen: dict[str, float] = {}
     last = step + 1 == schedule.steps
     if watch.held_out is not None and (last or (step + 1) % watch.validate_every == 0):
-        seen["validation_loss"] = validation_loss(trainee, watch.held_out, schedule)
+        seen |= validation(trainee, watch.held_out, schedule)
     if watch.rollout is not None and (last or (step + 1) % watch.rollout_every == 0):
         folder = run / "rollouts" / f"{step + 1:06}"
         student = folder / "student"
@@ -292,20 +292,21 @@ def look(trainee: Trainee, watch: Watch, schedule: Schedule, step: int, run: Pat
 
 
 @torch.no_grad()
-def validation_loss(trainee: Trainee, held_out: Samples, schedule: Schedule) -> float:
-    """The loss of held-out samples, with the weights that a checkpoint would hold and without noise."""
+def validation(trainee: Trainee, held_out: Samples, schedule: Schedule) -> dict[str, float]:
+    """The losses of held-out samples, with the weights that a checkpoint would hold and without noise."""
     accelerator, world = trainee.accelerator, trainee.accelerator.num_processes
     index = np.resize(np.arange(len(held_out)), max(world, len(held_out)))
     shares = world * max(1, len(index) * schedule.accumulate // schedule.batch_size)
-    losses = []
+    losses: list[dict[str, float]] = []
     trainee.model.eval()
     with trainee.averaged():
         for number in range(accelerator.process_index, shares, world):
             torch.manual_seed(schedule.seed)
             with accelerator.autocast():
-                losses.append(trainee.model(held_out.share(index, number, shares))[0].float())
+                loss, parts = trainee.model(held_out.share(index, number, shares))
+            losses.append({"loss": float(loss), **parts})
     trainee.model.train()
-    return float(accelerator.reduce(torch.stack(losses).mean(), "mean"))
+    return {f"validation_{name}": value for name, value in _means(losses).items()}
 
 
 def _check_shares(schedule: Schedule, world: int) -> None:

@@ -88,17 +88,22 @@ def _bars[R: (Row, ProbeRow)](groups: dict[str, list[R]], bar: Callable[[Axes, f
         return _svg(figure, f"{title}, as bars; the table has the numbers")
 
 
-def loss_chart(curves: dict[str, tuple[np.ndarray, np.ndarray]], colours: dict[str, str], label: str) -> str:
-    """Loss over samples seen, each curve (samples (N,), loss (N,)) faint as logged and strong as a running mean."""
+def loss_chart(
+    curves: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]], colours: dict[str, str], label: str
+) -> str:
+    """Loss over samples seen, each curve (samples (N,), loss (N,), held out (M, 2)) faint as logged, strong as a
+    running mean, and dotted where episodes are held out."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(WIDTH, 2.5), layout="constrained")
-        for name, (samples, loss) in curves.items():
+        for name, (samples, loss, held_out) in curves.items():
             window = max(1, len(loss) // 25)
             padded = np.pad(loss, (window // 2, window - 1 - window // 2), mode="edge")
             smooth = np.convolve(padded, np.ones(window) / window, mode="valid")
             axes.plot(samples, loss, color=colours[name], lw=0.8, alpha=0.3)
             axes.plot(samples, smooth, color=colours[name], lw=1.8, label=name)
-        if all((loss > 0).all() for _, loss in curves.values()):
+            if len(held_out):
+                axes.plot(*held_out.T, color=colours[name], lw=1.2, ls=":", marker="o", ms=3, label=f"{name}, held out")
+        if all((loss > 0).all() for _, loss, _ in curves.values()):
             axes.set_yscale("log")
             axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
             axes.yaxis.set_minor_formatter("{x:g}")

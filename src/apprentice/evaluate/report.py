@@ -50,6 +50,7 @@ class Stage:
     total_parameters: int
     seen: np.ndarray  # (N,) samples
     loss: np.ndarray  # (N,)
+    held_out: np.ndarray  # (M, 2) samples, and the loss of episodes that nothing trains on
 
     @classmethod
     def load(cls, name: str, run: Path) -> "Stage":
@@ -62,8 +63,14 @@ class Stage:
                 f"stage {name}: expected a finished run in {run}, found no {Path(error.filename).name}; "
                 "fix: run the stage again, it goes on from where it stopped"
             ) from error
+        held_out = [
+            (entry["samples"], entry.get("validation_action_loss", entry["validation_loss"]))
+            for entry in log
+            if "validation_loss" in entry
+        ]
         return cls(
             name=name,
+            held_out=np.array(held_out).reshape(-1, 2),
             seen=np.array([entry["samples"] for entry in log]),
             loss=np.array([entry.get("action_loss", entry["loss"]) for entry in log]),
             **cost,
@@ -219,5 +226,5 @@ def _colours(names: list[str]) -> dict[str, str]:
 
 
 def _losses(stages: list[Stage], colours: dict[str, str], label: str) -> str:
-    curves = {stage.name: (stage.seen, stage.loss) for stage in stages if len(stage.loss)}
+    curves = {stage.name: (stage.seen, stage.loss, stage.held_out) for stage in stages if len(stage.loss)}
     return loss_chart(curves, colours, label) if curves else ""
