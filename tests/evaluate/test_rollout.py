@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import av
 import numpy as np
@@ -55,6 +56,12 @@ def write_act(folder, seed, contract=None, actions=7, **config):
         processor.save_pretrained(folder)
     if contract:
         contract.save(folder)
+    return folder
+
+
+def retyped(folder, **fields):
+    """The folder, its configuration changed."""
+    (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | fields))
     return folder
 
 
@@ -202,6 +209,24 @@ def test_unusable_actions_name_policy_and_instruction(tmp_path):
         policy.plan(observation(), "open the drawer")
 
 
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        (
+            "nan",
+            r"policy worse, libero_goal task 1, initial state 0: .*expected 4 finite actions of size 7, found \[.*nan",
+        ),
+        ("hang", r"one that hung \(limit 0:00:10\) at .*broken.py:\d+ in predict_action_chunk while it did .*worse"),
+        ("die", r"one that crashed \(SIGABRT\) at .*broken.py:\d+ in predict_action_chunk while it did .*worse"),
+    ],
+)
+def test_a_plugins_policy_that_breaks_is_named(how, told, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent / "plugin")
+    folder = write_act(tmp_path / "worse", 0)
+    with pytest.raises(UserError, match=told):
+        evaluate({"worse": retyped(folder, type="broken", how=how)}, out_dir=tmp_path, **SETTING | {"episodes": 1})
+
+
 def test_checkpoints_that_do_not_fit_are_refused_before_anything_runs(policies, tmp_path):
     environment = Contract.for_libero(128, "fast")
     with pytest.raises(UserError, match=r"policy x: .* found no config.json, model.safetensors"):
@@ -215,6 +240,9 @@ def test_checkpoints_that_do_not_fit_are_refused_before_anything_runs(policies, 
     (upside_down / "contract.json").unlink()
     with pytest.raises(UserError, match=r"expected inputs among .* found observation.images.front"):
         inspect_checkpoint("x", upside_down, environment)
+    unknown = retyped(write_act(tmp_path / "b", 0), type="pi9")
+    with pytest.raises(UserError, match=r"policy x: expected a policy of .* found type pi9"):
+        evaluate({"x": unknown}, out_dir=tmp_path, **SETTING)
     with pytest.raises(UserError, match="expected 1 to 50 episodes"):
         evaluate(policies, out_dir=tmp_path, **{**SETTING, "episodes": 51})
     with pytest.raises(UserError, match="expected tasks 0 to 9 of libero_goal, found 10"):

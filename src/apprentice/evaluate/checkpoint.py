@@ -31,7 +31,7 @@ def inspect_checkpoint(name: str, folder: Path, environment: Contract, protocol:
             f"policy {name}: expected inputs among {', '.join(offered)}, found {', '.join(asked)}; "
             "fix: train it on a dataset with LeRobot's LIBERO features"
         )
-    if protocol and (protocol.n_action_steps or protocol.ensembling is not None):
+    if protocol:
         config |= vars(configured(name, folder, protocol.n_action_steps, protocol.ensembling))
     return PolicyCard(config["type"], identity(folder), config.get("n_action_steps") or 1)
 
@@ -62,12 +62,19 @@ def longest_chunk(config: Any) -> int:
 def configured(name: str, folder: Path, n_action_steps: int | None = None, ensembling: float | None = None) -> Any:
     """A checkpoint's configuration (LeRobot's) with the protocol's execution of chunks in place of its own.
 
-    Raises UserError if the policy cannot act so.
+    Raises UserError if its type is not known, or if the policy cannot act so.
     """
+    import lerobot.policies  # noqa: F401  registers LeRobot's own
     from lerobot.configs import PreTrainedConfig
+    from lerobot.utils.import_utils import register_third_party_plugins
 
-    import lerobot_policy_apprentice  # noqa: F401  registers our policies with LeRobot
-
+    register_third_party_plugins()  # ours are one of them
+    kind = read_json(folder / "config.json").get("type")
+    if kind not in PreTrainedConfig.get_known_choices():
+        raise UserError(
+            f"policy {name}: expected a policy of LeRobot's or of an installed plugin, found type {kind}; "
+            "fix: install the package lerobot_policy_... that has it"
+        )
     config: Any = PreTrainedConfig.from_pretrained(folder)
     if ensembling is not None:
         if config.n_obs_steps > 1:
