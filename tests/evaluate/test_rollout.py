@@ -261,6 +261,23 @@ def test_a_policy_server_is_evaluated_like_its_checkpoint(policies, evaluation):
     assert same_trace(files[f"traces/{episode.trace}"], evaluation, episode)
 
 
+def test_one_checkpoint_a_task_is_evaluated_as_one_policy(policies, evaluation, tmp_path):
+    file = tmp_path / "experts.yaml"
+    file.write_text(f"put the bowl on the stove: {policies['expert']}\nopen the drawer: {policies['two-stage']}\n")
+    played = evaluate({"expert": file}, out_dir=tmp_path, workers=1, **SETTING)
+    before = [episode for episode in evaluation.episodes if episode.policy == "expert"]
+    assert [replace(outcome(e), checkpoint="", video="", trace="") for e in played] == [
+        replace(outcome(e), checkpoint="", video="", trace="") for e in before
+    ]
+    assert Evaluation.load(tmp_path).policies["expert"].type == "act, one a task"
+    for one, other in zip(played, before, strict=True):
+        assert same_trace((tmp_path / "traces" / one.trace).read_bytes(), evaluation, other)
+    with pytest.raises(
+        UserError, match=r"policy expert: expected one of .*'open the drawer', found 'put the bowl on top"
+    ):
+        evaluate({"expert": file}, out_dir=tmp_path, **SETTING | {"tasks": [1, 4]})
+
+
 def test_language_probe_looks_at_both_goals(policies, evaluation, monkeypatch):
     """The goal of the other task is made to hold after three steps; that ends the episode."""
     from apprentice.libero.env import LiberoEnv

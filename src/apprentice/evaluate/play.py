@@ -11,6 +11,7 @@ import numpy as np
 
 from apprentice.data.contract import Contract
 from apprentice.device import best_device
+from apprentice.evaluate.by_task import inspect_by_task, is_by_task, told_folder
 from apprentice.evaluate.checkpoint import Checkpoint, inspect_checkpoint
 from apprentice.evaluate.client import PolicyServer, inspect_server, is_address
 from apprentice.evaluate.failures import OTHER_TASK, Observer
@@ -36,7 +37,7 @@ class Job:
     """One episode to run: `task` is set up, the instruction is that of `told`."""
 
     policy: str
-    place: str  # folder or address
+    place: str  # folder, experts.yaml or address
     checkpoint: str
     task: int
     told: int
@@ -65,21 +66,25 @@ def inspect(name: str, place: str, environment: Contract, protocol: Protocol) ->
     """Look at a policy before anything runs. Raises UserError if it does not fit."""
     if is_address(place):
         return inspect_server(name, place, environment, protocol)
+    if is_by_task(place):
+        return inspect_by_task(name, Path(place), environment, protocol)
     return inspect_checkpoint(name, Path(place), environment, protocol)
 
 
 _policies: dict[tuple, Policy] = {}  # of this process
 
 
-def load(job: Job) -> Policy:
+def load(job: Job, instruction: str) -> Policy:
     """The policy of a job; loaded once in a process."""
     protocol = job.protocol
-    key = (job.place, job.checkpoint, protocol.n_action_steps, protocol.ensembling)
+    options = protocol.n_action_steps, protocol.ensembling
+    place = job.place if is_address(job.place) else str(told_folder(job.policy, job.place, instruction))
+    key = (place, job.checkpoint, *options)
     if key not in _policies:
         _policies[key] = (
-            PolicyServer(job.policy, job.place, protocol.n_action_steps)
-            if is_address(job.place)
-            else Checkpoint(job.policy, Path(job.place), best_device(), protocol.n_action_steps, protocol.ensembling)
+            PolicyServer(job.policy, place, protocol.n_action_steps)
+            if is_address(place)
+            else Checkpoint(job.policy, Path(place), best_device(), *options)
         )
     return _policies[key]
 
@@ -88,9 +93,9 @@ def run_episode(job: Job) -> tuple[Episode, dict[str, bytes]]:
     """Run one episode in this process; returns it and the files to keep in the evaluation's folder."""
     protocol = job.protocol
     env = environment(protocol.suite, job.task, render=protocol.render, size=protocol.image_size)
-    policy = load(job)
     seed = protocol.seed + job.init_state
     instruction = said(job.probe, tasks(protocol.suite)[job.told].instruction, seed)
+    policy = load(job, instruction)
     goal = env.goals_of(job.told)
     clock = Stopwatch()
 

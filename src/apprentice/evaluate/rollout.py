@@ -52,7 +52,8 @@ def evaluate(
     """Run policies in closed loop on a benchmark's initial states; every finished episode is kept in `out_dir`.
 
     Args:
-        policies: LeRobot checkpoint folders, or addresses ws://HOST:PORT of policy servers (openpi's), by name.
+        policies: by name, LeRobot checkpoint folders, an experts.yaml with one a task (lines `instruction: folder`), or
+            addresses ws://HOST:PORT of policy servers (openpi's).
         suite: name of the LIBERO suite, or of a LIBERO-PRO suite such as libero_goal_swap.
         tasks: indices of its tasks; all if not given.
         episodes: initial states 0 .. episodes - 1 of each task are run, the same ones for every policy.

@@ -18,6 +18,8 @@ from rich.table import Table
 
 import apprentice.libero
 from apprentice.errors import UserError
+from apprentice.evaluate.by_task import folders
+from apprentice.evaluate.client import is_address
 from apprentice.evaluate.faults import check_statistics, doubts
 from apprentice.evaluate.protocol import Protocol
 from apprentice.evaluate.references import (
@@ -84,14 +86,14 @@ def selfcheck(suites: list[str] | None = None, render: Literal["fast", "exact"] 
 
 
 def before_hours(protocol: Protocol, policies: dict[str, str]) -> None:
-    """At the start of an evaluation: warn of what differs, in the simulator and in policies (folders or addresses).
+    """At the start of an evaluation: warn of what differs, in the simulator and in policies, by name.
 
     Raises UserError if results would be invalid.
     """
     for name, place in policies.items():
-        if Path(place).is_dir():
-            check_statistics(name, Path(place))
-            for doubt in doubts(Path(place), reference(protocol.suite), protocol.image_size):
+        for folder in () if is_address(place) else folders(place):
+            check_statistics(name, folder)
+            for doubt in doubts(folder, reference(protocol.suite), protocol.image_size):
                 _warn(f"policy {name}: {doubt}")
     require(protocol.suite, protocol.render)
 
