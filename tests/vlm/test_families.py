@@ -102,6 +102,17 @@ def test_loads(folder: Path, vlm: VLM, tmp_path: Path) -> None:
 
 
 @torch.no_grad()
+def test_a_student_sees_each_image_once(vlm: VLM, student: ApprenticePolicy, tmp_path: Path) -> None:
+    splits = getattr(vlm.processor.image_processor, "do_image_splitting", False)
+    student.save_pretrained(tmp_path)
+    for whole in (student.vlm, ApprenticePolicy.from_pretrained(tmp_path).vlm):
+        ours, its = (each.image_tokens(pictures(2, batch=1)).shape[1] for each in (whole, vlm))
+        assert its == (5 * ours if splits else ours)  # here four tiles and the whole
+        prompt = whole.prompt(ASKED[:1], (2, 64, 64))
+        assert ours == int((prompt.ids == whole.model.config.image_token_id).sum())
+
+
+@torch.no_grad()
 def test_untouched(folder: Path) -> None:
     """Logits and greedy answers are bit-identical to those of the model alone, after all of our passes have run."""
     plain = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()

@@ -33,6 +33,7 @@ from apprentice.experts.realtime import RealTime
 from apprentice.policy.configuration_apprentice import ApprenticeConfig
 from apprentice.policy.history import EXPERT_LATENTS, STEPS, History, Step, absent_steps, each_step, own_steps
 from apprentice.vlm.base import VLM, Prefix
+from apprentice.vlm.pixels import see_whole
 from apprentice.vlm.prompt import Prompt
 
 IMAGE_TOKENS = "image_tokens"  # optional in a batch: what `VLM.image_tokens` yields of each step, computed before
@@ -99,6 +100,7 @@ class ApprenticePolicy(RealTime, PreTrainedPolicy):
         else:
             self.contract = Contract.load(checkpoint)
             self.vlm = VLM.from_config(checkpoint / "vlm")
+        see_whole(self.vlm.processor.image_processor)
         if config.n_obs_steps > 1 and not self.vlm.converses:
             raise UserError(
                 f"expected a VLM whose turns read nothing that comes after, found {type(self.vlm.model).__name__}; "
