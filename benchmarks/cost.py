@@ -106,7 +106,10 @@ def picture(points: list[dict[str, Any]], expert: float) -> str:
         axes.axhline(expert, color="grey", ls=":", label="the expert")
         axes.set_ylim(-0.03, 1.03)
         axes.grid(alpha=0.3)
-    panels[0].set(xlabel=f"minutes of training and caches, CPU threads: {torch.get_num_threads()}", ylabel="success, 3 tasks of LIBERO-Goal")
+    panels[0].set(
+        xlabel=f"minutes of training and caches, CPU threads: {torch.get_num_threads()}",
+        ylabel="success, 3 tasks of LIBERO-Goal",
+    )
     panels[1].set(xlabel="thousand samples, both stages")
     panels[1].legend(loc="lower right")
     out = Path("docs/cost.svg")
