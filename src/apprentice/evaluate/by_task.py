@@ -7,27 +7,16 @@ from apprentice.errors import UserError
 from apprentice.evaluate.checkpoint import inspect_checkpoint
 from apprentice.evaluate.protocol import Protocol
 from apprentice.evaluate.results import PolicyCard
-from apprentice.experts.by_task import read_tasks
+from apprentice.experts import checkpoints, read_tasks
 from apprentice.files import fingerprint
 from apprentice.libero.suites import tasks
 
 
-def is_by_task(place: str) -> bool:
-    """Whether it is an experts.yaml, with lines `instruction: checkpoint folder`."""
-    return Path(place).suffix in (".yaml", ".yml")
-
-
-def folders(place: str) -> list[Path]:
-    """The checkpoint folders of a policy in files: of each task, or the only one."""
-    return list(dict.fromkeys(read_tasks(place).values())) if is_by_task(place) else [Path(place)]
-
-
 def inspect_by_task(name: str, file: Path, environment: Contract, protocol: Protocol) -> PolicyCard:
     """Look at each task's checkpoint. Raises UserError if one does not fit, or a task of the protocol has none."""
-    known = read_tasks(file)
     for _, task in protocol.pairs:
         told_folder(name, str(file), tasks(protocol.suite)[task].instruction)
-    cards = {folder: inspect_checkpoint(name, folder, environment, protocol) for folder in folders(str(file))}
+    cards = {folder: inspect_checkpoint(name, folder, environment, protocol) for folder in checkpoints(file)}
     kinds = {(card.type, card.n_action_steps) for card in cards.values()}
     if len(kinds) > 1:
         raise UserError(
@@ -35,13 +24,13 @@ def inspect_by_task(name: str, file: Path, environment: Contract, protocol: Prot
             f"{', '.join(f'{kind} with {steps}' for kind, steps in sorted(kinds))}; fix: --n-action-steps"
         )
     kind, steps = kinds.pop()
-    parts = [f"{task}: {cards[folder].checkpoint}" for task, folder in sorted(known.items())]
+    parts = [f"{task}: {cards[folder].checkpoint}" for task, folder in sorted(read_tasks(file).items())]
     return PolicyCard(f"{kind}, one a task", fingerprint(*parts), steps)
 
 
 def told_folder(name: str, place: str, instruction: str) -> Path:
     """The checkpoint that an episode with this instruction is played by. Raises UserError if there is none."""
-    if not is_by_task(place):
+    if not Path(place).is_file():
         return Path(place)
     known = read_tasks(place)
     if instruction not in known:

@@ -104,7 +104,7 @@ def _caution(evaluation: Evaluation) -> str:
     if evaluation.protocol.until is None:
         return f"{done}; pairs are of those that both have."
     return (
-        f"{done}, because it stops when {evaluation.protocol.until} is decided. Intervals and p below are those of a "
+        f"{done}; it stops when {evaluation.protocol.until} is decided. Intervals and p below are those of a "
         "number of episodes fixed beforehand, too sure here; the verdict of `apprentice eval` holds whenever it stops."
     )
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from apprentice.data.contract import Contract
 from apprentice.device import best_device
-from apprentice.evaluate.by_task import inspect_by_task, is_by_task, told_folder
+from apprentice.evaluate.by_task import inspect_by_task, told_folder
 from apprentice.evaluate.checkpoint import Checkpoint, inspect_checkpoint
 from apprentice.evaluate.client import PolicyServer, inspect_server, is_address
 from apprentice.evaluate.failures import OTHER_TASK, Observer
@@ -66,7 +66,7 @@ def inspect(name: str, place: str, environment: Contract, protocol: Protocol) ->
     """Look at a policy before anything runs. Raises UserError if it does not fit."""
     if is_address(place):
         return inspect_server(name, place, environment, protocol)
-    if is_by_task(place):
+    if Path(place).is_file():
         return inspect_by_task(name, Path(place), environment, protocol)
     return inspect_checkpoint(name, Path(place), environment, protocol)
 

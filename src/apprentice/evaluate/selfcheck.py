@@ -18,7 +18,6 @@ from rich.table import Table
 
 import apprentice.libero
 from apprentice.errors import UserError
-from apprentice.evaluate.by_task import folders
 from apprentice.evaluate.client import is_address
 from apprentice.evaluate.faults import check_statistics, doubts
 from apprentice.evaluate.protocol import Protocol
@@ -34,6 +33,7 @@ from apprentice.evaluate.references import (
     standard,
     versions,
 )
+from apprentice.experts import checkpoints
 from apprentice.files import cache_folder, fingerprint, read_json, write_json
 from apprentice.libero.diagnosis import ORIENTATIONS, best_view, likeness
 from apprentice.libero.env import LiberoEnv
@@ -91,7 +91,7 @@ def before_hours(protocol: Protocol, policies: dict[str, str]) -> None:
     Raises UserError if results would be invalid.
     """
     for name, place in policies.items():
-        for folder in () if is_address(place) else folders(place):
+        for folder in () if is_address(place) else checkpoints(place):
             check_statistics(name, folder)
             for doubt in doubts(folder, reference(protocol.suite), protocol.image_size):
                 _warn(f"policy {name}: {doubt}")
