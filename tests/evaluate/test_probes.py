@@ -53,7 +53,7 @@ def played() -> dict[str, tuple[Episode, dict[str, np.ndarray], str]]:
     with pytest.MonkeyPatch.context() as patch:
         for probe in PROBES:
             policy = Standing()
-            patch.setattr(play, "load", lambda job, policy=policy: policy)
+            patch.setattr(play, "load", lambda *_, policy=policy: policy)
             job = play.Job("p", "", "c", BOWL_ON_STOVE, BOWL_ON_STOVE, 0, protocol(), film="none", probe=probe)
             episodes[probe] = (play.run_episode(job)[0], *policy.given[0])
     return episodes
