@@ -39,7 +39,7 @@ TASKS, EPISODES = [1, 4, 8], 20
 BUDGETS = {"two-stage": (0.25, 0.5, 1.0), "only-ft": (0.375, 0.75, 1.5), "scratch": (0.375, 0.75, 1.5)}
 COMMON = StageConfig(dataset=DATA, out="", every=2)
 ALIGN = replace(COMMON, vlm=VLM, expert=EXPERT, steps=1200)
-FINETUNE = replace(COMMON, batch_size=16, steps=2000, learning_rate=6e-4, language_rate_factor=1.0, latent_weight=2.0)
+FINETUNE = replace(COMMON, batch_size=16, steps=2000, learning_rate=6e-4, language_rate_factor=1.0, latent_weight=1.0)
 CONTROL = replace(COMMON, vlm=VLM, expert=EXPERT, batch_size=32, steps=1000)
 
 

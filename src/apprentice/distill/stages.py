@@ -30,6 +30,7 @@ from apprentice.policy.configuration_apprentice import ApprenticeConfig
 from apprentice.policy.modeling_apprentice import TRAINED, ApprenticePolicy, shapes
 from apprentice.progress import console
 
+UNITS_FROM = 2048  # frames whose latents say in which units they are learnt
 WATCHING = ("validate_every", "rollouts", "rollout_every", "track")  # what may change when a run goes on
 
 
@@ -58,7 +59,8 @@ class StageConfig:
         learning_rate: peak learning rate of what is new; the language model's is `language_rate_factor` times that.
         language_rate_factor: see `learning_rate`.
         align_loss: "mse" or "l2".
-        latent_weight: to fine-tune, how much the distance from the expert's latents still counts; 0 as in the paper.
+        latent_weight: to fine-tune, how much the distance from the expert's latents, in units of their deviation, still
+            counts; 0 as in the paper.
         seed: decides initial weights and the order of the data.
         validate: episodes of the dataset that nothing trains on; their loss is logged.
         validate_every: steps from one look at them to the next.
@@ -139,6 +141,8 @@ def _stage(stage: str, config: StageConfig, rollout: Rollout | None) -> Path:
     samples, held_out = Samples(dataset, policy.config, rows, policy.vlm.device, config.every), None
     if config.validate:
         samples, held_out = samples.split(config.validate)
+    if policy.config.reads_expert and not (done or config.student):
+        policy.standardise(samples.some(UNITS_FROM))
     schedule = Schedule(config.steps, config.batch_size, config.seed, config.accumulate, config.ema)
     kind = config.track if accelerator.is_main_process else "none"
     with tracked(kind, run, {"stage": stage, **asdict(config)}) as tell:

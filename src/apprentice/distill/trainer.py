@@ -10,7 +10,7 @@ import copy
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -124,6 +124,11 @@ class Samples:
         rest, kept = copy.copy(self), copy.copy(self)
         rest.frames, kept.frames = self.frames[~held], self.frames[held]
         return rest, kept
+
+    def some(self, count: int) -> Iterator[Batch]:
+        """Batches of about `count` samples of view 0, taken evenly."""
+        index = np.unique(np.linspace(0, len(self) - 1, count).astype(int))
+        return (self[part] for part in np.array_split(index, -(-len(index) // 64)))
 
     def share(self, index: np.ndarray, part: int, parts: int, seed: int = 0) -> Batch:
         """The `part`-th of `parts` shares of the samples `index` (B,), such that the mean of the shares' losses is the

@@ -37,7 +37,8 @@ class ActionDecoder(nn.Module, ABC):
     def decode(self, latents: Tensor) -> Tensor:
         """Turn latents (B, N, D) into normalised actions (B, T, A), the first of them the one to carry out now.
 
-        Deterministic: a decoder that samples does so under `seeded`, and leaves the global generator as it was.
+        A decoder that samples draws from the global generator, anew for each plan, as LeRobot's policies do: from
+        one noise for all plans, a robot that is stuck would plan the same again and again.
         """
 
     @abstractmethod
@@ -116,9 +117,9 @@ class ActionExpert(ABC):
             return self.postprocessor(self.policy.predict_action_chunk(self.preprocessor(batch)))
 
     def decoded(self, latents: Tensor) -> Tensor:
-        """Latents (B, N, D) to actions (B, T, A) in the robot's units."""
+        """Latents (B, N, D) to actions (B, T, A) in the robot's units, sampled under `seeded`."""
         offset, scale = (value.to(latents) for value in self.action_affine())
-        with torch.no_grad():
+        with torch.no_grad(), seeded():
             return self.decoder.decode(latents) * scale + offset
 
 

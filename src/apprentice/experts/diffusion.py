@@ -12,7 +12,7 @@ from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
 from lerobot.utils.constants import ACTION, OBS_ENV_STATE, OBS_STATE
 from torch import Tensor
 
-from apprentice.experts.base import ActionDecoder, Batch, seeded
+from apprentice.experts.base import ActionDecoder, Batch
 from apprentice.experts.lerobot import DenoisingExpert
 
 # What decides the denoising network, its noise and its loss; the rest of the configuration is about seeing.
@@ -41,8 +41,7 @@ OPTIONS = (
 class DiffusionDecoder(ActionDecoder):
     """LeRobot's diffusion model without eyes: the latent goes in where a blind policy's state would.
 
-    Sampling and loss are LeRobot's own code. The loss draws its noise from the global generator, `decode` from a
-    fixed seed.
+    Sampling and loss are LeRobot's own code.
     """
 
     def __init__(self, latent_dim: int, action_dim: int, options: dict[str, Any]):
@@ -60,7 +59,7 @@ class DiffusionDecoder(ActionDecoder):
         self.model = DiffusionModel(config)
 
     def decode(self, latents: Tensor) -> Tensor:
-        with torch.no_grad(), seeded():
+        with torch.no_grad():
             return self.model.generate_actions(self._observation(latents))
 
     def loss(self, latents: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:

@@ -12,7 +12,7 @@ from lerobot.policies.multi_task_dit.configuration_multi_task_dit import MultiTa
 from lerobot.utils.constants import ACTION
 from torch import Tensor
 
-from apprentice.experts.base import ActionDecoder, Batch, seeded
+from apprentice.experts.base import ActionDecoder, Batch
 from apprentice.experts.lerobot import DenoisingExpert
 
 OPTIONS = (
@@ -65,7 +65,7 @@ class MultiTaskDiTDecoder(ActionDecoder):
         )
 
     def decode(self, latents: Tensor) -> Tensor:
-        with torch.no_grad(), seeded():
+        with torch.no_grad():
             actions = self.objective.conditional_sample(self.transformer, len(latents), latents[:, 0])
         first = self.config.n_obs_steps - 1
         return actions[:, first : first + self.config.n_action_steps]

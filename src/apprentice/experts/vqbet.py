@@ -13,7 +13,7 @@ from lerobot.utils.constants import ACTION
 from torch import Tensor
 
 from apprentice.errors import UserError
-from apprentice.experts.base import ActionDecoder, Batch, seeded
+from apprentice.experts.base import ActionDecoder, Batch
 from apprentice.experts.lerobot import QueuedExpert, input_of
 
 OPTIONS = (
@@ -45,7 +45,7 @@ class VQBeTDecoder(ActionDecoder):
         self.head = VQBeTHead(self.config)
 
     def decode(self, latents: Tensor) -> Tensor:
-        with torch.no_grad(), seeded():
+        with torch.no_grad():
             chunks = self.head(latents)["predicted_action"]
         present = chunks[:, self.config.n_obs_steps - 1]
         return present.reshape(len(latents), self.config.action_chunk_size, -1)

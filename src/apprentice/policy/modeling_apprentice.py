@@ -8,12 +8,14 @@
 With a history (`n_obs_steps` K > 1) this is the last turn of a chat, and in training every turn is one of these; see
 `apprentice.policy.history`.
 
-Method: VITA-VLA, arXiv 2510.09607. Two things differ from its public code: statistics travel in the weights, so they
-can be neither missing nor stale nor applied twice; and a history is read once, not again with each step.
+Method: VITA-VLA, arXiv 2510.09607. Three things differ from its public code: statistics travel in the weights, so they
+can be neither missing nor stale nor applied twice; a history is read once, not again with each step; and latents are
+learnt in units of their own deviation.
 """
 
 import re
 from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,6 +41,7 @@ from apprentice.vlm.prompt import Prompt
 IMAGE_TOKENS = "image_tokens"  # optional in a batch: what `VLM.image_tokens` yields of each step, computed before
 PREFIX = "prefix"  # optional in a batch: (B, layers, 2, heads, L, d), keys and values, computed before
 STATE_NOISE = "state_noise"  # optional in a batch: the training's noise, of the shape of the state, drawn before
+LEAST_SCALE = 1e-2  # of a number in latents, against the largest; some are always zero
 
 TRAINED = {
     "align": ("state encoder", "action tokens", "mapper"),
@@ -121,6 +124,8 @@ class ApprenticePolicy(RealTime, PreTrainedPolicy):
         for part, size in (("state", state_dim), ("action", action_dim)):
             self.register_buffer(f"{part}_offset", torch.zeros(size))
             self.register_buffer(f"{part}_scale", torch.ones(size))
+        self.register_buffer("latent_offset", torch.zeros(config.latent_count, latent))
+        self.register_buffer("latent_scale", torch.ones(config.latent_count, latent))
         if checkpoint is None:
             self._take_over(dataset_stats or {})
         self._queue: deque[Tensor] = deque()
@@ -208,7 +213,7 @@ class ApprenticePolicy(RealTime, PreTrainedPolicy):
 
     def _mapped(self, hidden: Tensor) -> Tensor:
         """Hidden states of our tokens (..., 1 + N, H) to latents (..., N, D)."""
-        return self.mapper(hidden[..., -self.config.latent_count :, :])
+        return self.mapper(hidden[..., -self.config.latent_count :, :]) * self.latent_scale + self.latent_offset
 
     def _turns(self, batch: Batch) -> list[Prompt]:
         """A prompt for each of K steps (B, K, ...), empty in rows whose episode had not begun."""
@@ -271,12 +276,31 @@ class ApprenticePolicy(RealTime, PreTrainedPolicy):
         return loss, parts
 
     def _align_loss(self, latents: Tensor, batch: Batch) -> Tensor:
-        """How far latents (B, N, D) are from the expert's, from the batch's cache if it has them."""
-        target = batch[EXPERT_LATENTS] if EXPERT_LATENTS in batch else self.expert.encode(batch)
-        difference = latents - target.to(latents)
+        """How far latents (B, N, D) are from the expert's, in units of these; 1 is as far as their mean, by "mse"."""
+        difference = (latents - self._target(batch).to(latents)) / self.latent_scale
         mse = self.config.align_loss == "mse"
         distances = difference.square().mean((1, 2)) if mse else difference.norm(dim=-1).mean(1)
         return distances.sum() / batch.get(STEPS, len(distances))
+
+    def _target(self, batch: Batch) -> Tensor:
+        """The expert's latents (B, N, D), from the batch's cache if it has them."""
+        return batch[EXPERT_LATENTS] if EXPERT_LATENTS in batch else self.expert.encode(batch)
+
+    @torch.no_grad()
+    def standardise(self, batches: Iterable[Batch]) -> None:
+        """Count latents from now on in units of the expert's in raw `batches`: mean and deviation of each number.
+
+        The scale of latents is an accident of the expert: raw, those of a Diffusion Policy are so small that the mapper
+        hardly learns them, and in fine-tuning weigh nothing.
+        """
+        found = []
+        for batch in batches:
+            if self.config.n_obs_steps > 1:
+                batch = each_step(self.config, batch, ~absent_steps(own_steps(self.config, batch)))
+            found.append(self._target(batch).float())
+        scale, offset = torch.std_mean(torch.cat(found), 0, correction=0)
+        self.latent_offset.copy_(offset)
+        self.latent_scale.copy_(scale.clamp(min=max(LEAST_SCALE * float(scale.max()), 1e-6)))
 
     @torch.no_grad()
     def predict_action_chunk(self, batch: Batch, **kwargs: Any) -> Tensor:  # type: ignore[override]
