@@ -56,7 +56,7 @@ class Candidate:
 
     @cached_property
     def aligned(self) -> Path:
-        return align(self.config(out=str(self.folder / "align"), steps=60, learning_rate=1e-2))
+        return align(self.config(out=str(self.folder / "align"), steps=120, learning_rate=1e-2))
 
     @cached_property
     def tuned(self) -> Path:
