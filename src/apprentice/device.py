@@ -13,10 +13,10 @@ def best_device() -> torch.device:
 
 
 def fast_bfloat16(device: torch.device) -> bool:
-    """Does bfloat16 make this device faster? A CPU without AVX-512 multiplies it 50 times slower than float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    """Does bfloat16 make this device faster? A GPU, mostly; a CPU never, so that all CPUs train to the same result:
+    without AVX-512 it multiplies 50 times slower, with it the demo's fine-tuning took as long (24.0 s against 23.9).
+    """
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def mixed_precision(device: torch.device) -> torch.autocast:
