@@ -1,7 +1,10 @@
 """What distillation saves: success in closed loop against all that was computed for it, for two-stage, only-ft and
 scratch, on the demo's three tasks.
 
-    python benchmarks/cost.py                    # about five hours on two CPU cores; killed, it goes on where it was
+    python benchmarks/cost.py                    # about six hours on a CPU core; killed, it goes on where it was
+
+docs/cost.jsonl holds the points that are measured; they are not measured again, not even on another machine. Seeds
+can be measured side by side, `--seeds 0` in one process, `--seeds 1` in another.
 
 Every point is a run of its own, trained to the end of its own schedule with its own seed and evaluated on 60 episodes:
 no checkpoint is picked. Its cost counts the caches that it reads, the expert's latents among them. Samples of the two
@@ -28,13 +31,14 @@ from apprentice.distill.cache import cached
 from apprentice.distill.stages import StageConfig, align, finetune
 from apprentice.evaluate.results import ALL, success_rows
 from apprentice.evaluate.rollout import evaluate
-from apprentice.files import read_json, write_json, write_text
+from apprentice.files import read_json, write_json
 from apprentice.intervals import wilson
 from apprentice.policy.modeling_apprentice import ApprenticePolicy
 from apprentice.progress import console
 
 DATA, EXPERT, VLM = "assets/demonstrations/libero_goal", "assets/seer", "assets/nano-vlm"
 TASKS, EPISODES = [1, 4, 8], 20
+POINTS = Path("docs/cost.jsonl")
 # Of the demo's number of steps. Those without alignment go on for longer, so that they may cost as much.
 BUDGETS = {"two-stage": (0.25, 0.5, 1.0), "only-ft": (0.375, 0.75, 1.5), "scratch": (0.375, 0.75, 1.5)}
 COMMON = StageConfig(dataset=DATA, out="", every=2)
@@ -51,9 +55,12 @@ def train(kind: str, budget: float, seed: int, folder: Path) -> dict[str, int]:
         return int(read_json(out / "cost.json")["samples"])
 
     if kind != "two-stage":
-        return {kind: run(finetune, replace(CONTROL, scratch=kind == "scratch"), folder / "student")}
+        return {"student": run(finetune, replace(CONTROL, scratch=kind == "scratch"), folder / "student")}
     aligned = run(align, ALIGN, folder / "align")
-    return {"align": aligned, kind: run(finetune, replace(FINETUNE, student=str(folder / "align")), folder / "student")}
+    return {
+        "align": aligned,
+        "student": run(finetune, replace(FINETUNE, student=str(folder / "align")), folder / "student"),
+    }
 
 
 def fill_caches(folder: Path) -> dict[str, float]:
@@ -76,17 +83,50 @@ def fill_caches(folder: Path) -> dict[str, float]:
     return seconds
 
 
-def seconds_of_a_sample(folder: Path) -> dict[str, float]:
-    """The median over the logs of all runs of a kind."""
+def seconds_of_samples(folder: Path) -> dict[str, list[float]]:
+    """By stage, what the log of this point's run says between two of its lines."""
     found: dict[str, list[float]] = {}
-    for log in folder.glob("*/*/log.jsonl"):
-        kind = "align" if log.parent.name == "align" else log.parent.parent.name.split("_")[0]
-        entries = [json.loads(line) for line in log.read_text().splitlines()]
+    for stage in ("align", "student"):
+        log = folder / stage / "log.jsonl"
+        entries = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
         for before, after in pairwise(entries):
             samples = after["samples"] - before["samples"]
             if samples and after["seconds"] > before["seconds"]:
-                found.setdefault(kind, []).append((after["seconds"] - before["seconds"]) / samples)
-    return {kind: float(np.median(values)) for kind, values in found.items()}
+                found.setdefault(stage, []).append((after["seconds"] - before["seconds"]) / samples)
+    return found
+
+
+def measure(kind: str, budget: float, seed: int, out: Path, caches: dict[str, float]) -> dict[str, Any]:
+    """Train a point and evaluate it."""
+    folder = out / f"{kind}_{budget}_{seed}"
+    samples = train(kind, budget, seed, folder)
+    student = str(folder / "student" / "checkpoint")
+    episodes = evaluate({kind: student}, "libero_goal", folder / "evaluation", tasks=TASKS, episodes=EPISODES)
+    row = next(row for row in success_rows(episodes) if row.task == ALL)
+    price = {stage: float(np.median(values)) for stage, values in seconds_of_samples(folder).items()}
+    return {
+        "kind": kind,
+        "budget": budget,
+        "seed": seed,
+        "successes": row.successes,
+        "episodes": row.episodes,
+        "samples": samples,
+        "seconds_of_a_sample": price,
+        "seconds_of_caches": caches["finetune"] + (caches["align"] if kind == "two-stage" else 0),
+    }
+
+
+def measured() -> list[dict[str, Any]]:
+    """The points so far, with their cost in `seconds`."""
+    points = [json.loads(line) for line in POINTS.read_text().splitlines()] if POINTS.exists() else []
+    for point in points:
+        alike = [p for p in points if p["kind"] == point["kind"]]
+        price = {stage: np.median([p["seconds_of_a_sample"][stage] for p in alike]) for stage in point["samples"]}
+        training = sum(price[stage] * count for stage, count in point["samples"].items())
+        point["seconds"] = float(training + np.median([p["seconds_of_caches"] for p in alike]))
+        point["samples"] = sum(point["samples"].values())
+        point["rate"] = point["successes"] / point["episodes"]
+    return points
 
 
 def picture(points: list[dict[str, Any]], expert: float) -> str:
@@ -120,35 +160,20 @@ def picture(points: list[dict[str, Any]], expert: float) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/cost"))
     options = parser.parse_args()
     out: Path = options.out
     caches = fill_caches(out)
-    jobs = [
-        (kind, budget, seed) for seed in range(options.seeds) for kind, budgets in BUDGETS.items() for budget in budgets
-    ]
-    points: list[dict[str, Any]] = []
-    for kind, budget, seed in jobs:
-        folder = out / f"{kind}_{budget}_{seed}"
-        console.rule(f"{kind}, budget {budget}, seed {seed}: {len(points) + 1} of {len(jobs)}")
-        samples = train(kind, budget, seed, folder)
-        student = str(folder / "student" / "checkpoint")
-        episodes = evaluate({kind: student}, "libero_goal", folder / "evaluation", tasks=TASKS, episodes=EPISODES)
-        row = next(row for row in success_rows(episodes) if row.task == ALL)
-        points.append(
-            {"kind": kind, "budget": budget, "seed": seed, "samples_of": samples, "samples": sum(samples.values())}
-            | {"successes": row.successes, "episodes": row.episodes, "rate": row.rate}
-        )
-    price = seconds_of_a_sample(out)
-    for point in points:
-        training = sum(price[stage] * count for stage, count in point["samples_of"].items())
-        cache = caches["finetune"] if point["kind"] != "two-stage" else caches["align"] + caches["finetune"]
-        point["seconds"] = round(training + cache, 1)
+    jobs = [(kind, budget, seed) for seed in options.seeds for kind, budgets in BUDGETS.items() for budget in budgets]
+    done = {(p["kind"], p["budget"], p["seed"]) for p in measured()}
+    for number, job in enumerate(jobs, 1):
+        if job not in done:
+            console.rule("{}, budget {}, seed {}".format(*job) + f": {number} of {len(jobs)}")
+            with POINTS.open("a") as file:
+                file.write(json.dumps(measure(*job, out, caches)) + "\n")
     expert = evaluate({"expert": EXPERT}, "libero_goal", out / "expert", tasks=TASKS, episodes=EPISODES)
-    rate = sum(e.success for e in expert) / len(expert)
-    write_text(Path("docs/cost.json"), json.dumps({"expert": rate, "caches": caches, "points": points}, indent=1))
-    console.print(f"wrote {picture(points, rate)} and docs/cost.json")
+    console.print(f"wrote {picture(measured(), sum(e.success for e in expert) / len(expert))}")
 
 
 if __name__ == "__main__":
