@@ -1,6 +1,7 @@
 """What every test needs: no hub, no display, two processes that do not fight for two cores."""
 
 import os
+import signal
 import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -12,6 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests import support
+
+# What a shell starts in the background ignores Ctrl-C, and so would all that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
