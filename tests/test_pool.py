@@ -1,6 +1,7 @@
 """Jobs in processes: what comes back, with how many threads, and what happens when a process or a machine is killed."""
 
 import os
+import re
 import signal
 import sys
 import time
@@ -58,6 +59,28 @@ def test_a_dead_worker_is_named_with_its_job_instead_of_a_wait_for_ever(job: str
     assert next(results) == "well"
     with pytest.raises(UserError, match=told):
         list(results)
+
+
+@dataclass(frozen=True)
+class Weak:
+    number: int
+    marks: Path
+
+
+def weak(job: Weak) -> int:
+    """Number 2 kills its process, the first time."""
+    with (job.marks / str(job.number)).open("a") as file:
+        file.write("tried\n")
+    if job.number == 2 and (job.marks / "2").read_text() == "tried\n":
+        os.kill(os.getpid(), signal.SIGABRT)
+    return job.number
+
+
+def test_a_worker_that_dies_once_is_told_and_costs_no_result(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert sorted(spread(weak, [Weak(number, tmp_path) for number in range(5)], 2)) == [0, 1, 2, 3, 4]
+    assert (tmp_path / "2").read_text() == "tried\ntried\n"
+    told = "".join(capfd.readouterr())
+    assert re.search(r"warning: .*crashed \(SIGABRT\).* while it did .*number=2.*; it is tried once more", told, re.S)
 
 
 def test_the_absence_of_ray_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,11 @@ from multiprocessing import TimeoutError, active_children, get_context
 from multiprocessing.process import BaseProcess
 from tempfile import TemporaryDirectory
 
+from rich.markup import escape
+
 from apprentice.errors import UserError
-from apprentice.watch import busy, epitaph, keep_note
+from apprentice.progress import console
+from apprentice.watch import WorkerDied, busy, epitaph, keep_note
 
 PATIENCE = 2.0  # s between looks at the workers' health
 RETRIES = 3  # machines or processes that may die under one and the same job
@@ -26,19 +29,36 @@ def spread[J, R](
     """Run jobs in fresh processes with one thread each (more only take cores from one another); yield what they return.
 
     A process is replaced after `renew` jobs. The processes belong to this machine, or to the Ray cluster at the
-    address `ray`; there a job whose process or machine dies is begun again elsewhere. Raises UserError if a process of
-    this machine dies (the pool would wait for ever), with the job that it was at, a job kills all that run it, or there
-    is no such cluster.
+    address `ray`. A job whose process or machine dies is begun again, and what ran beside it on this machine, too: a
+    renderer's heap may break once in thousands of episodes. Raises UserError if it dies again (on this machine with what
+    killed it and where), or there is no such cluster.
     """
     workers = max(1, min(workers, len(jobs)))
     return _here(run, jobs, workers, renew) if ray is None else _across(ray, run, jobs, workers, renew)
 
 
 def _here[J, R](run: Callable[[J], R], jobs: Sequence[J], workers: int, renew: int | None) -> Iterator[R]:
+    left, died = dict(enumerate(jobs)), set[str]()
+    while left:
+        try:
+            for number, result in _pooled(run, list(left.items()), workers, renew):
+                del left[number]
+                yield result
+        except WorkerDied as death:
+            if not death.job or death.job in died:
+                raise
+            died.add(death.job)
+            console.print(f"[yellow]warning:[/] {escape(str(death).partition('; nothing')[0])}; it is tried once more")
+
+
+def _pooled[J, R](
+    run: Callable[[J], R], jobs: list[tuple[int, J]], workers: int, renew: int | None
+) -> Iterator[tuple[int, R]]:
+    """Jobs' numbers and what they return; raises WorkerDied when a process ends before its job."""
     processes = get_context("spawn")
     with TemporaryDirectory() as notes, _limits(), processes.Pool(workers, _prepare, (notes,), renew) as pool:
         seen: set[BaseProcess] = set(active_children())
-        running = pool.imap_unordered(partial(busy, run), jobs, chunksize=1)
+        running = pool.imap_unordered(partial(_numbered, run), jobs, chunksize=1)
         while True:
             try:
                 yield running.next(timeout=PATIENCE)
@@ -46,8 +66,12 @@ def _here[J, R](run: Callable[[J], R], jobs: Sequence[J], workers: int, renew: i
                 return
             except TimeoutError:
                 seen |= set(active_children())
-                if fates := [fate for p in seen if (fate := epitaph(notes, p.pid, p.exitcode))]:
-                    raise UserError(fates[0]) from None
+                if deaths := [death for p in seen if (death := epitaph(notes, p.pid, p.exitcode))]:
+                    raise deaths[0] from None
+
+
+def _numbered[J, R](run: Callable[[J], R], job: tuple[int, J]) -> tuple[int, R]:
+    return job[0], busy(run, job[1])
 
 
 @contextmanager

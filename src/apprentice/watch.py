@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from apprentice.errors import UserError
+
 LONGEST = 300  # characters of a job's name
 _note: IO[str] | None = None  # of this worker process
 
@@ -52,12 +54,20 @@ def time_limit(seconds: float) -> Iterator[None]:
             faulthandler.cancel_dump_traceback_later()
 
 
-def epitaph(folder: str, worker: int | None, code: int | None) -> str:
-    """How a worker with this process id and exit code ended, and at which job; empty if nothing went wrong."""
+class WorkerDied(UserError):
+    """A worker process ended before its job did."""
+
+    def __init__(self, job: str, text: str) -> None:
+        super().__init__(text)
+        self.job = job  # what it was at; empty if it had not begun
+
+
+def epitaph(folder: str, worker: int | None, code: int | None) -> WorkerDied | None:
+    """How a worker with this process id and exit code ended, and at which job; None if nothing went wrong."""
     note = Path(folder) / str(worker)
     job, _, trace = note.read_text().partition("\n") if note.exists() else ("", "", "")
     if code is None or not (job or code):
-        return ""
+        return None
     if limit := re.search(r"^Timeout \((.*)\)!", trace, re.MULTILINE):
         how, fix = f"that hung (limit {limit[1]})", "mend what it hangs in or leave it out, then "
     elif code == -signal.SIGKILL:
@@ -67,9 +77,10 @@ def epitaph(folder: str, worker: int | None, code: int | None) -> str:
     else:
         how, fix = f"that ended itself with code {code}", "mend what ends it or leave it out, then "
     at = f" while it did {job}" if job else " before it began"
-    return (
+    return WorkerDied(
+        job,
         f"expected every worker to finish its jobs, found one {how}{_place(trace)}{at}; "
-        f"nothing finished is lost; fix: {fix}run the same command again"
+        f"nothing finished is lost; fix: {fix}run the same command again",
     )
 
 
