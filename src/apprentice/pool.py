@@ -30,8 +30,8 @@ def spread[J, R](
 
     A process is replaced after `renew` jobs. The processes belong to this machine, or to the Ray cluster at the
     address `ray`. A job whose process or machine dies is begun again, and what ran beside it on this machine, too: a
-    renderer's heap may break once in thousands of episodes. Raises UserError if it dies again (on this machine with what
-    killed it and where), or there is no such cluster.
+    renderer's heap may break once in thousands of episodes. Raises UserError if it dies again (on this machine with
+    what killed it and where), or there is no such cluster.
     """
     workers = max(1, min(workers, len(jobs)))
     return _here(run, jobs, workers, renew) if ray is None else _across(ray, run, jobs, workers, renew)
