@@ -4,7 +4,7 @@ scratch, on the demo's three tasks.
     python benchmarks/cost.py                    # about six hours on a CPU core; killed, it goes on where it was
 
 docs/cost.jsonl holds the points that are measured; they are not measured again, not even on another machine. Seeds
-can be measured side by side, `--seeds 0` in one process, `--seeds 1` in another.
+can be measured side by side, `--seeds 0` in one process, `--seeds 1` in another once the first one trains.
 
 Every point is a run of its own, trained to the end of its own schedule with its own seed and evaluated on 60 episodes:
 no checkpoint is picked. Its cost counts the caches that it reads, the expert's latents among them. Samples of the two
@@ -14,6 +14,7 @@ seconds of a sample over all runs of that kind, which other work on the machine 
 
 import argparse
 import json
+import os
 import shutil
 import time
 from dataclasses import replace
@@ -164,6 +165,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/cost"))
     options = parser.parse_args()
     out: Path = options.out
+    os.environ["APPRENTICE_CACHE"] = str(out.absolute() / "cache")  # the first of them are removed, to be timed
     caches = fill_caches(out)
     jobs = [(kind, budget, seed) for seed in options.seeds for kind, budgets in BUDGETS.items() for budget in budgets]
     done = {(p["kind"], p["budget"], p["seed"]) for p in measured()}
