@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -196,17 +197,22 @@ def test_killed_after_its_last_checkpoint_it_trains_no_further(
     assert cost["samples"] == 48 and cost["seconds"] == log(config.out)[-1]["seconds"]
 
 
-def test_success_in_closed_loop_is_logged(config: StageConfig) -> None:
-    seen = []
+def test_success_in_closed_loop_is_logged_and_its_time_is_none_of_training(config: StageConfig) -> None:
+    seen, spent = [], []
 
     def rollout(student: Path, folder: Path) -> float:
+        start = time.monotonic()
         trainer.ApprenticePolicy.from_pretrained(student)
         seen.append(folder.name)
+        time.sleep(2)
+        spent.append(time.monotonic() - start)
         return len(seen) / 4
 
     align(dataclasses.replace(config, rollouts=1, rollout_every=4), rollout)
     assert seen == ["000004", "000006"]
     assert [entry.get("success") for entry in log(config.out)] == [None, None, None, 0.25, None, 0.5]
+    seconds = [entry["seconds"] for entry in log(config.out)]
+    assert seconds[4] - seconds[3] < spent[0]
 
 
 class Library(SimpleNamespace):

@@ -23,7 +23,7 @@ SAVE_SHARE = 0.05  # of the time, at most
 
 
 class Clock:
-    """The seconds that a run has taken, those of before it was killed included, and when to save."""
+    """The seconds that a run has trained, those of before it was killed included, and when to save."""
 
     def __init__(self, spent: float):
         self._start = time.monotonic() - spent
@@ -35,6 +35,13 @@ class Clock:
     def due(self, every: float) -> bool:
         """Whether a checkpoint is due: after `every` seconds, or later if saving takes long."""
         return time.monotonic() - self._saved > max(every, self._took / SAVE_SHARE)
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Inside, the run is looked at: that is no part of what training costs."""
+        start = time.monotonic()
+        yield
+        self._start += time.monotonic() - start
 
     @contextmanager
     def saving(self) -> Iterator[None]:

@@ -245,7 +245,8 @@ def train(
             trainee.follow(step)
 
             entry = {"step": step, "seconds": clock.seconds(), "samples": (step + 1) * schedule.batch_size}
-            seen = look(trainee, watch, schedule, step, run)
+            with clock.stopped():
+                seen = look(trainee, watch, schedule, step, run)
             if seen or last or step % LOG_EVERY == 0:
                 log.write(entry | {"loss": loss} | _means(parts) | seen)
             meter.advance(note=log.note)
