@@ -157,6 +157,16 @@ def test_a_step_killed_alone_is_a_failure_that_can_be_resumed(tmp_path: Path) ->
         run_recipe(write(tmp_path, {"one": {"run": f'python -c "{suicide}"'}}))
 
 
+def test_a_step_can_be_interrupted_though_a_shell_had_us_ignore_it(tmp_path: Path) -> None:
+    deaf = "import signal, sys; sys.exit(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)"
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as of what is started with & in a script
+    try:
+        assert subprocess.run([sys.executable, "-c", deaf]).returncode == 1
+        run_recipe(write(tmp_path, {"one": {"run": f'python -c "{deaf}"'}}))
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_two_runs_do_not_share_a_folder(tmp_path: Path, counting: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = start(counting)
     wait_for(tmp_path / "out/count/ticks")

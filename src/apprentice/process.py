@@ -43,7 +43,7 @@ def run_logged(command: list[str], log: Path, environment: dict[str, str], keep:
                 env=environment,
                 pass_fds=[keep],
                 start_new_session=True,
-                preexec_fn=_end_with_parent,
+                preexec_fn=_end_when_told,
             )
         finally:
             os.close(theirs)
@@ -103,6 +103,7 @@ def _signal(process: subprocess.Popen[bytes], number: int) -> None:
         os.killpg(process.pid, number)
 
 
-def _end_with_parent() -> None:
+def _end_when_told() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell has what it starts in the background ignore it
     if sys.platform == "linux":
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
