@@ -17,7 +17,7 @@ from collections import Counter
 from pathlib import Path
 
 from apprentice.errors import UserError
-from apprentice.evaluate.results import ALL, Evaluation, success_rows
+from apprentice.evaluate.results import ALL, read_episodes, success_rows
 from apprentice.progress import console
 
 LOOK = 0.2  # s
@@ -74,8 +74,8 @@ def main() -> None:
         )
         if missing := kept - set(found):
             raise UserError(f"expected what was there before a kill, found {len(missing)} lines of it missing")
-        kept |= set(found)
-    episodes = Evaluation.load(folder).episodes
+        kept = set(found)
+    episodes = read_episodes(folder / "episodes.jsonl")  # all lines: an Evaluation counts each key once
     twice = sum(count > 1 for count in Counter(episode.key for episode in episodes).values())
     row = next(row for row in success_rows(episodes) if row.task == ALL)
     console.print(

@@ -48,7 +48,7 @@ def _here[J, R](run: Callable[[J], R], jobs: Sequence[J], workers: int, renew: i
             if not death.job or death.job in died:
                 raise
             died.add(death.job)
-            console.print(f"[yellow]warning:[/] {escape(str(death).partition('; nothing')[0])}; it is tried once more")
+            console.print(f"[yellow]warning:[/] {escape(death.what)}; it is tried once more")
 
 
 def _pooled[J, R](

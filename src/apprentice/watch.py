@@ -55,11 +55,16 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 class WorkerDied(UserError):
-    """A worker process ended before its job did."""
+    """A worker process ended before its job did.
 
-    def __init__(self, job: str, text: str) -> None:
-        super().__init__(text)
-        self.job = job  # what it was at; empty if it had not begun
+    Attributes:
+        job: what it was at; empty if it had not begun.
+        what: how it ended.
+    """
+
+    def __init__(self, job: str, what: str, fix: str) -> None:
+        super().__init__(f"{what}; nothing finished is lost; fix: {fix}run the same command again")
+        self.job, self.what = job, what
 
 
 def epitaph(folder: str, worker: int | None, code: int | None) -> WorkerDied | None:
@@ -77,11 +82,7 @@ def epitaph(folder: str, worker: int | None, code: int | None) -> WorkerDied | N
     else:
         how, fix = f"that ended itself with code {code}", "mend what ends it or leave it out, then "
     at = f" while it did {job}" if job else " before it began"
-    return WorkerDied(
-        job,
-        f"expected every worker to finish its jobs, found one {how}{_place(trace)}{at}; "
-        f"nothing finished is lost; fix: {fix}run the same command again",
-    )
+    return WorkerDied(job, f"expected every worker to finish its jobs, found one {how}{_place(trace)}{at}", fix)
 
 
 def _place(trace: str) -> str:
