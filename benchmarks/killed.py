@@ -4,7 +4,8 @@
 
 `apprentice eval` is killed with all of its workers (SIGKILL) whenever another quarter of the episodes is there, and
 started again by the same command. Required: each line that was there before a kill is there in the end, and each
-episode stands in it once. Minutes are of the clock, starts included: leave the machine alone meanwhile.
+episode stands in it once. Minutes are of the clock, starts included: leave the machine alone meanwhile. Other options,
+such as --n-action-steps 6, are those of `apprentice eval`.
 """
 
 import argparse
@@ -58,12 +59,12 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("runs/bench-killed"), help="a folder that does not exist yet")
-    options = parser.parse_args()
+    options, others = parser.parse_known_args()
     options.out.mkdir(parents=True)
     folder, wanted = options.out / "evaluation", options.episodes * len(options.tasks)
     command = [sys.executable, "-m", "apprentice", "eval", "--policies", options.policy, "--suite", options.suite]
     command += ["--tasks", *map(str, options.tasks), "--episodes", str(options.episodes)]
-    command += ["--workers", str(options.workers), "--out-dir", str(folder)]
+    command += ["--workers", str(options.workers), "--out-dir", str(folder), *others]
     seconds, kept = 0.0, set[str]()
     for kill in range(options.kills + 1):
         until = wanted * (kill + 1) // (options.kills + 1) if kill < options.kills else None

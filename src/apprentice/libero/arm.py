@@ -22,6 +22,7 @@ class Arm:
         self.fingers = [domain.sim.model.actuator_name2id(name) for name in robot.gripper.actuators]
         low, high = self.model.actuator_ctrlrange[self.fingers].T
         self.middle, self.reach = 0.5 * (high + low), 0.5 * (high - low)
+        self.move = np.zeros(2)  # of each finger's command in a physics step
         self.site = robot.eef_site_id
         self.jacobian = np.zeros((2, 3, self.model.nv))
         self.mass = np.zeros((self.model.nv, self.model.nv))
@@ -31,10 +32,12 @@ class Arm:
         robot, controller = self.robot, self.robot.controller
         if policy_step:  # goals and what robosuite remembers of a control step
             robot.control(action, policy_step=True)
+            self.move = np.array([-1.0, 1.0]) * robot.gripper.speed * np.sign(action[controller.control_dim :])
             return
         self._update(controller)
-        robot.torques = np.clip(controller.run_controller(), self.low, self.high)
-        fingers = robot.gripper.format_action(action[controller.control_dim :])
+        robot.torques = np.minimum(np.maximum(controller.run_controller(), self.low), self.high)
+        fingers = np.minimum(np.maximum(robot.gripper.current_action + self.move, -1.0), 1.0)
+        robot.gripper.current_action = fingers
         self.data.ctrl[self.fingers] = self.middle + self.reach * fingers
         self.data.ctrl[self.joints] = robot.torques
 

@@ -346,6 +346,7 @@ def _assemble(jobs: list[Job], scratch: Path, root: Path, images: bool) -> None:
         },
         # About 0.7 KB a frame at 128 px, at 36 to 39 dB; one key frame a second.
         rgb_encoder=RGBEncoderConfig(vcodec="h264", crf=20, g=FPS, preset="slow"),
+        image_writer_threads=4 if images else 0,
         streaming_encoding=not images,
         encoder_queue_maxsize=2 * max(SUITES.values()),  # a full queue would drop frames
         encoder_threads=1,  # with more, the bytes would depend on the number of cores
