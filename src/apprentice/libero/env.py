@@ -66,7 +66,7 @@ class LiberoEnv:
         # Robosuite refreshes some 40 sensors in every physics step; we read the three that we need ourselves, and
         # MuJoCo's own, a force and a torque at the wrist, not at all.
         self.model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_SENSOR
-        self.model.vis.global_.bvactive = 0  # which bounding volumes touch, of up to a million: only its viewer shows it
+        self.model.vis.global_.bvactive = 0  # flags of up to a million bounding volumes that its viewer alone shows
         self.control.env._observables = {}
         self.control.env._update_observables = self._watch
         self._polar = _torchs_polar if render == "exact" else _polar
