@@ -35,9 +35,9 @@ class Arm:
             self.move = np.array([-1.0, 1.0]) * robot.gripper.speed * np.sign(action[controller.control_dim :])
             return
         self._update(controller)
-        robot.torques = np.minimum(np.maximum(controller.run_controller(), self.low), self.high)
-        fingers = np.minimum(np.maximum(robot.gripper.current_action + self.move, -1.0), 1.0)
-        robot.gripper.current_action = fingers
+        robot.torques = np.clip(controller.run_controller(), self.low, self.high)
+        # As robosuite's `PandaGripper.format_action`, which works out `move` anew.
+        fingers = robot.gripper.current_action = np.clip(robot.gripper.current_action + self.move, -1.0, 1.0)
         self.data.ctrl[self.fingers] = self.middle + self.reach * fingers
         self.data.ctrl[self.joints] = robot.torques
 

@@ -63,12 +63,13 @@ class LiberoEnv:
         places = [f.get_obj().get("pos", "0 0 0").split() for f in fixtures]
         self._at_first = np.array(places, dtype=float).reshape(-1, 3)
         self._substep = 0
-        # Robosuite refreshes some 40 sensors in every physics step; we read the three that we need ourselves, and
-        # MuJoCo's own, a force and a torque at the wrist, not at all.
-        self.model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_SENSOR
-        self.model.vis.global_.bvactive = 0  # flags of up to a million bounding volumes that its viewer alone shows
+        # Robosuite refreshes some 40 sensors in every physics step; we read the three that we need ourselves.
         self.control.env._observables = {}
         self.control.env._update_observables = self._watch
+        # MuJoCo's own, a force and a torque at the wrist, nobody reads; and its flags, one for each of up to a million
+        # bounding volumes, are for its viewer alone.
+        self.model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_SENSOR
+        self.model.vis.global_.bvactive = 0
         self._polar = _torchs_polar if render == "exact" else _polar
         self._stepping = self._fresh = False
         self.control.env.sim.forward, self.control.env.sim.step = self._forward, self._integrate
