@@ -6,7 +6,7 @@ from importlib.resources import files
 
 import numpy as np
 import pytest
-from example_evaluation import CHANGED, EPISODES, FAILS, TASKS, fails_of
+from example_evaluation import CHANGED, EPISODES, FAILS, TASKS, fails_of, write_evaluation
 
 from apprentice.errors import UserError
 from apprentice.evaluate.compare import summary
@@ -44,7 +44,7 @@ def test_results_json_is_the_list_that_was_asked_for(report):
 
 def test_details_json_counts_what_was_changed_and_how_it_failed(report, folders):
     details = json.loads((report.parent / "details.json").read_text())
-    assert list(details["perturbations"]) == ["as published", *CHANGED, "LIBERO-PRO swap"]
+    assert list(details["perturbations"]) == ["as published", *CHANGED, "exchanged places (LIBERO-PRO swap)"]
     for probe, states in CHANGED.items():
         for found in details["probes"][probe]:
             lost = sum(len(set(states) - set(FAILS[found["policy"]][task])) for task in TASKS)
@@ -53,6 +53,15 @@ def test_details_json_counts_what_was_changed_and_how_it_failed(report, folders)
             assert -pair["low95"] > lost / 60 > -pair["high95"] > 0
     one = {"policy": "two-stage", "against": "only-ft", "pairs": 60, "a": 51, "b": 57, "only_a": 2, "only_b": 8}
     assert any(one.items() <= pair.items() for pair in details["paired"])
+    others = len(FAILS) - 1
+    assert [pair["perturbation"] for pair in details["paired"][::others]] == list(details["perturbations"])
+    for pair in details["paired"]:
+        if pair["perturbation"] in ("as published", *CHANGED):
+            a, b = (
+                {(task, state) for task in TASKS for state in fails_of(policy, task, pair["perturbation"])}
+                for policy in (pair["against"], pair["policy"])
+            )
+            assert (pair["only_a"], pair["only_b"]) == (len(b - a), len(a - b))
     for name, members in details["failures"].items():
         for row in members if name in ("as published", *CHANGED) else []:
             failed = [s for task in TASKS for s in fails_of(row["policy"], task, name)]
@@ -67,6 +76,15 @@ def test_held_out_loss_stands_beside_the_other(folders):
     stage = Stage.load("two-stage", folders["runs"]["two-stage"])
     assert stage.held_out[:, 0].tolist() == [64 * (step + 1) for step in (290, 590, 890, 1190, 1490)]
     np.testing.assert_allclose(stage.held_out[:, 1], 1.2 * stage.loss[29::30])
+
+
+def test_what_is_left_of_it_when_the_tasks_are_perturbed_is_said(report, browser):
+    browser.get(report.as_uri())
+    low, high = wilson(57, 60)
+    said = f"exchanged places (LIBERO-PRO swap) 57 of 60 ({100 * low:.0f} to {100 * high:.0f}"
+    assert said in browser.find_element("css selector", "header").text
+    rows = browser.find_elements("css selector", '#paired tr[data-perturbation="exchanged places (LIBERO-PRO swap)"]')
+    assert [row.get_attribute("data-other") for row in rows] == [name for name in FAILS if name != "two-stage"]
 
 
 def test_the_worst_task_stands_first(report, browser):
@@ -226,5 +244,8 @@ def test_episodes_of_another_checkpoint_or_told_another_task_do_not_count(folder
 def test_missing_pieces_are_named(folders, tmp_path):
     with pytest.raises(UserError, match="expected an evaluation in"):
         write_report(tmp_path / "r.html", tmp_path)
+    spatial = write_evaluation(tmp_path, suite="libero_spatial")
+    with pytest.raises(UserError, match=r"to be of libero_goal, .* found libero_spatial; fix: leave it out"):
+        write_report(tmp_path / "r.html", folders["evaluation"], variants=[spatial])
     with pytest.raises(UserError, match=r"stage align: .* found no cost.json"):
         write_report(tmp_path / "r.html", folders["evaluation"], runs={"align": tmp_path})

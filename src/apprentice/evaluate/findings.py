@@ -126,6 +126,17 @@ def changes(subject: str, looks: Mapping[str, Sequence[tuple[Row, Paired]]]) -> 
     return [f"With one thing changed it gains or loses, in points: {'; '.join(found)}."] if found else []
 
 
+def perturbations(subject: Row, perturbed: Mapping[str, Sequence[Row]]) -> list[str]:
+    """A sentence on what a policy still solves of other suites' tasks, LIBERO-PRO's variants, if any were run."""
+    rows = {name: row for name, rows in perturbed.items() for row in rows if row.policy == subject.policy}
+    found = [
+        f"{name} {row.successes} of {row.episodes} ({interval(row.low95, row.high95)})"
+        for name, row in rows.items()
+        if row.suite != subject.suite
+    ]
+    return [f"Of the perturbed tasks it solves: {'; '.join(found)}."] if found else []
+
+
 def failures(kinds: Mapping[str, int]) -> list[str]:
     """A sentence on how episodes failed, the commonest kind first, if any did."""
     common = sorted((kind for kind in kinds if kinds[kind]), key=lambda kind: -kinds[kind])

@@ -26,6 +26,7 @@ from apprentice.evaluate.findings import (
     findings,
     interval,
     percent,
+    perturbations,
     points,
     points_interval,
 )
@@ -33,7 +34,7 @@ from apprentice.evaluate.play import CONTROL_HZ
 from apprentice.evaluate.probes import PROBES
 from apprentice.evaluate.results import ALL, Evaluation, probe_rows, success_rows
 from apprentice.files import read_json, write_json, write_text
-from apprentice.libero.suites import tasks
+from apprentice.libero.suites import PERTURBATIONS, tasks
 
 CHARTED = 12  # tasks in the chart; the table has all
 
@@ -96,13 +97,19 @@ def write_report(
         variants: folders of evaluations on LIBERO-PRO's variants of the suite.
         title: stands above the headline.
 
-    Raises UserError if a folder is missing, a stage is not finished, or there is no episode yet.
+    Raises UserError if a folder is missing or of another suite, a stage is not finished, or there is no episode yet.
     """
     out = Path(out)
     main = Evaluation.load(evaluation)
     folders = dict.fromkeys(Path(folder).resolve() for folder in [*(probe or []), *(variants or [])])
     others = [folder for folder in folders if folder != Path(evaluation).resolve()]  # nothing counts twice
     evaluations = [main, *(Evaluation.load(folder) for folder in others)]
+    suites = (main.protocol.suite, *(f"{main.protocol.suite}_{kind}" for kind in PERTURBATIONS))
+    for each in evaluations:
+        if each.protocol.suite not in suites:
+            raise UserError(
+                f"expected {each.folder} to be of {', '.join(suites)}, found {each.protocol.suite}; fix: leave it out"
+            )
     episodes = [episode for each in evaluations for episode in each.episodes]
     groups = tables.by_change(episodes, main.protocol.suite)
     rows = success_rows(main.episodes)
@@ -114,7 +121,7 @@ def write_report(
     colours = _colours([*main.policies, *(runs or {})])
     subject = chosen(rows).policy
     by_task, changed = tables.by_task(rows, subject, names), tables.perturbed(groups)
-    pairs = tables.against(subject, list(main.policies), groups.get(tables.PUBLISHED, []))
+    pairs = tables.against(subject, list(main.policies), {name: groups[name] for name in changed})
     looks, latencies, failing = tables.looks(groups), tables.latencies(main), tables.failing(groups)
     told_pairs: dict[str, list] = {}
     for row in told:
@@ -129,7 +136,11 @@ def write_report(
         write_json(out.parent / "probe.json", [asdict(row) for row in told])
     details = {
         "perturbations": {name: [asdict(row) for row in members] for name, members in changed.items()},
-        "paired": [{"policy": subject, "against": against, **asdict(pair)} for against, pair in pairs],
+        "paired": [
+            {"perturbation": name, "policy": subject, "against": against, **asdict(pair)}
+            for name, members in pairs.items()
+            for against, pair in members
+        ],
         "probes": {
             probe: [asdict(row) | {"paired": asdict(pair)} for row, pair in members] for probe, members in looks.items()
         },
@@ -142,7 +153,12 @@ def write_report(
         _page().render(
             title=title,
             today=date.today().isoformat(),
-            findings=[*findings(rows, told), *changes(subject, looks), *failures(own.kinds if own else {})],
+            findings=[
+                *findings(rows, told),
+                *changes(subject, looks),
+                *perturbations(chosen(rows), changed),
+                *failures(own.kinds if own else {}),
+            ],
             subject=subject,
             policies=list(main.policies),
             overall=[row for row in rows if row.task == ALL],

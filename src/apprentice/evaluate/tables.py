@@ -13,6 +13,7 @@ from apprentice.evaluate.play import CONTROL_HZ
 from apprentice.evaluate.probes import PLAIN, PROBES
 from apprentice.evaluate.results import ALL, Episode, Evaluation, Row, success_rows
 from apprentice.evaluate.trace import Trace
+from apprentice.libero.suites import PERTURBATIONS
 
 PUBLISHED, TOLD_ANOTHER = "as published", "told another task"
 PARTS = ("seconds", "reset_seconds", "policy_seconds", "render_seconds", "physics_seconds", "steps")
@@ -44,7 +45,8 @@ class Failing:
 def changed(episode: Episode, suite: str) -> str:
     """What was changed against the episodes as published of `suite`."""
     if episode.suite != suite:
-        return f"LIBERO-PRO {episode.suite.removeprefix(suite).strip('_')}"
+        kind = episode.suite.removeprefix(f"{suite}_")
+        return f"{PERTURBATIONS[kind]} (LIBERO-PRO {kind})"
     if episode.task != episode.told:
         return TOLD_ANOTHER
     return PUBLISHED if episode.probe == PLAIN else episode.probe
@@ -88,11 +90,17 @@ def by_task(rows: list[Row], subject: str, names: dict[int, str]) -> dict[str, l
     return {"all tasks": [row for row in rows if row.task == ALL], **ordered}
 
 
-def against(subject: str, policies: Sequence[str], episodes: list[Episode]) -> list[tuple[str, Paired]]:
-    """Each other policy (A) and `subject` (B) on the episodes that both have run."""
-    own = {policy: [episode for episode in episodes if episode.policy == policy] for policy in policies}
-    pairs = [(other, paired(own[other], own[subject])[0]) for other in policies if other != subject]
-    return [(other, pair) for other, pair in pairs if pair.pairs]
+def against(
+    subject: str, policies: Sequence[str], groups: dict[str, list[Episode]]
+) -> dict[str, list[tuple[str, Paired]]]:
+    """Each other policy (A) and `subject` (B) on the episodes that both have run, by what was changed."""
+    table: dict[str, list[tuple[str, Paired]]] = {}
+    for name, group in groups.items():
+        own = {policy: [episode for episode in group if episode.policy == policy] for policy in policies}
+        pairs = [(other, paired(own[other], own[subject])[0]) for other in policies if other != subject]
+        if found := [(other, pair) for other, pair in pairs if pair.pairs]:
+            table[name] = found
+    return table
 
 
 def looks(groups: dict[str, list[Episode]]) -> dict[str, list[tuple[Row, Paired]]]:
