@@ -64,7 +64,7 @@ def evaluate(
         probes: what to change in the episodes, one or more of plain (nothing), paraphrase, empty (no words),
             black-agent, black-wrist (a camera is black) and moved (what is carried stands elsewhere); tasks that a
             probe does not suit are left out of it.
-        render: "fast" draws simplified meshes, "exact" those of the benchmark.
+        render: "fast" draws simplified meshes, "exact" those of the benchmark, for numbers to be published.
         size: height and width of the images (px).
         max_steps: actions before an episode counts as failed, instead of the suite's own limit.
         settle_steps: no-op actions before the policy's first.
