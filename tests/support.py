@@ -1,10 +1,11 @@
 """Small real things that tests are made of: a LeRobotDataset, an expert's checkpoint, a VLM; LeRobot's commands."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -208,3 +209,9 @@ def loss_on_held_out(checkpoint: Path, root: Path) -> float:
     with torch.no_grad():
         losses = [policy(before(batch))[0].item() for batch in DataLoader(dataset, batch_size=4)]
     return sum(losses) / len(losses)
+
+
+def spread_here(run: Callable[[Any], Any], jobs: Sequence[Any], workers: int, **_: Any) -> Iterator[Any]:
+    """What workers would do, here, where all is loaded, with one thread as they have; jobs and results can be sent."""
+    torch.set_num_threads(1)
+    return (pickle.loads(pickle.dumps(run(pickle.loads(pickle.dumps(job))))) for job in jobs)

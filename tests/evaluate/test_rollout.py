@@ -19,8 +19,10 @@ from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.policies.act.configuration_act import ACTConfig
 from lerobot.policies.act.modeling_act import ACTPolicy
 from lerobot.policies.factory import make_pre_post_processors
+from tests import support
 from tests.serve.running import Running
 
+from apprentice import pool
 from apprentice.data.contract import Contract
 from apprentice.errors import UserError
 from apprentice.evaluate import rollout
@@ -141,7 +143,7 @@ def test_finished_episodes_are_not_run_again(evaluation, policies):
     assert evaluation.log.read_bytes() == before
 
 
-def test_a_killed_run_goes_on(evaluation, policies, tmp_path):
+def test_a_killed_run_goes_on(evaluation, policies, tmp_path, monkeypatch):
     """Killed with its workers while it runs; a torn last line is left by hand."""
     script = (
         "from pathlib import Path\nfrom apprentice.evaluate.rollout import evaluate\n"
@@ -162,7 +164,8 @@ def test_a_killed_run_goes_on(evaluation, policies, tmp_path):
     assert 1 <= len(kept) < len(evaluation.episodes)
     with log.open("a") as stream:
         stream.write('{"policy": "expert", "che')
-    finished = evaluate(policies, out_dir=tmp_path, workers=1, **SETTING)
+    monkeypatch.setattr(rollout, "spread", support.spread_here)
+    finished = evaluate(policies, out_dir=tmp_path, **SETTING)
     assert [outcome(e) for e in finished] == [outcome(e) for e in evaluation.episodes]
     assert finished[: len(kept)] == kept
     assert len(read_episodes(log)) == len(finished)
@@ -209,6 +212,10 @@ def test_unusable_actions_name_policy_and_instruction(tmp_path):
         policy.plan(observation(), "open the drawer")
 
 
+def once(run, jobs, workers, ray):
+    return (result for _, result in pool._pooled(run, list(enumerate(jobs)), 1, None))
+
+
 @pytest.mark.parametrize(
     ("how", "told"),
     [
@@ -221,7 +228,9 @@ def test_unusable_actions_name_policy_and_instruction(tmp_path):
     ],
 )
 def test_a_plugins_policy_that_breaks_is_named(how, told, tmp_path, monkeypatch):
+    """A process that dies or hangs is one of the pool's, but not begun again, which takes as long once more."""
     monkeypatch.syspath_prepend(Path(__file__).parent / "plugin")
+    monkeypatch.setattr(rollout, "spread", support.spread_here if how == "nan" else once)
     folder = write_act(tmp_path / "worse", 0)
     with pytest.raises(UserError, match=told):
         evaluate({"worse": retyped(folder, type="broken", how=how)}, out_dir=tmp_path, **SETTING | {"episodes": 1})
@@ -261,10 +270,11 @@ def test_a_policy_server_is_evaluated_like_its_checkpoint(policies, evaluation):
     assert same_trace(files[f"traces/{episode.trace}"], evaluation, episode)
 
 
-def test_one_checkpoint_a_task_is_evaluated_as_one_policy(policies, evaluation, tmp_path):
+def test_one_checkpoint_a_task_is_evaluated_as_one_policy(policies, evaluation, tmp_path, monkeypatch):
+    monkeypatch.setattr(rollout, "spread", support.spread_here)
     file = tmp_path / "experts.yaml"
     file.write_text(f"put the bowl on the stove: {policies['expert']}\nopen the drawer: {policies['two-stage']}\n")
-    played = evaluate({"expert": file}, out_dir=tmp_path, workers=1, **SETTING)
+    played = evaluate({"expert": file}, out_dir=tmp_path, **SETTING)
     before = [episode for episode in evaluation.episodes if episode.policy == "expert"]
     assert [replace(outcome(e), checkpoint="", video="", trace="") for e in played] == [
         replace(outcome(e), checkpoint="", video="", trace="") for e in before

@@ -1,10 +1,10 @@
-import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tests import support
 
 from apprentice.libero import collect as collecting
 from apprentice.libero import doctor as doctors
@@ -27,14 +27,11 @@ def exact() -> Iterator[LiberoEnv]:
 
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """From its call on, what workers would do is done here, where all is loaded; jobs and results can still be sent."""
-
-    def spread(run: Callable[[Any], Any], jobs: list[Any], workers: int, **_: Any) -> Iterator[Any]:
-        return (pickle.loads(pickle.dumps(run(pickle.loads(pickle.dumps(job))))) for job in jobs)
+    """From its call on, what workers would do is done here."""
 
     def begin() -> None:
         for module in (collecting, doctors):
-            monkeypatch.setattr(module, "spread", spread)
+            monkeypatch.setattr(module, "spread", support.spread_here)
 
     return begin
 
