@@ -126,13 +126,13 @@ def changes(subject: str, looks: Mapping[str, Sequence[tuple[Row, Paired]]]) -> 
     return [f"With one thing changed it gains or loses, in points: {'; '.join(found)}."] if found else []
 
 
-def perturbations(subject: Row, perturbed: Mapping[str, Sequence[Row]]) -> list[str]:
-    """A sentence on what a policy still solves of other suites' tasks, LIBERO-PRO's variants, if any were run."""
-    rows = {name: row for name, rows in perturbed.items() for row in rows if row.policy == subject.policy}
+def perturbations(subject: str, suite: str, perturbed: Mapping[str, Sequence[Row]]) -> list[str]:
+    """A sentence on what a policy still solves of LIBERO-PRO's variants of `suite`, if any were run."""
     found = [
         f"{name} {row.successes} of {row.episodes} ({interval(row.low95, row.high95)})"
-        for name, row in rows.items()
-        if row.suite != subject.suite
+        for name, members in perturbed.items()
+        for row in members
+        if row.policy == subject and row.suite != suite
     ]
     return [f"Of the perturbed tasks it solves: {'; '.join(found)}."] if found else []
 

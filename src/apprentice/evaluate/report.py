@@ -156,7 +156,7 @@ def write_report(
             findings=[
                 *findings(rows, told),
                 *changes(subject, looks),
-                *perturbations(chosen(rows), changed),
+                *perturbations(subject, main.protocol.suite, changed),
                 *failures(own.kinds if own else {}),
             ],
             subject=subject,
