@@ -4,6 +4,7 @@ clear line.
 
 import argparse
 import errno
+import gc
 import importlib
 import os
 import signal
@@ -14,6 +15,7 @@ from typing import Any
 
 from apprentice.errors import UserError
 from apprentice.flags import add_flags
+from apprentice.pool import RARELY
 
 # command: (what it does, where its parameters are declared, what it calls with them)
 COMMANDS = {
@@ -136,6 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     can mend, 130 after an interruption.
     """
     signal.signal(signal.SIGTERM, _interrupt)
+    gc.set_threshold(*RARELY)
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         parsed = vars(_parser(words[0] if words else "").parse_args(words))
