@@ -1,5 +1,3 @@
-import gc
+from apprentice.garbage import collect_rarely
 
-from apprentice.pool import RARELY
-
-gc.set_threshold(*RARELY)  # before anything imports LeRobot
+collect_rarely()

@@ -4,7 +4,6 @@ clear line.
 
 import argparse
 import errno
-import gc
 import importlib
 import os
 import signal
@@ -15,7 +14,7 @@ from typing import Any
 
 from apprentice.errors import UserError
 from apprentice.flags import add_flags
-from apprentice.pool import RARELY
+from apprentice.garbage import collect_rarely
 
 # command: (what it does, where its parameters are declared, what it calls with them)
 COMMANDS = {
@@ -138,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     can mend, 130 after an interruption.
     """
     signal.signal(signal.SIGTERM, _interrupt)
-    gc.set_threshold(*RARELY)
+    collect_rarely()
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         parsed = vars(_parser(words[0] if words else "").parse_args(words))

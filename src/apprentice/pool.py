@@ -1,6 +1,5 @@
 """Jobs spread over processes, of this machine or of a Ray cluster."""
 
-import gc
 import logging
 import os
 import signal
@@ -16,12 +15,12 @@ from tempfile import TemporaryDirectory
 from rich.markup import escape
 
 from apprentice.errors import UserError
+from apprentice.garbage import collect_rarely
 from apprentice.progress import console
 from apprentice.watch import WorkerDied, busy, epitaph, keep_note
 
 PATIENCE = 2.0  # s between looks at the workers' health
 RETRIES = 3  # machines or processes that may die under one and the same job
-RARELY = (20_000, 50, 50)  # the garbage collector's thresholds: it takes a sixth of the time to import LeRobot
 LIMITS = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
@@ -91,7 +90,7 @@ def _limits() -> Iterator[None]:
 
 
 def _prepare(notes: str) -> None:
-    gc.set_threshold(*RARELY)
+    collect_rarely()
     keep_note(notes)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
 

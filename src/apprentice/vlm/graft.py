@@ -73,7 +73,7 @@ def graft(llm: Any, tokenizer: PreTrainedTokenizerBase, tower: str) -> tuple[Any
     eyes, scale = _tower(tower)
     tokenizer.add_special_tokens({"additional_special_tokens": MARKS})
     _widen(llm, len(tokenizer))
-    ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    ends = _ends(tokenizer)
     whole: dict[str, Any] = {
         "vision_config": {name: getattr(eyes.config, name) for name in SHAPE},
         "text_config": llm.config.to_dict(),
@@ -105,11 +105,16 @@ def _smollm2() -> tuple[Any, PreTrainedTokenizerBase]:
     fields = GGUFReader(file).fields
     # Of itself Transformers would read the file twice, which takes seconds.
     names: dict[str, str] = GGUF_CONFIG_MAPPING["llama"]  # type: ignore[assignment]
-    shape = {name: fields[f"llama.{key}"].contents() for key, name in names.items() if f"llama.{key}" in fields}
-    ends: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2, "tie_word_embeddings": True}
-    config = LlamaConfig(**shape, **ends)
+    tokenizer = _smollm2_tokenizer(fields)
+    about: dict[str, Any] = {"tie_word_embeddings": True, **_ends(tokenizer)}
+    about |= {name: fields[f"llama.{key}"].contents() for key, name in names.items() if f"llama.{key}" in fields}
+    config = LlamaConfig(**about)
     model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, config=config, dtype=torch.float32)
-    return model, _smollm2_tokenizer(fields)
+    return model, tokenizer
+
+
+def _ends(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    return {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
 
 
 def _smollm2_tokenizer(fields: dict[str, Any]) -> PreTrainedTokenizerBase:
