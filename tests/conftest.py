@@ -1,11 +1,11 @@
-"""What every test needs: no hub, no display, two processes that do not fight for two cores."""
+"""What every test needs: no hub, no display, one thread: processes that fight for cores take four times as long."""
 
 import os
 import signal
 import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TRACKIO_DIR", os.path.join(tempfile.gettempdir(), "apprentice-trackio"))
 
 from pathlib import Path
