@@ -53,7 +53,7 @@ def test_large_textures_are_averaged_and_small_ones_left() -> None:
 
 
 def test_cameras_have_meshes_as_fine_as_they_can_show(exact: LiberoEnv) -> None:
-    """The arm is near to the agent's camera and hardly in the wrist's view, the mount never; both look at the hand."""
+    """The arm is near to the agent's camera and hardly in the wrist's view, the mount never; its hand is near."""
     faces = {}
     for camera, detail in DETAIL.items():
         found = lighter(exact.model, detail)
@@ -62,4 +62,4 @@ def test_cameras_have_meshes_as_fine_as_they_can_show(exact: LiberoEnv) -> None:
             faces[camera, part] = sum(len(mesh.faces) for mesh in meshes)
     agent, wrist = DETAIL
     assert faces[wrist, "robot0"] < faces[agent, "robot0"] / 3 and faces[wrist, "mount0"] < faces[agent, "mount0"]
-    assert faces[wrist, "gripper0"] == faces[agent, "gripper0"]
+    assert faces[wrist, "gripper0"] > faces[agent, "gripper0"]

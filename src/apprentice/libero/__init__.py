@@ -10,4 +10,4 @@ os.environ.setdefault("PYOPENGL_PLATFORM", os.environ["MUJOCO_GL"])
 # Robosuite advises every user, in three lines at import, to write a file of private macros.
 logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
 
-FAST_VERSION = 7  # of what fast mode draws: change it with its algorithm or its tolerances
+FAST_VERSION = 8  # of what fast mode draws: change it with its algorithm or its tolerances

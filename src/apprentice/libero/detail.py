@@ -31,10 +31,9 @@ class Detail:
     share: float
 
 
-# A pixel of the agent's view is 6 mm wide at the robot; of the wrist's, 1 to 3 mm. Yet with the robot at 1, 0.5 and
-# 0.3 mm in the agent's view a student solved 21, 22 and 25 of 30 episodes, and 24 in exact mode (docs/evaluation.md).
-AGENT = Detail(robot=0.0003, mount=0.006, gripper=0.0003, least=0.0006, share=0.0025)
-WRIST = Detail(robot=0.004, mount=0.02, gripper=0.0003, least=0.0004, share=0.002)
+# A pixel of the agent's view is 6 mm wide at the robot; of the wrist's, 1 to 3 mm.
+AGENT = Detail(robot=0.001, mount=0.006, gripper=0.0003, least=0.0003, share=0.00125)
+WRIST = Detail(robot=0.004, mount=0.02, gripper=0.0002, least=0.0003, share=0.0013)
 Meshes = dict[int, Mesh]  # by their index in a model
 
 

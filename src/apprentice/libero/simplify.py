@@ -16,7 +16,7 @@ STAGES = (0.15, 0.4, 1.0)  # of the tolerance: cheap collapses come first
 COARSER = (1.4, 2.0, 2.8, 4.0)  # for what still has more than MOST faces: a weave, leaves
 MOST = 12000
 FLIP = 0.2  # least cosine between the normals of a face before and after a collapse
-CREASE = 0.5  # least cosine between a face and the original normals that are averaged at its corners
+CREASE = 0.8  # least cosine between a face and the original normals that are averaged at its corners
 TRIES = 3  # neighbours tried for each vertex in each round
 
 
