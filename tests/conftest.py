@@ -1,4 +1,4 @@
-"""What every test needs: no hub, no display, one thread: processes that fight for cores take four times as long."""
+"""What every test needs: no hub, no display, one thread: processes that fight for cores take three times as long."""
 
 import os
 import signal

@@ -53,7 +53,7 @@ def test_large_textures_are_averaged_and_small_ones_left() -> None:
 
 
 def test_cameras_have_meshes_as_fine_as_they_can_show(exact: LiberoEnv) -> None:
-    """The arm is near to the agent's camera and hardly in the wrist's view, the mount never; its hand is near."""
+    """The arm is near to the agent's camera and hardly in the wrist's view, the mount never; its hand is closest."""
     faces = {}
     for camera, detail in DETAIL.items():
         found = lighter(exact.model, detail)
