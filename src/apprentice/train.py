@@ -45,5 +45,7 @@ def _success(suite: str, indices: list[int], episodes: int, size: int, student: 
     """The share of episodes that a student solves."""
     from apprentice.evaluate.rollout import evaluate
 
-    done = evaluate({"student": str(student)}, suite, folder, tasks=indices, episodes=episodes, size=size)
+    done = evaluate(
+        {"student": str(student)}, suite, folder, tasks=indices, episodes=episodes, size=size, layouts="fresh"
+    )
     return sum(episode.told_success for episode in done) / len(done)

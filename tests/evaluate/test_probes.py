@@ -1,5 +1,6 @@
 """Probes change one thing and leave the rest of an episode as it is."""
 
+import io
 from dataclasses import replace
 from typing import Any
 
@@ -9,10 +10,11 @@ import pytest
 from apprentice.errors import UserError
 from apprentice.evaluate import play
 from apprentice.evaluate.failures import NEVER_REACHED
-from apprentice.evaluate.moving import FAR, NEAR, reset_moved
+from apprentice.evaluate.moving import FAR, NEAR, Start, reset_moved
 from apprentice.evaluate.probes import BLACK, BLACK_AGENT, BLACK_WRIST, EMPTY, MOVED, PARAPHRASE, PLAIN, PROBES, said
 from apprentice.evaluate.protocol import Protocol
 from apprentice.evaluate.results import Episode, Evaluation, PolicyCard, success_rows
+from apprentice.evaluate.trace import Trace
 from apprentice.libero.env import LiberoEnv, environment
 from apprentice.libero.wording import paraphrases
 from apprentice.libero.world import World
@@ -89,7 +91,7 @@ def test_a_seed_decides_the_words_and_the_place() -> None:
     before, hand = places(env), env.proprioception()
     found = []
     for seed in (0, 1, 0):
-        reset_moved(env, [BOWL], seed=seed, init_state=0, settle_steps=10)
+        reset_moved(env, [BOWL], Start(seed, 0, 0.0, 10))
         found.append(places(env))
         assert NEAR - 0.005 < np.linalg.norm(found[-1][BOWL] - before[BOWL]) < FAR + 0.005
         others = [name for name in before if name != BOWL]
@@ -118,3 +120,26 @@ def test_tasks_that_a_probe_does_not_suit_are_left_out(
     episodes = [replace(episode, success=probe == PLAIN) for probe, (episode, *_) in played.items()]
     assert [row.successes for row in success_rows(episodes)] == [1, 1]
     assert [row.successes for row in success_rows(episodes, MOVED)] == [0, 0]
+
+
+def test_fresh_layouts_are_drawn_from_seeds_of_their_own() -> None:
+    """What chooses between policies shares no start with the benchmark's states."""
+    starts = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(play, "load", lambda *_: Standing())
+        for layouts in (None, "fresh"):
+            how = replace(protocol(), layouts=layouts, step_limit=1)
+            for number in (0, 1):
+                job = play.Job("p", "", "c", BOWL_ON_STOVE, BOWL_ON_STOVE, number, how, film="none")
+                episode, files = play.run_episode(job)
+                trace = Trace.load(io.BytesIO(files[f"traces/{episode.trace}"]))
+                starts[layouts, number, episode.conditions] = trace.states[0]
+    assert len({state.tobytes() for state in starts.values()}) == 4
+    assert len({conditions for *_, conditions in starts}) == 2
+    env = environment("libero_goal", BOWL_ON_STOVE, render="fast", size=64)
+    hands = []
+    for start_noise in (0.0, play.FRESH_START):
+        env.reset(seed=play.FRESH_SEED, start_noise=start_noise)
+        hands.append(env.proprioception())
+    np.testing.assert_array_equal(hands[1], next(state for (kind, *_), state in starts.items() if kind == "fresh"))
+    assert 0 < np.abs(hands[1] - hands[0])[:3].max() < play.FRESH_START + 0.005

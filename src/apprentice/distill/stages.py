@@ -64,7 +64,7 @@ class StageConfig:
         seed: decides initial weights and the order of the data.
         validate: episodes of the dataset that nothing trains on; their loss is logged.
         validate_every: steps from one look at them to the next.
-        rollouts: initial states of each of the dataset's LIBERO tasks to run in closed loop while training.
+        rollouts: fresh layouts of each of the dataset's LIBERO tasks to run in closed loop while training.
         rollout_every: steps from one time to the next.
         track: also draw the log's curves with trackio, if it is installed, or wandb; both stay on this machine.
     """

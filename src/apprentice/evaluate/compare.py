@@ -158,7 +158,8 @@ def summary(evaluation: Evaluation) -> str:
     for row in sorted(rows, key=lambda row: (row.policy, isinstance(row.task, int), row.task != ALL, row.rate)):
         name = instructions[row.task].instruction if isinstance(row.task, int) else ""
         lines.append([row.policy, str(row.task), *_rate(row), name])
-    return f"{evaluation.protocol.suite}, protocol {evaluation.protocol.hash}\n" + _table(lines)
+    layouts = f", {evaluation.protocol.layouts} layouts" if evaluation.protocol.layouts else ""
+    return f"{evaluation.protocol.suite}{layouts}, protocol {evaluation.protocol.hash}\n" + _table(lines)
 
 
 def rates(runs: list[Path]) -> None:

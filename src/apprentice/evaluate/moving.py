@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import mujoco
 import numpy as np
@@ -19,14 +20,29 @@ SLIPPED, TOUCHING = 0.01, -0.002  # m: moved by itself in that time; deeper insi
 UPRIGHT = np.cos(0.1)  # rad that it may lean
 
 
-def reset_moved(env: LiberoEnv, names: Sequence[str], *, seed: int, init_state: int, settle_steps: int) -> None:
+@dataclass(frozen=True)
+class Start:
+    """How an episode starts: the arguments of `LiberoEnv.reset`."""
+
+    seed: int
+    init_state: int | None
+    start_noise: float  # m
+    settle_steps: int
+
+    def reset(self, env: LiberoEnv) -> None:
+        env.reset(
+            seed=self.seed, init_state=self.init_state, start_noise=self.start_noise, settle_steps=self.settle_steps
+        )
+
+
+def reset_moved(env: LiberoEnv, names: Sequence[str], start: Start) -> None:
     """Reset, with objects moved to where `seed` says and they stand as they stood; what touches one moves along.
 
     Where there is room is found out once everything has settled; then all starts anew, so that the hand settles as it
     does in the episode that nothing is changed in. Raises UserError if there is no room for one.
     """
-    env.reset(seed=seed, init_state=init_state, settle_steps=settle_steps)
-    world, rng = World(env), np.random.default_rng([seed, 6])
+    start.reset(env)
+    world, rng = World(env), np.random.default_rng([start.seed, 6])
     moves = []
     for name in names:
         group = _together(world, name)
@@ -34,17 +50,17 @@ def reset_moved(env: LiberoEnv, names: Sequence[str], *, seed: int, init_state: 
         way = next((way for way in draws if _stands(world, name, group, way)), None)
         if way is None:
             raise UserError(
-                f"expected room to move {name} in {env.suite} task {env.task}, initial state {init_state}, found none; "
-                "fix: leave the probe 'moved' or this task out"
+                f"expected room to move {name} in {env.suite} task {env.task}, initial state {start.init_state}, seed "
+                f"{start.seed}, found none; fix: leave the probe 'moved' or this task out"
             )
         moves.append((group, way))
         _shift(world, env.data, group, way)
         mujoco.mj_forward(env.model, env.data)
-    env.reset(seed=seed, init_state=init_state, settle_steps=0)
+    replace(start, settle_steps=0).reset(env)
     for group, way in moves:
         _shift(world, env.data, group, way)
     mujoco.mj_forward(env.model, env.data)
-    for _ in range(settle_steps):
+    for _ in range(start.settle_steps):
         env.step(SETTLE)
 
 

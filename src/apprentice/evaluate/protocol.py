@@ -39,6 +39,8 @@ class Protocol:
         until: the question whose answer ends the evaluation early, such as "B>A+0.05"; None: all episodes are run.
         probes: what is changed in an episode, a name of `PROBES` each; None: nothing.
         fast_version: of what "fast" draws; None: "exact", or fast as it was before 7.
+        layouts: "fresh" draws the layout of episode k from a seed that no test and no dataset uses; None: the
+            benchmark's initial state k.
     """
 
     suite: str
@@ -59,6 +61,7 @@ class Protocol:
     until: str | None = None
     probes: tuple[str, ...] | None = None
     fast_version: int | None = None
+    layouts: str | None = None
 
     @classmethod
     def with_installed_versions(cls, *, render: str, **fields: Any) -> "Protocol":
@@ -123,4 +126,4 @@ def differences(a: Protocol, b: Protocol, names: tuple[str, str], across: Collec
 def _shown(field: str, protocol: dict[str, Any]) -> Any:
     if protocol[field] is not None:
         return protocol[field]
-    return "one before 7" if field == "fast_version" else "what each checkpoint says"
+    return {"fast_version": "one before 7", "layouts": "those of the test"}.get(field, "what each checkpoint says")

@@ -26,6 +26,8 @@ from apprentice.libero.suites import tasks as suite_tasks
 from apprentice.pool import spread
 from apprentice.progress import Meter
 
+FRESH_LAYOUTS = 10_000  # a task
+
 
 def evaluate(
     policies: dict[str, str],
@@ -46,6 +48,7 @@ def evaluate(
     n_action_steps: int | None = None,
     ensembling: float | None = None,
     until: str | None = None,
+    layouts: Literal["test", "fresh"] = "test",
     film: Literal["some", "all", "none"] = "some",
     rerun: bool = False,
 ) -> list[Episode]:
@@ -73,6 +76,8 @@ def evaluate(
             checkpoint says.
         ensembling: coefficient of temporal ensembling, instead of what the checkpoint says; 0.01 is ACT's.
         until: stop when the question is decided, such as "B>A+0.05": is policy B better than A by 5 points?
+        layouts: "test" runs the benchmark's initial states; "fresh" draws as many layouts anew, from seeds that neither
+            the benchmark nor `apprentice collect` uses: choose settings and checkpoints on these.
         film: "some" films failures and the first two initial states of each task.
         rerun: also write a Rerun recording of each episode.
 
@@ -95,6 +100,7 @@ def evaluate(
         ensembling=ensembling,
         until=until,
         probes=tuple(probes) if probes else None,
+        layouts=None if layouts == "test" else layouts,
     )
     _check(protocol)
     question = Question.parse(until, policies) if until else None
@@ -132,11 +138,11 @@ def _check(protocol: Protocol) -> None:
     for task in {task for pair in protocol.pairs for task in pair}:
         if task not in range(known):
             raise UserError(f"expected tasks 0 to {known - 1} of {protocol.suite}, found {task}; fix: choose another")
-        states = len(initial_states(protocol.suite, task))
+        states = FRESH_LAYOUTS if protocol.layouts else len(initial_states(protocol.suite, task))
         if not 1 <= protocol.episodes <= states:
             raise UserError(
-                f"expected 1 to {states} episodes, one for each initial state of {protocol.suite} task {task}, "
-                f"found {protocol.episodes}; fix: ask for as many as there are"
+                f"expected 1 to {states} episodes, one for each layout of {protocol.suite} task {task}, found "
+                f"{protocol.episodes}; fix: ask for as many as there are"
             )
 
 
