@@ -103,6 +103,11 @@ COMMANDS = {
         "apprentice.evaluate.compare:rates",
         "apprentice.evaluate.compare:rates",
     ),
+    "record": (
+        "write the success rates of an evaluation into a file of results",
+        "apprentice.evaluate.measured:record",
+        "apprentice.evaluate.measured:record",
+    ),
     "serve": (
         "put a policy behind a port, for openpi's clients and `apprentice eval`",
         "apprentice.serve.server:serve",
@@ -128,6 +133,7 @@ POSITIONAL = {
     "ask": ["model", "images", "question"],
     "compare": ["runs"],
     "rates": ["runs"],
+    "record": ["evaluation"],
     "serve": ["checkpoint"],
 }
 
