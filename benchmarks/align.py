@@ -34,10 +34,12 @@ from transformers import AutoTokenizer, LlamaConfig, SmolVLMConfig
 
 from apprentice.data.dataset import open_dataset
 from apprentice.data.frames import Frames
+from apprentice.data.mixture import open_mixture
 from apprentice.distill.cache import PRECISION, STORED, cached
+from apprentice.distill.learner import decay
 from apprentice.distill.rows import Rows, Views
+from apprentice.distill.samples import Samples, order
 from apprentice.distill.stages import StageConfig, fresh_student
-from apprentice.distill.trainer import Samples, decay, order
 from apprentice.policy.modeling_apprentice import ApprenticePolicy
 from apprentice.progress import console
 from apprentice.vlm.nano.model import NanoConfig, build_processor
@@ -118,7 +120,7 @@ def student(dataset: LeRobotDataset, stage: str, vlm: Path, scratch: bool = Fals
     torch.manual_seed(0)
     places = {"dataset": dataset.root, "out": "", "vlm": vlm, "expert": ASSETS / "seer"}
     config = StageConfig(**{name: str(place) for name, place in places.items()}, scratch=scratch)
-    policy = fresh_student(config, dataset)
+    policy = fresh_student(config, open_mixture(config.dataset))
     policy.set_stage(stage)
     return policy
 

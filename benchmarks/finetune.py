@@ -16,7 +16,7 @@ from align import ASSETS, BATCH, Side, demonstrations, filled, pictures, student
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from rich.table import Table
 
-from apprentice.distill.trainer import Samples, order
+from apprentice.distill.samples import Samples, order
 from apprentice.progress import console
 
 

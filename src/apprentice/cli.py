@@ -53,6 +53,11 @@ COMMANDS = {
         "apprentice.experts.seer_full.import_seer:import_seer",
         "apprentice.experts.seer_full.import_seer:import_seer",
     ),
+    "train-expert": (
+        "train a small policy on demonstrations: a Seer, or another that can teach",
+        "apprentice.distill.expert:ExpertConfig",
+        "apprentice.distill.expert:train_expert",
+    ),
     "expert-check": (
         "tell whether a policy can teach on a dataset",
         "apprentice.distill.check:expert_check",

@@ -117,7 +117,10 @@ def _value(default: ast.expr | None, constants: dict[str, ast.expr]) -> Any:
 def _options(kind: Any) -> dict[str, Any]:
     """The keyword arguments of `add_argument` for a type."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if origin is types.UnionType:  # of `Path | str` either will do, and None is for a flag that is not given
+    if origin in (
+        types.UnionType,
+        typing.Union,
+    ):  # of `Path | str` either will do, and None is for a flag that is not given
         return _options(inner[0])
     if kind is bool:
         return {"action": argparse.BooleanOptionalAction}
@@ -142,4 +145,4 @@ def _pair(key: Callable[[str], Any], value: Callable[[str], Any]) -> Callable[[s
 
 class _Pairs(argparse.Action):
     def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
-        setattr(namespace, self.dest, dict(values))
+        setattr(namespace, self.dest, {**(getattr(namespace, self.dest) or {}), **dict(values)})

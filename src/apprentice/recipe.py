@@ -44,6 +44,7 @@ ROOM_OF = {
     "apprentice scenes": "vlm",
     "apprentice pretrain-vlm": "vlm",
     "apprentice score-vlm": "vlm",
+    "apprentice train-expert": "distill",
     "apprentice align": "distill",
     "apprentice finetune": "distill",
     "lerobot-train": "policy",

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from apprentice.data.dataset import instructions, open_dataset
+from apprentice.data.contract import image_size
+from apprentice.data.mixture import open_mixture
 from apprentice.distill import stages
 from apprentice.distill.stages import StageConfig
 from apprentice.errors import UserError
@@ -22,19 +23,19 @@ def finetune(config: StageConfig) -> Path:
 
 
 def closed_loop(config: StageConfig) -> Callable[[Path, Path], float] | None:
-    """What runs a student on the tasks of its dataset, or nothing if no roll-outs are asked for.
+    """What runs a student on the tasks of its datasets, or nothing if no roll-outs are asked for.
 
-    Raises UserError unless all instructions of the dataset are tasks of one LIBERO suite.
+    Raises UserError unless all instructions of the datasets are tasks of one LIBERO suite.
     """
     if not config.rollouts:
         return None
-    dataset = open_dataset(config.dataset)
-    told = set(instructions(dataset))
+    mixture = open_mixture(config.dataset)
+    told = set(mixture.instructions)
     for suite in SUITES:
         found = [task.index for task in tasks(suite) if task.instruction in told]
         if {tasks(suite)[index].instruction for index in found} == told:
-            size = next(iter(dataset.meta.camera_keys))
-            return partial(_success, suite, found, config.rollouts, dataset.meta.features[size]["shape"][0])
+            camera = next(iter(mixture.meta.camera_keys))
+            return partial(_success, suite, found, config.rollouts, image_size(mixture.meta.features[camera])[0])
     raise UserError(
         f"expected instructions of one LIBERO suite for --rollouts, found {sorted(told)}; fix: leave --rollouts out, "
         "and run the student where its tasks are"

@@ -22,7 +22,7 @@ from apprentice.data.dataset import open_dataset
 from apprentice.distill.cache import cached
 from apprentice.distill.memory import Account
 from apprentice.distill.plan import Sketch, configuration, plan, step_memory, weights_of
-from apprentice.distill.trainer import Samples
+from apprentice.distill.samples import Samples
 from apprentice.errors import UserError
 from apprentice.policy.history import EXPERT_LATENTS
 from apprentice.policy.modeling_apprentice import IMAGE_TOKENS, PREFIX

@@ -23,10 +23,12 @@ from apprentice.data.dataset import open_dataset
 from apprentice.distill import checkpoint, trainer
 from apprentice.distill.cache import cached
 from apprentice.distill.checkpoint import Trainee, damage
+from apprentice.distill.learner import Learner, decay
+from apprentice.distill.samples import Samples
 from apprentice.distill.stages import StageConfig, align
 from apprentice.distill.tracking import Clock, tracked
-from apprentice.distill.trainer import Samples
 from apprentice.errors import UserError
+from apprentice.policy.modeling_apprentice import ApprenticePolicy
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +88,8 @@ def test_accumulated_steps_are_those_of_whole_batches(config: StageConfig, tmp_p
 def test_the_average_is_one_and_comes_and_goes() -> None:
     module = nn.Linear(2, 1, bias=False)
     optimizer = torch.optim.AdamW(module.parameters())
-    trainee = Trainee(module, module, optimizer, Accelerator(), ema=0.75)  # type: ignore[arg-type]
+    learner = Learner(module, "align", optimizer, decay(40))
+    trainee = Trainee(learner, module, optimizer, Accelerator(), ema=0.75)
     expected = module.weight.detach().clone()
     for step in range(40):
         with torch.no_grad():
@@ -102,7 +105,7 @@ def test_the_average_is_one_and_comes_and_goes() -> None:
 
 def test_held_out_episodes_are_not_trained_on_and_their_loss_is_logged(config: StageConfig) -> None:
     config = dataclasses.replace(config, validate=1, validate_every=4, ema=0.5)
-    policy = trainer.ApprenticePolicy.from_pretrained(align(config))
+    policy = ApprenticePolicy.from_pretrained(align(config))
     dataset = open_dataset(config.dataset)
     samples = Samples(dataset, policy.config, cached(policy, dataset), torch.device("cpu"))
     rest, held = samples.split(1)
@@ -202,7 +205,7 @@ def test_success_in_closed_loop_is_logged_and_its_time_is_none_of_training(confi
 
     def rollout(student: Path, folder: Path) -> float:
         start = time.monotonic()
-        trainer.ApprenticePolicy.from_pretrained(student)
+        ApprenticePolicy.from_pretrained(student)
         seen.append(folder.name)
         time.sleep(2)
         spent.append(time.monotonic() - start)

@@ -6,7 +6,7 @@ newer simulator. Each of these is a field here, and whenever two things meet, th
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -122,6 +122,12 @@ class Contract:
         if "versions" in fields:
             fields["versions"] = {**self.versions, **fields["versions"]}
         return replace(self, **fields)
+
+    def completed(self, other: "Contract") -> "Contract":
+        """A copy that also knows what another, which agrees with it, knows; `render` if both have the same."""
+        missing = {f.name: getattr(other, f.name) for f in fields(self) if getattr(self, f.name) is None}
+        render = self.render if self.render == other.render else None
+        return self.having(**{**missing, "render": render, "versions": other.versions})
 
     def check(self, other: "Contract", name: str, other_name: str) -> None:
         """Compare what both know. Raises UserError naming every field that differs, both values and the fix."""

@@ -1,12 +1,12 @@
-"""What does not change while a student trains is computed once for a frame, or for each view of it: image tokens, the
-expert's latents and, to align, the keys and values of the VLM's prefix.
+"""What does not change while a policy trains is computed once for a frame: an expert's decoded images; of each view, a
+student's image tokens, its expert's latents and, to align, the keys and values of the VLM's prefix.
 
 Each is kept in rows on the disk that are named after the content they were computed from, so that runs share them. What
 finds no room is computed again in each step, and gives the same loss.
 """
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,8 +16,10 @@ import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from torch import Tensor
 
-from apprentice.data.dataset import instructions
+from apprentice.data.contract import image_size
+from apprentice.data.dataset import frames, instructions, task_names
 from apprentice.data.frames import Frames, seen_at
+from apprentice.data.images import images
 from apprentice.device import mixed_precision
 from apprentice.distill.augment import view_of
 from apprentice.distill.rows import Computed, Rows, Views, content
@@ -84,7 +86,20 @@ def cached(
     precision: str = PRECISION,
     choice: Path | None = None,
 ) -> dict[str, Views]:
-    """What the policy's stage needs of every n-th frame of `dataset`, by its name in a batch.
+    """`cached_each` of one dataset."""
+    return cached_each(policy, [dataset], every, views, cache_gb, precision, choice)[0]
+
+
+def cached_each(
+    policy: ApprenticePolicy,
+    datasets: Sequence[LeRobotDataset],
+    every: int = 1,
+    views: int = 1,
+    cache_gb: float = CACHE_GB,
+    precision: str = PRECISION,
+    choice: Path | None = None,
+) -> list[dict[str, Views]]:
+    """What the policy's stage needs of every n-th frame of each dataset, by its name in a batch.
 
     To fine-tune, that is image tokens, and the expert's latents if they count. To align, those latents and the prefix's
     keys and values; or image tokens again if those find no room, are not all that a suffix needs, the VLM does not
@@ -92,7 +107,7 @@ def cached(
 
     Args:
         policy: the student, in its stage.
-        dataset: whose frames.
+        datasets: whose frames. All have the same things kept; each has its own caches.
         every: n.
         views: K views of each frame. The expert's latents are of the pictures themselves in all of them: they are what
             the student is to see through the change, and a moved picture does not change what is to be done.
@@ -102,31 +117,82 @@ def cached(
             small, and what is learnt.
         choice: a file that remembers what was kept, so that a run goes on as it began.
     """
-    frozen = Frozen(policy, dataset, every, precision)
-    kinds = [frozen.image_tokens(views)]
+    tasks = sorted({name for dataset in datasets for name in task_names(dataset).values()})
+    frozen = [Frozen(policy, dataset, every, precision, tasks) for dataset in datasets]
+    kinds = [[each.image_tokens(views) for each in frozen]]
     if policy.config.reads_expert:
-        kinds.append(frozen.latents())
-    prefix = frozen.keys_and_values(views) if policy.config.stage == "align" else None
-    kinds += [prefix] if prefix else []
-    if choice is None or not choice.exists():
-        kept = chosen(kinds, cache_gb)
-        if choice is not None:
-            write_json(choice, kept)
-    else:
-        kept = read_json(choice)
-    found: dict[str, Views] = {}
+        kinds.append([each.latents() for each in frozen])
+    if policy.config.stage == "align":
+        prefixes = [frozen[0].keys_and_values(views)]
+        prefixes += [each.keys_and_values(views) for each in frozen[1:] if prefixes[0]]
+        kinds.append([prefix for prefix in prefixes if prefix])
+    kinds = [kind for kind in kinds if kind]
+    kept = remembered(kinds, cache_gb, choice)
+    found: list[dict[str, Views]] = [{} for _ in datasets]
     for kind in kinds:
-        if kind.key in kept:
-            frozen.ready[kind.key] = found[kind.key] = kind.kept()
-        elif kind.compute:
-            found[kind.key] = kind.recomputed()
-    if PREFIX in found:
-        del found[IMAGE_TOKENS]
+        for each, of_dataset, rows in zip(frozen, kind, found, strict=True):
+            if of_dataset.key in kept:
+                each.ready[of_dataset.key] = rows[of_dataset.key] = of_dataset.kept()
+            elif of_dataset.compute:
+                rows[of_dataset.key] = of_dataset.recomputed()
+    for rows in found:
+        if PREFIX in rows:
+            del rows[IMAGE_TOKENS]
     return found
 
 
-def chosen(kinds: list[Kind], cache_gb: float) -> list[str]:
-    """Which kinds are kept, each whole, if there is no room for all; what is not, and why, is printed.
+def cached_images(
+    datasets: Sequence[LeRobotDataset], cameras: Sequence[str], cache_gb: float = CACHE_GB, choice: Path | None = None
+) -> list[dict[str, Views]]:
+    """Decoded images (3, h, w), uint8, of each frame of each dataset, by camera; see `cached_each`."""
+    contents = [fingerprint(Path(dataset.root)) for dataset in datasets]
+    of_each = list(zip(datasets, contents, strict=True))
+    kinds = [[images_of(dataset, content, camera) for dataset, content in of_each] for camera in cameras]
+    kept = remembered(kinds, cache_gb, choice)
+    return [
+        {each.key: each.kept() if each.key in kept else each.recomputed() for each in of_dataset}
+        for of_dataset in zip(*kinds, strict=True)
+    ]
+
+
+def images_of(dataset: LeRobotDataset, content: str, camera: str) -> Kind:
+    """One camera's images, which depend on the `content` of the dataset alone."""
+    height, width = image_size(dataset.meta.features[camera])
+    about = About(
+        what=f"images of {camera.rpartition('.')[2]}",
+        dataset=str(dataset.root),
+        model="",
+        view=0,
+        dtype="uint8",
+        shape=(3, height, width),
+        count=dataset.num_frames,
+        row_bytes=3 * height * width,
+    )
+    rows = Rows(fingerprint("images", camera, content), about, torch.uint8)
+
+    def fill(view: int, first: int) -> Iterator[Tensor]:
+        return (torch.from_numpy(image).permute(2, 0, 1)[None] for image in frames(dataset, camera, first))
+
+    def compute(view: int, index: np.ndarray) -> Tensor:
+        return torch.from_numpy(images(dataset, camera)[index]).permute(0, 3, 1, 2)
+
+    return Kind(camera, [rows], fill, compute)
+
+
+def remembered(kinds: Sequence[Sequence[Kind]], cache_gb: float, choice: Path | None) -> list[str]:
+    """What is `chosen`, or what was when a run began."""
+    if choice is not None and choice.exists():
+        kept: list[str] = read_json(choice)
+        return kept
+    kept = chosen(kinds, cache_gb)
+    if choice is not None:
+        write_json(choice, kept)
+    return kept
+
+
+def chosen(kinds: Sequence[Sequence[Kind]], cache_gb: float) -> list[str]:
+    """Which kinds, each of one or more datasets, are kept, each whole, if there is no room for all; what is not, and
+    why, is printed.
 
     The first that fit, in the order of what a byte saves: image tokens, latents, keys and values. In FLOP a byte, for
     two cameras: image tokens 75,000 (nano VLM) and 3 million (a SigLIP-B that looks at 512 px), a small Seer's latents
@@ -135,34 +201,46 @@ def chosen(kinds: list[Kind], cache_gb: float) -> list[str]:
     """
     room, disk, kept = cache_gb * 1e9, _free() - MARGIN, []
     for kind in kinds:
+        key, size, missing = kind[0].key, sum(each.size for each in kind), sum(each.missing for each in kind)
         reason = ""
-        if kind.size > room:
+        if size > room:
             reason = f"{room / 1e9:.3g} of the {cache_gb:g} GB of --cache-gb are left"
-        elif kind.missing > disk:
+        elif missing > disk:
             reason = f"{max(disk, 0) / 1e9:.3g} GB are free on the disk, less a margin of {MARGIN / 1e9:g}"
-        elif kind.key == PREFIX and IMAGE_TOKENS not in kept:
+        elif key == PREFIX and IMAGE_TOKENS not in kept:
             reason = "they are computed from image tokens, which find no room"
         if reason:
-            search = ", and videos are searched for the pictures, which is slow" if kind.compute else ""
-            _say(f"{WHAT[kind.key]} are computed again in each step: {kind.size / 1e9:.3g} GB, {reason}{search}")
+            search = ", and videos are searched for the pictures, which is slow" if kind[0].compute else ""
+            what = kind[0].rows[0].about.what
+            _say(f"{what} are computed again in each step: {size / 1e9:.3g} GB, {reason}{search}")
             continue
-        room, disk = room - kind.size, disk - kind.missing
-        kept.append(kind.key)
+        room, disk = room - size, disk - missing
+        kept.append(key)
     return kept
 
 
 class Frozen:
     """What can be kept for a policy of every n-th frame of a dataset, and how it is computed.
 
+    Prompts are as long as the longest of all `tasks`, which may be of other datasets too.
+
     Attributes:
         ready: what is there already, by its name in a batch.
     """
 
-    def __init__(self, policy: ApprenticePolicy, dataset: LeRobotDataset, every: int, precision: str):
+    def __init__(
+        self,
+        policy: ApprenticePolicy,
+        dataset: LeRobotDataset,
+        every: int,
+        precision: str,
+        tasks: list[str] | None = None,
+    ):
         self.policy, self.precision = policy, precision
         self.source = Frames(dataset, list(policy.config.image_features), every)
         self.content = fingerprint(Path(dataset.root), *self.source.cameras, str(every))
         self.tasks = instructions(dataset)[::every]
+        self.all_tasks = tasks or sorted(set(self.tasks))
         self.ready: dict[str, Views] = {}
 
     # ---- kinds
@@ -197,7 +275,7 @@ class Frozen:
             _say("keys and values are computed again in each step: this VLM needs more than them")
             return None
         dtype = sample.dtype if sample.dtype == torch.uint8 else STORED[self.precision]
-        prompts = self.policy.prompt({"task": sorted(set(self.tasks))})
+        prompts = self.policy.prompt({"task": self.all_tasks})
         key = self._seen() + _weights(self.policy.vlm.parameters()) + fingerprint(content(prompts.ids.cpu()))
         return Kind(PREFIX, self._rows(PREFIX, key, sample, dtype, views), self._fill_prefixes)
 
@@ -274,7 +352,7 @@ class Frozen:
     def _packed(self, index: np.ndarray, tokens: Tensor) -> Tensor | None:
         """The prefixes' keys and values (b, layers, 2, heads, L, d) at `index`, or None if they cannot be packed."""
         vlm = self.policy.vlm
-        length = len(self.policy.prompt({"task": sorted(set(self.tasks))}))
+        length = len(self.policy.prompt({"task": self.all_tasks}))
         batch: Batch = {"task": [self.tasks[i] for i in index], IMAGE_TOKENS: tokens.to(vlm.device, vlm.model.dtype)}
         with mixed_precision(vlm.device):
             prefix = vlm.pack(self.policy.prefix(batch, length))

@@ -1,6 +1,6 @@
 """What a run leaves behind while it trains, so that it can be killed at any moment and go on as if it had not been.
 
-`run/checkpoint` is the newest checkpoint: the student, as LeRobot loads it, and in `training_state/` what it takes to
+`run/checkpoint` is the newest checkpoint: the policy, as LeRobot loads it, and in `training_state/` what it takes to
 go on. `run/previous` is the one before. Each lists its own files with their sizes and SHA-256, so that damage is found
 when a checkpoint is read and not a thousand steps later.
 """
@@ -19,10 +19,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from apprentice.distill.learner import Learner
 from apprentice.errors import UserError
 from apprentice.files import read_json, write_json
-from apprentice.policy.modeling_apprentice import ApprenticePolicy
-from apprentice.policy.processor_apprentice import make_apprentice_pre_post_processors
 from apprentice.progress import console
 
 MANIFEST = "manifest.json"
@@ -31,11 +30,12 @@ STATE = Path("training_state", "state.safetensors")
 
 
 class Trainee:
-    """A student and what trains it. With FSDP a process holds a part of each tensor.
+    """A policy and what trains it. With FSDP a process holds a part of each tensor.
 
     Attributes:
-        policy: the student.
-        model: the student, wrapped for many processes if there are many.
+        learner: the policy and how it learns.
+        policy: the policy.
+        model: the policy, wrapped for many processes if there are many.
         optimizer: what steps it.
         accelerator: the processes; the `main` one writes.
         trained: the parameters that train, by name.
@@ -44,16 +44,20 @@ class Trainee:
 
     def __init__(
         self,
-        policy: ApprenticePolicy,
+        learner: Learner,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         accelerator: Accelerator,
         ema: float,
     ):
-        self.policy, self.model, self.optimizer, self.accelerator, self.ema = policy, model, optimizer, accelerator, ema
-        self.main = accelerator.is_main_process
-        self.trained = {name: p for name, p in policy.named_parameters() if p.requires_grad}
+        self.learner, self.policy, self.model, self.optimizer = learner, learner.policy, model, optimizer
+        self.accelerator, self.ema, self.main = accelerator, ema, accelerator.is_main_process
+        self.trained = {name: p for name, p in self.policy.named_parameters() if p.requires_grad}
         self.average = [_here(p).clone() for p in self.trained.values()] if ema else []
+
+    def autocast(self) -> torch.autocast:
+        """Inside, losses are computed as precisely as the learner wants."""
+        return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.learner.bfloat16)
 
     def follow(self, step: int) -> None:
         """Let the average follow after step number `step`; early steps are forgotten faster."""
@@ -63,7 +67,7 @@ class Trainee:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, the student's weights are the average, if there is one."""
+        """Inside, the policy's weights are the average, if there is one."""
         self._swap()
         try:
             yield
@@ -80,7 +84,7 @@ class Trainee:
             average.copy_(weights)
 
     def state(self) -> dict[str, Tensor]:
-        """What the student's checkpoint does not hold: the optimizer's state, and weights that are not the average."""
+        """What the policy's checkpoint does not hold: the optimizer's state, and weights that are not the average."""
         state = {f"trained/{name}": whole(p) for name, p in self.trained.items()} if self.average else {}
         for name, p in self.trained.items():
             state |= {f"{key}/{name}": whole(value) for key, value in self.optimizer.state.get(p, {}).items()}
@@ -97,8 +101,8 @@ class Trainee:
             else:
                 self.optimizer.state[p][key] = _cut_like(value, p) if value.ndim else value
 
-    def student(self, folder: Path | None) -> None:
-        """Write the student, with averaged weights, into `folder`; None on the processes that only hand theirs in."""
+    def write(self, folder: Path | None) -> None:
+        """Write the policy, with averaged weights, into `folder`; None on the processes that only hand theirs in."""
         with self.averaged():
             tensors = self.policy.state_dict(keep_vars=True)
             sharded = any(isinstance(each, DTensor) for each in tensors.values())
@@ -107,7 +111,8 @@ class Trainee:
                 return
             gathered = {name: known[id(each)] for name, each in tensors.items()} if sharded else None
             self.policy.save_pretrained(folder, state_dict=gathered)
-        for processor in make_apprentice_pre_post_processors(self.policy.config):
+        self.learner.contract.save(folder)
+        for processor in self.learner.processors:
             processor.save_pretrained(folder)
 
 
@@ -119,7 +124,7 @@ def save(trainee: Trainee, run: Path, step: int, seconds: float, last: bool) -> 
     fresh = run / FRESH
     if trainee.main:
         shutil.rmtree(fresh, ignore_errors=True)
-    trainee.student(fresh if trainee.main else None)
+    trainee.write(fresh if trainee.main else None)
     state = {} if last else trainee.state()
     if not trainee.main:
         return

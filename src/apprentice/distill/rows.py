@@ -136,6 +136,29 @@ class Views:
         return found
 
 
+class Joined:
+    """The views of several datasets' frames, one dataset after the other: `sizes` frames each."""
+
+    def __init__(self, parts: Sequence[Views], sizes: Sequence[int]):
+        self.parts, self.ends = parts, np.cumsum(sizes)
+
+    def __len__(self) -> int:
+        return len(self.parts[0])
+
+    def at(self, frames: np.ndarray, views: np.ndarray) -> Tensor:
+        """Rows (B, ..., *shape) of `frames` (B, ...), those of a sample from one dataset, in `views` (B,)."""
+        number = np.searchsorted(self.ends, frames.reshape(len(frames), -1)[:, 0], side="right")
+        found: Tensor | None = None
+        for part in np.unique(number).tolist():
+            mine = number == part
+            first = self.ends[part - 1] if part else 0
+            rows = self.parts[part].at(frames[mine] - first, views[mine])
+            found = rows.new_empty(len(frames), *rows.shape[1:]) if found is None else found
+            found[torch.from_numpy(mine)] = rows
+        assert found is not None
+        return found
+
+
 def content(tensor: Tensor) -> bytes:
     """A tensor's bytes."""
     return tensor.contiguous().view(torch.uint8).numpy().tobytes()

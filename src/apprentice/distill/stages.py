@@ -5,33 +5,32 @@ only-ft     finetune(vlm, expert): stage 2 without stage 1
 scratch     finetune(vlm, expert, scratch=True): the VLM's weights are random
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
-from accelerate import Accelerator
 from lerobot.configs import FeatureType
-from lerobot.utils.feature_utils import dataset_to_policy_features
 from rich.table import Table
 
 from apprentice.adapters import load_policy
-from apprentice.data.contract import Contract, check_features
-from apprentice.data.dataset import open_dataset
-from apprentice.device import best_device
-from apprentice.distill.cache import cached
-from apprentice.distill.checkpoint import check_whole, recover
+from apprentice.data.contract import check_features
+from apprentice.data.mixture import Mixture, open_mixture
+from apprentice.device import best_device, fast_bfloat16
+from apprentice.distill.cache import cached_each
+from apprentice.distill.learner import Learner, decay
+from apprentice.distill.runs import begun, checkpoint_of
+from apprentice.distill.samples import Samples
 from apprentice.distill.tracking import tracked
-from apprentice.distill.trainer import Samples, Schedule, Watch, processes, train
+from apprentice.distill.trainer import Schedule, Watch, processes, train
 from apprentice.errors import UserError
-from apprentice.files import read_json, write_json
 from apprentice.policy.configuration_apprentice import ApprenticeConfig
 from apprentice.policy.modeling_apprentice import TRAINED, ApprenticePolicy, shapes
+from apprentice.policy.processor_apprentice import make_apprentice_pre_post_processors
 from apprentice.progress import console
 
 UNITS_FROM = 2048  # frames whose latents say in which units they are learnt
-WATCHING = ("validate_every", "rollouts", "rollout_every", "track")  # what may change when a run goes on
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,8 @@ class StageConfig:
     """One stage of training.
 
     Attributes:
-        dataset: folder of a LeRobotDataset v3.0.
+        dataset: folder of a LeRobotDataset v3.0, or several, A B, each sampled as often as it has frames; or with
+            weights, A=2 B=1, of which A gives two of three samples.
         out: folder of the run.
         vlm: folder or hub name of a Hugging Face VLM; not needed with `student`.
         expert: folder of the expert's checkpoint, or a YAML file with one for each instruction; not needed to
@@ -62,14 +62,17 @@ class StageConfig:
         latent_weight: to fine-tune, how much the distance from the expert's latents, in units of their deviation, still
             counts; 0 as in the paper.
         seed: decides initial weights and the order of the data.
-        validate: episodes of the dataset that nothing trains on; their loss is logged.
+        balance: "task" draws each instruction of a dataset as often as every other, "frame" each frame.
+        gripper_change_factor: draw samples within half a second of a change of the gripper so many times as often as
+            others; 1 for alike.
+        validate: episodes of the datasets that nothing trains on; their loss is logged.
         validate_every: steps from one look at them to the next.
         rollouts: fresh layouts of each of the dataset's LIBERO tasks to run in closed loop while training.
         rollout_every: steps from one time to the next.
         track: also draw the log's curves with trackio, if it is installed, or wandb; both stay on this machine.
     """
 
-    dataset: str
+    dataset: Sequence[str] | str
     out: str
     vlm: str = ""
     expert: str = ""
@@ -89,6 +92,8 @@ class StageConfig:
     align_loss: str = "mse"
     latent_weight: float = 0.0
     seed: int = 0
+    balance: Literal["task", "frame"] = "task"
+    gripper_change_factor: float = 1.0
     validate: int = 0
     validate_every: int = 200
     rollouts: int = 0
@@ -113,41 +118,53 @@ def _stage(stage: str, config: StageConfig, rollout: Rollout | None) -> Path:
     run = Path(config.out)
     checkpoint = run / "checkpoint"
     accelerator = processes(stage, config.accumulate)
-    done = _begun(accelerator, run, {"stage": stage, **asdict(config)})
+    done = begun(accelerator, run, {"stage": stage, **asdict(config)})
     if (run / "cost.json").exists():
         console.print(f"{stage}: {run} is finished already")
         return checkpoint
     torch.manual_seed(config.seed)
-    dataset = open_dataset(config.dataset)
+    mixture = open_mixture(config.dataset)
     if done:
         policy = ApprenticePolicy.from_pretrained(checkpoint)
     elif config.student:
-        student = _checkpoint(config.student)
+        student = checkpoint_of(config.student)
         policy = load_policy(student, ApprenticeConfig.from_pretrained(student))
     else:
-        policy = fresh_student(config, dataset)
+        policy = fresh_student(config, mixture)
     policy.config.learning_rate, policy.config.align_loss = config.learning_rate, config.align_loss
     policy.config.language_rate_factor, policy.config.latent_weight = config.language_rate_factor, config.latent_weight
-    policy.contract.check(Contract.of_dataset(dataset.root), "the student", f"dataset {config.dataset}")
-    found = {key: tuple(feature.shape) for key, feature in dataset_to_policy_features(dataset.meta.features).items()}
-    check_features(shapes(policy.config), found, "the student", f"dataset {config.dataset}")
+    policy.contract.check(mixture.contract, "the student", mixture.name)
+    found = {key: tuple(feature.shape) for key, feature in mixture.features.items()}
+    check_features(shapes(policy.config), found, "the student", mixture.name)
     policy.set_stage(stage)
     policy.to(best_device())
     console.print(parameter_table(policy))
     # The first process fills the caches; then, if it has another disk, the first of each machine; then all find them.
     with accelerator.main_process_first(), accelerator.local_main_process_first():
         keeping = (config.every, config.views, config.cache_gb, config.cache_precision)
-        rows = cached(policy, dataset, *keeping, choice=run / "caches.json")
-    samples, held_out = Samples(dataset, policy.config, rows, policy.vlm.device, config.every), None
+        rows = cached_each(policy, mixture.datasets, *keeping, choice=run / "caches.json")
+    reading = (policy.vlm.device, config.every)
+    samples, held_out = Samples.of(mixture.datasets, policy.config, rows, *reading), None
     if config.validate:
         samples, held_out = samples.split(config.validate)
+    samples.weigh(mixture.weights, config.balance, config.gripper_change_factor)
     if policy.config.reads_expert and not (done or config.student):
         policy.standardise(samples.some(UNITS_FROM))
+    _ = policy.vlm.splits  # found by trying, which FSDP's shards would not stand
+    learner = Learner(
+        policy,
+        stage,
+        torch.optim.AdamW(policy.get_optim_params(), weight_decay=policy.config.weight_decay),
+        decay(config.steps),
+        processors=make_apprentice_pre_post_processors(policy.config),
+        contract=policy.contract,
+        bfloat16=fast_bfloat16(best_device()),
+    )
     schedule = Schedule(config.steps, config.batch_size, config.seed, config.accumulate, config.ema)
     kind = config.track if accelerator.is_main_process else "none"
     with tracked(kind, run, {"stage": stage, **asdict(config)}) as tell:
         watch = Watch(held_out, config.validate_every, rollout, config.rollout_every, tell)
-        train(policy, samples, schedule, run, done, watch, accelerator)
+        train(learner, samples, schedule, run, done, watch, accelerator)
     return checkpoint
 
 
@@ -162,13 +179,12 @@ def parameter_table(policy: ApprenticePolicy) -> Table:
     return table
 
 
-def fresh_student(config: StageConfig, dataset: object) -> ApprenticePolicy:
+def fresh_student(config: StageConfig, mixture: Mixture) -> ApprenticePolicy:
     """A student of `config.expert`, on `config.vlm`. Raises UserError if one of them is missing or does not fit."""
     for name in ("vlm", "expert"):
         if not getattr(config, name):
             raise UserError(f"expected --{name} or --student, found neither; fix: --{name}=FOLDER")
-    meta = dataset.meta  # type: ignore[attr-defined]
-    features = dataset_to_policy_features(meta.features)
+    features = mixture.features
     student = ApprenticeConfig(
         vlm=config.vlm,
         expert=config.expert,
@@ -179,36 +195,6 @@ def fresh_student(config: StageConfig, dataset: object) -> ApprenticePolicy:
         push_to_hub=False,
         device=best_device().type,
     )
-    return ApprenticePolicy(student, dataset_stats=meta.stats, dataset_meta=meta)
-
-
-def _checkpoint(path: str) -> Path:
-    """A run's checkpoint, or the checkpoint itself."""
-    inside = Path(path) / "checkpoint"
-    folder = inside if inside.exists() else Path(path)
-    check_whole(folder)
-    return folder
-
-
-def _begun(accelerator: Accelerator, run: Path, config: dict[str, object]) -> int:
-    """Claim the folder for this configuration; return the steps of its checkpoint. Raises UserError if it belongs to
-    another.
-    """
-    done = 0
-    if accelerator.is_main_process:
-        _same_run(run, config)
-        done = 0 if (run / "cost.json").exists() else recover(run)
-    return int(accelerator.reduce(torch.tensor(done, device=accelerator.device), "sum"))
-
-
-def _same_run(run: Path, config: dict[str, object]) -> None:
-    if not (run / "config.json").exists():
-        write_json(run / "config.json", config)
-        return
-    known = read_json(run / "config.json")
-    changed = {k: (known.get(k), v) for k, v in config.items() if k not in WATCHING and known.get(k, v) != v}
-    if changed:
-        difference = ", ".join(f"{k} was {old} and is {new}" for k, (old, new) in changed.items())
-        raise UserError(
-            f"expected the run of {run} again, found another: {difference}; fix: another --out, or remove {run}"
-        )
+    policy = ApprenticePolicy(student, dataset_stats=mixture.meta.stats, dataset_meta=mixture.meta)
+    policy.contract = policy.contract.completed(mixture.contract)
+    return policy

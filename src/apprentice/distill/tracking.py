@@ -8,6 +8,7 @@ import contextlib
 import importlib
 import io
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from apprentice.files import fingerprint, write_text
 from apprentice.progress import console
 
 PROJECT = "apprentice"
+HELD_OUT = "validation_loss"
 SAVE_SHARE = 0.05  # of the time, at most
 
 
@@ -57,19 +59,22 @@ class Log:
 
     Attributes:
         last: the newest line.
-        note: the loss in it, for a person.
+        best: the line with the least held-out loss; empty without one.
+        note: the losses, for a person.
     """
 
     def __init__(self, run: Path, done: int, tell: Callable[[dict[str, float]], None], main: bool):
         self._path, self._tell, self._main = run / "log.jsonl", tell, main
         self.last: dict[str, float] = {}
+        self.best: dict[str, float] = {}
         self.note = ""
         if main:
             text = self._path.read_text() if done else ""
             whole = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
             kept = [line for line in whole if json.loads(line)["step"] < done]
             write_text(self._path, "".join(kept))
-            self.last = json.loads(kept[-1]) if kept else {}
+            for line in kept:
+                self._compare(json.loads(line))
 
     def __enter__(self) -> "Log":
         self._stream = self._path.open("a") if self._main else None
@@ -80,12 +85,22 @@ class Log:
             self._stream.close()
 
     def write(self, entry: dict[str, float]) -> None:
-        """Add a line."""
-        self.last, self.note = entry, f"loss {entry['loss']:.4f}"
+        """Add a line; one with a held-out loss also tells the least so far, and after which step it was."""
+        self._compare(entry)
+        if HELD_OUT in entry:
+            entry |= {"best_validation_loss": self.best[HELD_OUT], "best_step": self.best["step"]}
+        self.note = f"loss {entry['loss']:.4f}"
+        if self.best:
+            self.note += f", best held-out {self.best[HELD_OUT]:.4f} after step {self.best['step']}"
         if self._stream:
             self._stream.write(json.dumps(entry) + "\n")
             self._stream.flush()
             self._tell(entry)
+
+    def _compare(self, entry: dict[str, float]) -> None:
+        self.last = entry
+        if HELD_OUT in entry and entry[HELD_OUT] < self.best.get(HELD_OUT, math.inf):
+            self.best = entry
 
 
 @contextmanager

@@ -1,0 +1,283 @@
+"""Train an expert: a Seer, or a LeRobot policy that can teach, on datasets whose images are decoded once.
+
+The policy, its processors, its optimizer and its schedule are what `lerobot-train` would use; the reader and the loop
+are ours. What is left is arithmetic: `benchmarks/expert.py` compares.
+"""
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import draccus
+import torch
+import yaml
+from accelerate import Accelerator
+from draccus.utils import DecodingError
+from lerobot.configs import FeatureType, PreTrainedConfig
+from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+from lerobot.utils.constants import IMAGENET_STATS
+from torch import Tensor
+
+from apprentice.adapters import load_policy
+from apprentice.data.contract import FILE as CONTRACT
+from apprentice.data.contract import Contract, check_features
+from apprentice.data.mixture import Mixture, open_mixture
+from apprentice.device import best_device, bfloat16_is_faster
+from apprentice.distill.cache import cached_images
+from apprentice.distill.learner import Learner
+from apprentice.distill.runs import begun, checkpoint_of
+from apprentice.distill.samples import Samples
+from apprentice.distill.tracking import tracked
+from apprentice.distill.trainer import Schedule, Watch, processes, train
+from apprentice.errors import UserError
+from apprentice.experts.base import Batch
+from apprentice.experts.kinds import kind_of
+from apprentice.files import read_json, write_json
+from apprentice.policy.modeling_apprentice import shapes
+from apprentice.progress import console
+
+STAGE = "train-expert"
+PROBED = 8  # samples on which precisions are compared
+HORIZONS = ("n_action_steps", "chunk_size", "action_chunk_size")
+
+
+@dataclass(frozen=True)
+class ExpertConfig:
+    """The training of an expert.
+
+    Attributes:
+        dataset: folder of a LeRobotDataset v3.0, or several, A B, each sampled as often as it has frames; or with
+            weights, A=2 B=1, of which A gives two of three samples. Statistics are those of all frames, plainly.
+        out: folder of the run; OUT/checkpoint is the expert.
+        kind: what to train (default: seer, or what is in `init`).
+        set: fields of the policy's own configuration, as in --policy.KEY=VALUE of lerobot-train: chunk_size=16
+            optimizer_lr=3e-4.
+        cameras: the images that it reads; all if none are named.
+        init: checkpoint (or run) whose weights and statistics to go on from.
+        steps: optimizer steps.
+        batch_size: samples a step, over all processes together.
+        accumulate: parts in which a process computes its share of a step, to save memory.
+        ema: decay of the moving average of the weights, which is what is saved; 0 for none.
+        precision: "auto" computes in bfloat16 if that is faster here, which is tried at the start.
+        cache_gb: decoded images may take that much of the disk (GB); if there is less room, the last cameras are
+            decoded in each step.
+        seed: decides initial weights and the order of the data.
+        balance: "task" draws each instruction of a dataset as often as every other, "frame" each frame.
+        gripper_change_factor: draw samples within half a second of a change of the gripper so many times as often as
+            others; 1 for alike.
+        validate: episodes of the datasets that nothing trains on; their loss is logged.
+        validate_every: steps from one look at them to the next.
+        track: also draw the log's curves with trackio, if it is installed, or wandb; both stay on this machine.
+    """
+
+    dataset: Sequence[str] | str
+    out: str
+    kind: Literal["seer", "seer_full", "act", "diffusion", "vqbet", "multi_task_dit"] | None = None
+    set: dict[str, str] | None = None
+    cameras: Sequence[str] = ()
+    init: str = ""
+    steps: int = 10000
+    batch_size: int = 32
+    accumulate: int = 1
+    ema: float = 0.999
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    cache_gb: float = 32.0
+    seed: int = 0
+    balance: Literal["task", "frame"] = "task"
+    gripper_change_factor: float = 1.0
+    validate: int = 0
+    validate_every: int = 500
+    track: Literal["trackio", "wandb", "none"] = "trackio"
+
+
+def train_expert(config: ExpertConfig) -> Path:
+    """Train an expert, or go on with it. Return its checkpoint.
+
+    Raises UserError if the datasets do not fit together, or the policy's settings or inputs do not fit to them.
+    """
+    run = Path(config.out)
+    checkpoint = run / "checkpoint"
+    policy_config = configured(config)
+    accelerator = processes(STAGE, config.accumulate)
+    done = begun(accelerator, run, {"stage": STAGE, **asdict(config)})
+    if (run / "cost.json").exists():
+        console.print(f"{STAGE}: {run} is finished already")
+        return checkpoint
+    torch.manual_seed(config.seed)
+    mixture = open_mixture(config.dataset)
+    init = checkpoint if done else checkpoint_of(config.init) if config.init else None
+    policy, contract = built(policy_config, mixture, config.cameras, init)
+    before, after = processors(policy, mixture, init)
+    with accelerator.main_process_first(), accelerator.local_main_process_first():
+        rows = cached_images(
+            mixture.datasets, list(policy.config.image_features), config.cache_gb, choice=run / "caches.json"
+        )
+    samples, held_out = Samples.of(mixture.datasets, policy.config, rows, best_device()), None
+    samples.prepare = prepared(before)
+    if config.validate:
+        samples, held_out = samples.split(config.validate)
+    samples.weigh(mixture.weights, config.balance, config.gripper_change_factor)
+    _go_on(policy, done * config.accumulate)
+    learner = Learner(
+        policy,
+        STAGE,
+        *optimization(policy, config.steps),
+        processors=(before, after),
+        contract=contract,
+        bfloat16=_in_bfloat16(config.precision, policy, samples, run, accelerator),
+        settled=lambda: _is_settled(policy),
+    )
+    parameters = sum(p.numel() for p in policy.parameters())
+    console.print(f"{policy.config.type}: {parameters:,} parameters, {len(samples):,} samples", highlight=False)
+    schedule = Schedule(config.steps, config.batch_size, config.seed, config.accumulate, config.ema)
+    kind = config.track if accelerator.is_main_process else "none"
+    with tracked(kind, run, {"stage": STAGE, **asdict(config)}) as tell:
+        watch = Watch(held_out, config.validate_every, tell=tell)
+        train(learner, samples, schedule, run, done, watch, accelerator)
+    return checkpoint
+
+
+def configured(config: ExpertConfig) -> Any:
+    """The policy's own configuration. Raises UserError if a setting has no such name, or no such type."""
+    if not config.init:
+        declared: type = PreTrainedConfig.get_choice_class(config.kind or "seer")
+        make: Callable[..., Any] = declared
+    else:
+        init = checkpoint_of(config.init)
+        kind = kind_of(init)
+        if config.kind not in (None, kind):
+            raise UserError(f"expected a {config.kind} in {init}, found a {kind}; fix: --kind={kind}, or none")
+        known = PreTrainedConfig.from_pretrained(init, local_files_only=True)
+        declared = type(known)
+
+        def make(**fields: Any) -> Any:
+            return dataclasses.replace(known, **fields)
+
+    settings = decoded(declared, config.set or {})
+    try:
+        return make(**{**settings, "device": best_device().type, "push_to_hub": False, "pretrained_path": None})
+    except ValueError as error:
+        raise UserError(f"expected settings that fit together, found: {error}; fix: change what --set says") from error
+
+
+def decoded(declared: type, settings: dict[str, str]) -> dict[str, Any]:
+    """Settings, as they are typed, as values of a configuration's fields. Raises UserError for one that is none."""
+    types = typing.get_type_hints(declared)
+    names = [field.name for field in dataclasses.fields(declared) if field.init]
+    values = {}
+    for name, text in settings.items():
+        if name not in names:
+            near = difflib.get_close_matches(name, names) or sorted(names)
+            raise UserError(
+                f"expected a field of {declared.__name__}, found {name}; fix: --set {near[0]}=... "
+                f"(there are {', '.join(near)})"
+            )
+        try:
+            values[name] = draccus.decode(types[name], yaml.safe_load(text))
+        except (DecodingError, yaml.YAMLError, ValueError, TypeError) as error:
+            wanted = getattr(types[name], "__name__", str(types[name]))
+            raise UserError(
+                f"expected {name} to be of type {wanted}, found {text}; fix: --set {name}=VALUE of that type"
+            ) from error
+    return values
+
+
+def built(config: Any, mixture: Mixture, cameras: Sequence[str], init: Path | None) -> tuple[Any, Contract]:
+    """The policy, fresh or with the weights in `init`, and the contract of its checkpoint."""
+    features = mixture.features
+    seen = {key: f for key, f in features.items() if f.type is FeatureType.VISUAL}
+    if missing := [name for name in cameras if name not in seen]:
+        raise UserError(
+            f"expected cameras among {', '.join(seen)}, found {', '.join(missing)}; fix: name some of those"
+        )
+    unread = set(seen) - set(cameras or seen)
+    if not config.input_features:
+        config.input_features = {
+            key: f for key, f in features.items() if f.type is not FeatureType.ACTION and key not in unread
+        }
+    config.output_features = {key: f for key, f in features.items() if f.type is FeatureType.ACTION}
+    contract = mixture.contract
+    if init is not None:
+        found = {key: tuple(feature.shape) for key, feature in features.items()}
+        check_features(shapes(config), found, f"expert {init}", mixture.name)
+        if (init / CONTRACT).exists():
+            contract = Contract.load(init)
+            contract.check(mixture.contract, f"expert {init}", mixture.name)
+        if hasattr(config, "pretrained_backbone_weights"):
+            config.pretrained_backbone_weights = None  # the checkpoint has them
+        policy = load_policy(init, config, strict=True).train()
+    else:
+        try:
+            policy = get_policy_class(config.type)(config, dataset_stats=mixture.meta.stats, dataset_meta=mixture.meta)
+        except (ValueError, ImportError, OSError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(
+                f"expected a {config.type} that fits to {mixture.name}, found: {error}; fix: --set another value, "
+                "--cameras to leave images out, or install what it needs"
+            ) from error
+    horizon = next(getattr(config, name) for name in reversed(HORIZONS) if hasattr(config, name))
+    return policy.to(best_device()), contract.having(horizon=horizon)
+
+
+def processors(policy: Any, mixture: Mixture, init: Path | None) -> tuple[Any, Any]:
+    """What goes before and after the policy: with the statistics of all frames, those of images by ImageNet as in
+    lerobot-train; or as they are in `init`, for the weights there were trained with them.
+    """
+    if init is not None:
+        override = {"device_processor": {"device": policy.config.device}}
+        return make_pre_post_processors(policy.config, str(init), preprocessor_overrides=override)
+    usual = {name: torch.tensor(value, dtype=torch.float32) for name, value in IMAGENET_STATS.items()}
+    stats = {key: {**mixture.meta.stats[key], **usual} for key in mixture.meta.camera_keys}
+    return make_pre_post_processors(
+        policy.config, dataset_stats={**mixture.meta.stats, **stats}, dataset_meta=mixture.meta
+    )
+
+
+def prepared(before: Any) -> Callable[[Batch], Batch]:
+    """What lerobot-train does to a batch: images as floats in [0, 1], then the policy's own processor."""
+
+    def prepare(batch: Batch) -> Batch:
+        return before(
+            {k: v.float() / 255 if isinstance(v, Tensor) and v.dtype == torch.uint8 else v for k, v in batch.items()}
+        )
+
+    return prepare
+
+
+def optimization(policy: Any, steps: int) -> tuple[torch.optim.Optimizer, Callable[[int], float], float]:
+    """The policy's own optimizer, with its peak rates, the factor of these in each step, and its limit of gradients."""
+    preset, schedule = policy.config.get_optimizer_preset(), policy.config.get_scheduler_preset()
+    rate: Callable[[int], float] = lambda step: 1.0  # noqa: E731
+    if schedule is not None:
+        anything = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        rate = schedule.build(anything, steps).lr_lambdas[0]
+    return preset.build(policy.get_optim_params()), rate, preset.grad_clip_norm or float("inf")
+
+
+def _in_bfloat16(wanted: str, policy: Any, samples: Samples, run: Path, accelerator: Accelerator) -> bool:
+    """Whether to compute in bfloat16; a run goes on as it began."""
+    if wanted != "auto":
+        return wanted == "bfloat16"
+    known = run / "precision.json"
+    with accelerator.main_process_first():
+        if not known.exists():
+            batch = samples.share(samples.order(0, PROBED, seed=0), 0, 1)
+            write_json(known, {"bfloat16": bfloat16_is_faster(policy, batch)})
+    faster: bool = read_json(known)["bfloat16"]
+    return faster
+
+
+def _go_on(policy: Any, batches: int) -> None:
+    """A VQ-BeT counts the batches of its first phase in a place that its checkpoint lacks."""
+    if policy.config.type == "vqbet":
+        policy.vqbet.action_head.vqvae_model.optimized_steps = batches
+
+
+def _is_settled(policy: Any) -> bool:
+    """A VQ-BeT's first phase has another loss, and looking at it would train."""
+    return policy.config.type != "vqbet" or bool(policy.vqbet.action_head.vqvae_model.discretized)

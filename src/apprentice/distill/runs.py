@@ -1,0 +1,46 @@
+"""Folders of runs: a run belongs to one configuration, and goes on from its checkpoint."""
+
+import json
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from apprentice.distill.checkpoint import check_whole, recover
+from apprentice.errors import UserError
+from apprentice.files import read_json, write_json
+
+WATCHING = ("validate_every", "rollouts", "rollout_every", "track")  # what may change when a run goes on
+
+
+def begun(accelerator: Accelerator, run: Path, config: dict[str, object]) -> int:
+    """Claim the folder for this configuration; return the steps of its checkpoint. Raises UserError if it belongs to
+    another.
+    """
+    done = 0
+    if accelerator.is_main_process:
+        _same_run(run, config)
+        done = 0 if (run / "cost.json").exists() else recover(run)
+    return int(accelerator.reduce(torch.tensor(done, device=accelerator.device), "sum"))
+
+
+def checkpoint_of(path: str) -> Path:
+    """A run's checkpoint, or the checkpoint itself. Raises UserError if it is damaged."""
+    inside = Path(path) / "checkpoint"
+    folder = inside if inside.exists() else Path(path)
+    check_whole(folder)
+    return folder
+
+
+def _same_run(run: Path, config: dict[str, object]) -> None:
+    config = json.loads(json.dumps(config))
+    if not (run / "config.json").exists():
+        write_json(run / "config.json", config)
+        return
+    known = read_json(run / "config.json")
+    changed = {k: (known.get(k), v) for k, v in config.items() if k not in WATCHING and known.get(k, v) != v}
+    if changed:
+        difference = ", ".join(f"{k} was {old} and is {new}" for k, (old, new) in changed.items())
+        raise UserError(
+            f"expected the run of {run} again, found another: {difference}; fix: another --out, or remove {run}"
+        )
