@@ -129,7 +129,7 @@ def smolvla(backbone: Path, image: int) -> Act:
 
 
 def student(backbone: Path, image: int, folder: Path) -> Act:
-    expert = SeerConfig(chunk_size=HORIZON, n_action_steps=HORIZON, device="cpu", **features(image))
+    expert = SeerConfig(chunk_size=HORIZON, n_action_steps=HORIZON, gripper="binary", device="cpu", **features(image))
     SeerPolicy(expert).save_pretrained(folder)
     for processor in make_seer_pre_post_processors(expert, statistics()):
         processor.save_pretrained(folder)

@@ -45,7 +45,7 @@ def batches(start: int) -> Iterator[torch.Tensor]:
 
 @pytest.fixture
 def student(small_dataset: Path, small_expert: Path, small_vlm: Path) -> ApprenticePolicy:
-    return make_student(small_dataset, small_expert, small_vlm, state_noise=0.0)
+    return make_student(small_dataset, small_expert, small_vlm, position_noise_mm=0, angle_noise_rad=0)
 
 
 def test_goes_on_after_a_torn_write() -> None:

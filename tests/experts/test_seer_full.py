@@ -48,7 +48,8 @@ def config(**fields: object) -> SeerFullConfig:
     image = PolicyFeature(FeatureType.VISUAL, (3, 48, 64))
     inputs = {key: image for key in CAMERAS} | {"observation.state": PolicyFeature(FeatureType.STATE, (8,))}
     outputs = {"action": PolicyFeature(FeatureType.ACTION, (7,))}
-    return SeerFullConfig(**{"device": "cpu", "input_features": inputs, "output_features": outputs, **TINY, **fields})
+    features = {"input_features": inputs, "output_features": outputs}
+    return SeerFullConfig(**{"device": "cpu", "gripper": "binary", **features, **TINY, **fields})
 
 
 def batch() -> dict:

@@ -10,8 +10,8 @@ from apprentice.experts.act import ACTDecoder, ACTExpert
 from apprentice.experts.base import ActionDecoder, ActionExpert
 from apprentice.experts.diffusion import DiffusionDecoder, DiffusionExpert
 from apprentice.experts.multi_task_dit import MultiTaskDiTDecoder, MultiTaskDiTExpert
+from apprentice.experts.seer.decoder import SeerDecoder
 from apprentice.experts.seer.expert import SeerExpert
-from apprentice.experts.seer.modeling_seer import SeerDecoder
 from apprentice.experts.seer_full.expert import SeerFullExpert
 from apprentice.experts.vqbet import VQBeTDecoder, VQBeTExpert
 from apprentice.files import read_json

@@ -34,8 +34,8 @@ class ApprenticeConfig(PreTrainedConfig):
         scratch: give the VLM random weights (a control).
         n_action_steps: actions executed before the policy plans again; None for half of the chunk.
         gripper_state_dims: how many of the last columns of the state belong to the gripper.
-        state_noise: standard deviation of noise on the normalised state in training, so that the student looks instead
-            of trusting where the arm happened to be in the demonstrations.
+        position_noise_mm, angle_noise_rad: standard deviation of noise on the state in training, so that the student
+            looks instead of trusting where the arm happened to be in the demonstrations; by the contract's units.
         learning_rate: peak learning rate; the language model's is `language_rate_factor` times as high.
         decoder_kind, decoder_settings: the expert's decoder; these and what follows is filled in from the expert.
         chunk_size: T, actions in a chunk.
@@ -53,7 +53,8 @@ class ApprenticeConfig(PreTrainedConfig):
     scratch: bool = False
     n_action_steps: int | None = None
     gripper_state_dims: int = 2
-    state_noise: float = 0.03
+    position_noise_mm: float = 1.0
+    angle_noise_rad: float = 0.01
     learning_rate: float = 1e-3
     language_rate_factor: float = 0.3
     weight_decay: float = 1e-4

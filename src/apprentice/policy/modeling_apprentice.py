@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from apprentice.data.contract import FILE as CONTRACT
 from apprentice.data.contract import Contract, check_features, hash_of
+from apprentice.data.noise import state_noise
 from apprentice.errors import UserError
 from apprentice.experts import DECODERS, checkpoints, load_expert
 from apprentice.experts.base import ACTIONS, ActionDecoder, ActionExpert, Batch
@@ -206,8 +207,9 @@ class ApprenticePolicy(RealTime, PreTrainedPolicy):
         """State token and action tokens (..., 1 + N, H) of states (..., S)."""
         state = (batch[OBS_STATE].float() - self.state_offset) / self.state_scale
         if self.training:
-            noise = batch.get(STATE_NOISE)
-            state = state + self.config.state_noise * (torch.randn_like(state) if noise is None else noise)
+            noise, config = batch.get(STATE_NOISE), self.config
+            size = state_noise(self.contract.state, self.state_scale, config.position_noise_mm, config.angle_noise_rad)
+            state = state + size * (torch.randn_like(state) if noise is None else noise)
         order = torch.arange(self.config.latent_count, device=state.device).expand(*state.shape[:-1], -1)
         return torch.cat([self.state_encoder(state), self.action_tokens(order)], -2)
 

@@ -4,79 +4,30 @@ Shaped after Seer (Tian et al. 2024, arXiv 2412.15109) as VITA-VLA uses it (arXi
 state token, one instruction token and T learned action queries go through a transformer; what comes out at the
 queries are the *latents* (B, T, D), and a small decoder with an arm head and a gripper head turns them into actions.
 Smaller and simpler than Seer: a convolutional network takes the place of the frozen MAE ViT-B and its resampler,
-hashed words that of the frozen CLIP text encoder (so nothing is downloaded), and no future frames are predicted.
+hashed words that of the frozen CLIP text encoder (so nothing is downloaded), two layers that of its encoders of the
+state, which are linear and together no more than one, and no future frames are predicted.
 """
 
-import re
-import zlib
+import math
 from collections import deque
 from typing import Any
 
 import torch
 from lerobot.policies.pretrained import PreTrainedPolicy
-from lerobot.utils.constants import ACTION, OBS_STATE
+from lerobot.utils.constants import OBS_STATE
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from apprentice.data.contract import Contract
-from apprentice.experts.base import ACTIONS, ActionDecoder, Batch
+from apprentice.data.noise import state_noise
+from apprentice.errors import UserError
+from apprentice.experts.base import Batch
 from apprentice.experts.contracted import Contracted
 from apprentice.experts.realtime import RealTime
-from apprentice.experts.seer.configuration_seer import GRIPPER_STATES, IMAGE_STRIDE, SeerConfig
-
-VOCABULARY = 4096  # word hashes
-MAX_WORDS = 16
-
-
-class SeerDecoder(ActionDecoder):
-    """Latents to actions: two shared layers, an arm head (tanh) and a gripper head (sigmoid).
-
-    The action's last entry is the gripper's. It is decoded to -1 (open) or +1 (close), nothing between: simulators
-    and most grippers take it as a command, and a half-closed one drops what it holds.
-    """
-
-    def __init__(self, latent_dim: int, action_dim: int, gripper_weight: float):
-        super().__init__()
-        self.settings = {
-            "latent_dim": latent_dim,
-            "action_dim": action_dim,
-            "gripper_weight": gripper_weight,
-        }
-        self.gripper_weight = gripper_weight
-        half = latent_dim // 2
-        self.trunk = nn.Sequential(nn.Linear(latent_dim, half), nn.ReLU(), nn.Linear(half, half), nn.ReLU())
-        self.arm = nn.Linear(half, action_dim - 1)
-        self.gripper = nn.Linear(half, 1)
-
-    def heads(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Map latents (B, T, D) to arm actions in (-1, 1) (B, T, A-1) and the logit of closing (B, T), float32."""
-        hidden = self.trunk(latents)
-        return self.arm(hidden).float().tanh(), self.gripper(hidden).float().squeeze(-1)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        arm, logit = self.heads(latents)
-        gripper = torch.where(logit > 0, 1.0, -1.0)
-        return torch.cat([arm, gripper.unsqueeze(-1)], dim=-1)
-
-    def mix(self, actions: Tensor, earlier: Tensor, weights: Tensor) -> Tensor:
-        """The arm's actions between both plans, the gripper's from the one that weighs more."""
-        mixed = super().mix(actions, earlier, weights)
-        return torch.cat([mixed[..., :-1], super().mix(actions, earlier, weights.round())[..., -1:]], dim=-1)
-
-    def loss(self, latents: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """Smooth-L1 of the arm plus `gripper_weight` times cross-entropy of the gripper (PAPER: arXiv 2510.09607)."""
-        arm, logit = self.heads(latents)
-        target = batch[ACTION]
-        closes = ((target[..., -1] + 1) / 2).clamp(0, 1)
-        arm_losses = F.smooth_l1_loss(arm, target[..., :-1], reduction="none").mean(-1)
-        gripper_losses = F.binary_cross_entropy_with_logits(logit, closes, reduction="none")
-        counts = ~batch["action_is_pad"] if "action_is_pad" in batch else torch.ones_like(closes, dtype=torch.bool)
-        total = batch.get(ACTIONS) or counts.sum().clamp(min=1)
-        arm_loss = (arm_losses * counts).sum() / total
-        gripper_loss = (gripper_losses * counts).sum() / total
-        loss = arm_loss + self.gripper_weight * gripper_loss
-        return loss, {"arm_loss": arm_loss.item(), "gripper_loss": gripper_loss.item()}
+from apprentice.experts.seer.configuration_seer import SeerConfig
+from apprentice.experts.seer.decoder import SeerDecoder, gripper_of
+from apprentice.experts.seer.instruction import InstructionEncoder
 
 
 class ResidualBlock(nn.Module):
@@ -100,7 +51,7 @@ def convolution(inputs: int, outputs: int, kernel: int, stride: int, activate: b
 
 
 class VisualEncoder(nn.Sequential):
-    """Images in [-1, 1] (N, 3, H, W) to a map of visual tokens (N, D, H/32, W/32)."""
+    """Images in [-1, 1] (N, 3, H, W) to a map of visual tokens (N, D, h, w), one for about 32 x 32 pixels."""
 
     def __init__(self, width: int):
         super().__init__(
@@ -112,28 +63,10 @@ class VisualEncoder(nn.Sequential):
             convolution(128, width, 3, 2),
         )
 
-
-class InstructionEncoder(nn.Module):
-    """Sentences to one token each (B, D), through hashed words with their positions."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.words = nn.Embedding(VOCABULARY, 64, padding_idx=0)
-        self.positions = nn.Parameter(0.1 * torch.randn(MAX_WORDS, 64))
-        self.mix = nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width))
-
-    def forward(self, sentences: list[str]) -> Tensor:
-        ids = torch.tensor([hash_words(sentence) for sentence in sentences], device=self.positions.device)
-        known = (ids > 0).unsqueeze(-1)
-        features = self.mix(self.words(ids) + self.positions) * known
-        return features.sum(1) / known.sum(1).clamp(min=1)
-
-
-def hash_words(sentence: str) -> list[int]:
-    """Turn a sentence into MAX_WORDS numbers below VOCABULARY, the same on every machine; 0 is "no word"."""
-    words = re.findall(r"[a-z0-9]+", sentence.lower())[:MAX_WORDS]
-    ids = [1 + zlib.crc32(word.encode()) % (VOCABULARY - 1) for word in words]
-    return ids + [0] * (MAX_WORDS - len(ids))
+    @staticmethod
+    def tokens(height: int, width: int) -> int:
+        """How many tokens h * w an image of this size (px) becomes."""
+        return math.prod(-(-(side // 4) // 8) for side in (height, width))
 
 
 def augment(images: Tensor, shift: int, jitter: float) -> Tensor:
@@ -172,21 +105,37 @@ class SeerPolicy(RealTime, Contracted, PreTrainedPolicy):
     name = "seer"
     _fsdp_wrap_modules = ("Block",)
 
-    def __init__(self, config: SeerConfig, dataset_meta: Any = None, **kwargs: Any):
+    state_std: Tensor | None
+
+    def __init__(
+        self,
+        config: SeerConfig,
+        dataset_stats: dict[str, dict[str, Any]] | None = None,
+        dataset_meta: Any = None,
+        **kwargs: Any,
+    ):
+        """Build a policy with random weights. A `config.gripper` of "auto" is replaced by what the dataset decides.
+
+        Raises UserError if the features do not fit, or there is no dataset to decide.
+        """
         super().__init__(config)
         config.validate_features()
+        stats = dataset_stats or (dataset_meta.stats if dataset_meta else None) or {}
+        config.gripper = gripper_of(config.gripper, stats)
         self.contract = Contract.of_dataset(dataset_meta.root) if dataset_meta else Contract()
         self.config: SeerConfig = config
         assert config.robot_state_feature and config.action_feature
         width = config.width
-        _, height, breadth = next(iter(config.image_features.values())).shape
-        tokens = (height // IMAGE_STRIDE) * (breadth // IMAGE_STRIDE)
 
         self.visual = VisualEncoder(width)
-        self.places = nn.Parameter(0.02 * torch.randn(len(config.image_features), tokens, width))
-        self.arm_state = nn.Linear(config.robot_state_feature.shape[0] - GRIPPER_STATES, width)
-        self.gripper_state = nn.Linear(GRIPPER_STATES, width)
-        self.state = nn.Linear(2 * width, width)
+        counts = [VisualEncoder.tokens(*feature.shape[1:]) for feature in config.image_features.values()]
+        self.places = nn.ParameterList(0.02 * torch.randn(count, width) for count in counts)
+        self.state = nn.Sequential(
+            nn.Linear(config.robot_state_feature.shape[0], width), nn.ReLU(), nn.Linear(width, width)
+        )
+        # Only training needs it, and knows it anew: processors too have the statistics of the data that is trained on.
+        std = torch.as_tensor(stats[OBS_STATE]["std"], dtype=torch.float32) if OBS_STATE in stats else None
+        self.register_buffer("state_std", std, persistent=False)
         self.instruction = InstructionEncoder(width)
         self.queries = nn.Parameter(0.02 * torch.randn(config.chunk_size, width))
         self.blocks = nn.Sequential(
@@ -196,7 +145,7 @@ class SeerPolicy(RealTime, Contracted, PreTrainedPolicy):
             ]
         )
         self.norm = nn.LayerNorm(width)
-        self.decoder = SeerDecoder(width, config.action_feature.shape[0], config.gripper_weight)
+        self.decoder = SeerDecoder(width, config.action_feature.shape[0], config.gripper_weight, config.gripper)
         self.reset()
 
     def get_optim_params(self) -> Any:
@@ -206,7 +155,7 @@ class SeerPolicy(RealTime, Contracted, PreTrainedPolicy):
         """For `lerobot-train --peft.*`: adapters in the transformer; what reads the state and what acts train whole."""
         return {
             "target_modules": r"blocks\.\d+\.linear[12]",
-            "modules_to_save": ["arm_state", "gripper_state", "state", "decoder"],
+            "modules_to_save": ["state", "decoder"],
         }
 
     def reset(self) -> None:
@@ -214,22 +163,43 @@ class SeerPolicy(RealTime, Contracted, PreTrainedPolicy):
 
     def latents(self, batch: Batch) -> Tensor:
         """Encode a normalised batch: what the decoder consumes (B, T, D)."""
-        images = torch.stack([batch[key] for key in self.config.image_features], dim=1)
         state = batch[OBS_STATE]
-        size, cameras = images.shape[:2]
-        flat = images.flatten(0, 1)
         if self.training:
-            flat = augment(flat, self.config.shift, self.config.jitter)
-            state = state + self.config.state_noise * torch.randn_like(state)
-        features = self.visual((2 * flat - 1).contiguous(memory_format=torch.channels_last))
-        seen = features.flatten(2).transpose(1, 2).reshape(size, cameras, -1, self.config.width) + self.places
-        arm, gripper = state[:, :-GRIPPER_STATES], state[:, -GRIPPER_STATES:]
-        felt = self.state(torch.cat([self.arm_state(arm), self.gripper_state(gripper)], dim=-1))
-        told = self.instruction(batch["task"])
-        queries = self.queries.expand(size, -1, -1)
-        sequence = torch.cat([seen.flatten(1, 2), felt[:, None], told[:, None], queries], dim=1)
+            state = state + self.noise() * torch.randn_like(state)
+        instruction = self.instruction(batch["task"])
+        queries = self.queries.expand(len(state), -1, -1)
+        tokens = [*self.images(batch), self.state(state)[:, None], instruction[:, None], queries]
         with sdpa_kernel(SDPBackend.MATH):  # so few tokens: on a CPU the fused kernel's backward takes twice as long
-            return self.norm(self.blocks(sequence)[:, -self.config.chunk_size :])
+            return self.norm(self.blocks(torch.cat(tokens, dim=1))[:, -self.config.chunk_size :])
+
+    def images(self, batch: Batch) -> list[Tensor]:
+        """Encode each camera's images to visual tokens (B, n, D), cameras of one size together."""
+        keys = list(self.config.image_features)
+        encoded: dict[str, Tensor] = {}
+        for size in dict.fromkeys(batch[key].shape for key in keys):
+            alike = [key for key in keys if batch[key].shape == size]
+            flat = torch.stack([batch[key] for key in alike], dim=1).flatten(0, 1)
+            if self.training:
+                flat = augment(flat, self.config.shift, self.config.jitter)
+            features = self.visual((2 * flat - 1).contiguous(memory_format=torch.channels_last))
+            tokens = features.flatten(2).transpose(1, 2).unflatten(0, (size[0], len(alike)))
+            encoded |= dict(zip(alike, tokens.unbind(1), strict=True))
+        return [encoded[key] + places for key, places in zip(keys, self.places, strict=True)]
+
+    def noise(self) -> Tensor | float:
+        """The standard deviation (S,) of training noise on the normalised state.
+
+        Raises UserError if the state's units are known and its statistics are not.
+        """
+        millimetres, radians = self.config.position_noise_mm, self.config.angle_noise_rad
+        if self.contract.state is None or not (millimetres or radians):
+            return 0.0
+        if self.state_std is None:
+            raise UserError(
+                "expected the training data's statistics of observation.state for noise in mm and rad, found none; "
+                "fix: load the policy with dataset_stats, or set position_noise_mm and angle_noise_rad to 0"
+            )
+        return state_noise(self.contract.state, self.state_std, millimetres, radians)
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         return self.decoder.loss(self.latents(batch), batch)

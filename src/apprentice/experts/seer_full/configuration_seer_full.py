@@ -9,6 +9,7 @@ from lerobot.optim.schedulers import CosineAnnealingWithWarmupSchedulerConfig
 
 from apprentice.errors import UserError
 from apprentice.experts.seer.configuration_seer import check_state_and_action
+from apprentice.experts.seer.decoder import AUTO
 
 FORESIGHT_HEADS = 16  # of the decoder that paints, at every width, as published
 
@@ -31,6 +32,7 @@ class SeerFullConfig(PreTrainedConfig):
         foresight_steps: how many steps ahead the predicted pictures lie; 0 predicts none.
         foresight_tokens: for each camera, a square number.
         foresight_layers: of the decoder that paints the predicted pictures.
+        gripper: "binary", "continuous" or "auto", see SeerConfig.
         gripper_states: 2, finger positions at the end of the state; or 1, a flag there, positive for one of two states.
         turn_images: turn images by 180 degrees before they are encoded. The public LIBERO weights saw the simulator's
             raw pictures, LeRobot's are turned.
@@ -65,6 +67,7 @@ class SeerFullConfig(PreTrainedConfig):
     foresight_steps: int = 3
     foresight_tokens: int = 9
     foresight_layers: int = 2
+    gripper: str = AUTO
     gripper_states: int = 2
     turn_images: bool = False
 

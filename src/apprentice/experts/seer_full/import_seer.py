@@ -17,6 +17,7 @@ from torch import Tensor
 
 from apprentice.data.contract import LIBERO_ACTION, LIBERO_STATE, Contract
 from apprentice.errors import UserError
+from apprentice.experts.seer.decoder import BINARY
 from apprentice.experts.seer_full.configuration_seer_full import SeerFullConfig
 from apprentice.experts.seer_full.modeling_seer_full import SeerFullPolicy
 from apprentice.experts.seer_full.names import matching, renamed, why_unused
@@ -171,6 +172,7 @@ def configuration(theirs: Weights, recording: Recording) -> SeerFullConfig:
         output_features={"action": PolicyFeature(FeatureType.ACTION, (action,))},
         normalization_mapping=dict.fromkeys(("VISUAL", "STATE", "ACTION"), NormalizationMode.IDENTITY),
         device="cpu",
+        gripper=BINARY,
         **recording.config,
         **sizes,
     )

@@ -25,7 +25,8 @@ from transformers import CLIPTokenizer
 from apprentice.data.contract import Contract
 from apprentice.experts.base import Batch
 from apprentice.experts.contracted import Contracted
-from apprentice.experts.seer.modeling_seer import SeerDecoder, augment
+from apprentice.experts.seer.decoder import SeerDecoder, gripper_of
+from apprentice.experts.seer.modeling_seer import augment
 from apprentice.experts.seer_full.backbone import Backbone, StepEncoder
 from apprentice.experts.seer_full.configuration_seer_full import SeerFullConfig
 from apprentice.experts.seer_full.encoders import (
@@ -53,13 +54,21 @@ class SeerFullPolicy(Contracted, PreTrainedPolicy):
     config: SeerFullConfig
     _fsdp_wrap_modules = ("GPT2Block",)
 
-    def __init__(self, config: SeerFullConfig, dataset_meta: Any = None, checkpoint: Path | None = None, **kwargs: Any):
+    def __init__(
+        self,
+        config: SeerFullConfig,
+        dataset_stats: dict[str, dict[str, Any]] | None = None,
+        dataset_meta: Any = None,
+        checkpoint: Path | None = None,
+        **kwargs: Any,
+    ):
         """Build a fresh policy from `config.mae` and `config.clip`, or an empty one for the weights in `checkpoint`.
 
         Raises UserError if the encoders cannot be read or the features do not fit.
         """
         super().__init__(config)
         config.validate_features()
+        config.gripper = gripper_of(config.gripper, dataset_stats or (dataset_meta.stats if dataset_meta else None))
         assert config.action_feature
         self.contract = Contract.of_dataset(dataset_meta.root) if dataset_meta else Contract()
         seen = pretrained_mae(config) if config.mae and checkpoint is None else None
@@ -77,7 +86,7 @@ class SeerFullPolicy(Contracted, PreTrainedPolicy):
             text.model.load_state_dict(read)
         self.steps = StepEncoder(config, vision, text)
         self.backbone = Backbone(config)
-        self.decoder = SeerDecoder(config.width, config.action_feature.shape[0], config.gripper_weight)
+        self.decoder = SeerDecoder(config.width, config.action_feature.shape[0], config.gripper_weight, config.gripper)
         self.painter = Painter(config) if config.foresight_steps else None
         self.reset()
 
@@ -158,6 +167,8 @@ class SeerFullPolicy(Contracted, PreTrainedPolicy):
         if self._ensemble is None:
             return self.decoder.decode(latents)[:, 0]
         arm, logit = self.decoder.heads(latents)
+        if logit is None:
+            return self._ensemble.update(arm)
         action = self._ensemble.update(torch.cat([arm, logit.sigmoid().unsqueeze(-1)], dim=-1))
         return torch.cat([action[:, :-1], torch.where(action[:, -1:] > 0.5, 1.0, -1.0)], dim=-1)
 
