@@ -13,11 +13,11 @@ from lerobot.policies.factory import make_pre_post_processors
 from tests.support import loss_on_held_out, resume
 from torch.utils.data import default_collate
 
-from apprentice.data.contract import Contract
+from apprentice.data.contract import LIBERO_STATE, Contract
+from apprentice.data.dataset import open_dataset
 from apprentice.errors import UserError
 from apprentice.experts import DECODERS, load_expert
 from apprentice.experts.seer.configuration_seer import SeerConfig
-from apprentice.experts.seer.decoder import SeerDecoder
 from apprentice.experts.seer.modeling_seer import SeerPolicy, augment
 
 CPU = torch.device("cpu")
@@ -51,48 +51,6 @@ def batch(size: int = 3) -> dict:
 def frames(root: Path, count: int = 5) -> dict:
     dataset = LeRobotDataset("local/small", root=root, delta_timestamps={"action": [t / 20 for t in range(8)]})
     return default_collate([dataset[i] for i in range(0, 4 * count, 4)])
-
-
-def test_loss_is_smooth_l1_and_weighted_cross_entropy_of_what_is_not_padding() -> None:
-    torch.manual_seed(0)
-    decoder, data = SeerDecoder(24, 7, gripper_weight=0.3), batch()
-    latents = torch.randn(3, 8, 24)
-    arm, logit = decoder.heads(latents)
-    arm_terms, gripper_terms = [], []
-    for b in range(3):
-        for t in range(8):
-            if data["action_is_pad"][b, t]:
-                continue
-            for i in range(6):
-                off = abs(arm[b, t, i].item() - data["action"][b, t, i].item())
-                arm_terms.append(off**2 / 2 if off < 1 else off - 0.5)
-            closes = (data["action"][b, t, 6].item() + 1) / 2
-            p = 1 / (1 + math.exp(-logit[b, t].item()))
-            gripper_terms.append(-closes * math.log(p) - (1 - closes) * math.log(1 - p))
-    assert len(gripper_terms) == 8 + 5 + 1
-    expected_arm, expected_gripper = sum(arm_terms) / len(arm_terms), sum(gripper_terms) / len(gripper_terms)
-    loss, parts = decoder.loss(latents, data)
-    assert parts["arm_loss"] == pytest.approx(expected_arm, rel=1e-5)
-    assert parts["gripper_loss"] == pytest.approx(expected_gripper, rel=1e-5)
-    assert loss.item() == pytest.approx(expected_arm + 0.3 * expected_gripper, rel=1e-5)
-
-
-def test_gripper_term_trains_and_padding_does_not() -> None:
-    decoder, data = SeerDecoder(24, 7, gripper_weight=0.01), batch()
-    latents = torch.randn(3, 8, 24, requires_grad=True)
-    decoder.loss(latents, data)[0].backward()
-    assert decoder.gripper.weight.grad is not None and decoder.gripper.weight.grad.abs().max() > 0
-    assert latents.grad is not None
-    assert (latents.grad[data["action_is_pad"]] == 0).all()
-    assert (latents.grad[~data["action_is_pad"]].abs().amax(-1) > 0).all()
-    del data["action_is_pad"]
-    assert torch.isfinite(decoder.loss(latents, data)[0])
-
-
-def test_gripper_is_decoded_to_open_or_closed_and_the_arm_stays_in_range() -> None:
-    actions = SeerDecoder(24, 7, 0.1).decode(10 * torch.randn(50, 8, 24))
-    assert set(actions[..., 6].unique().tolist()) == {-1.0, 1.0}
-    assert actions[..., :6].abs().max() <= 1
 
 
 def test_gradient_reaches_every_parameter() -> None:
@@ -137,6 +95,70 @@ def test_augmentation_is_a_shift_with_repeated_edges() -> None:
     for before, after in zip(padded, moved, strict=True):
         windows = (before[:, y : y + 32, x : x + 32] for y in range(9) for x in range(9))
         assert any(torch.allclose(window, after) for window in windows)
+
+
+def test_cameras_of_different_sizes_are_each_encoded_as_they_are() -> None:
+    """Every token of every camera reaches the latents, and one camera's size leaves another's tokens alone."""
+    sizes = {"front": (48, 100), "wrist": (64, 64), "side": (48, 100), "top": (33, 40)}
+    inputs = {f"observation.images.{k}": PolicyFeature(FeatureType.VISUAL, (3, *size)) for k, size in sizes.items()}
+    inputs["observation.state"] = PolicyFeature(FeatureType.STATE, (8,))
+    policy, data = SeerPolicy(config(input_features=inputs)).eval(), batch()
+    data |= {key: torch.rand(3, *feature.shape) for key, feature in inputs.items() if "images" in key}
+    tokens = policy.images(data)
+    assert [part.shape[1] for part in tokens] == [2 * 4, 2 * 2, 2 * 4, 1 * 2]
+    for key, part, places in zip(policy.config.image_features, tokens, policy.places, strict=True):
+        alone = policy.visual(2 * data[key] - 1).flatten(2).transpose(1, 2) + places
+        torch.testing.assert_close(part, alone, atol=1e-5, rtol=1e-5)
+    policy.train()(data)[0].backward()
+    assert all((places.grad.abs().amax(1) > 0).all() for places in policy.places)
+
+
+@pytest.mark.parametrize("size", [1, 6])
+def test_a_state_needs_no_gripper_and_may_have_one_entry(size: int) -> None:
+    inputs = {"observation.images.image": PolicyFeature(FeatureType.VISUAL, (3, 64, 64))}
+    inputs["observation.state"] = PolicyFeature(FeatureType.STATE, (size,))
+    policy, data = SeerPolicy(config(input_features=inputs)).train(), batch()
+    data["observation.state"] = torch.randn(3, size, requires_grad=True)
+    policy(data)[0].backward()
+    assert (data["observation.state"].grad.abs() > 0).any(0).all()
+
+
+def test_noise_on_the_state_is_a_millimetre_and_a_hundredth_of_a_radian(small_dataset: Path) -> None:
+    """Measured behind the processors' own normalisation: what the policy's first layer of the state is given."""
+    meta = open_dataset(small_dataset).meta
+    policy = SeerPolicy(config(position_noise_mm=1.0, angle_noise_rad=0.01), dataset_meta=meta).train()
+    assert Contract.of_dataset(small_dataset).state == LIBERO_STATE  # three lengths, three angles, two fingers
+    assert (torch.as_tensor(meta.stats["observation.state"]["std"]) > 0.01).all()
+    given: list[torch.Tensor] = []
+    policy.state.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0].detach()))
+    before, _ = make_pre_post_processors(policy.config, dataset_stats=meta.stats)
+    raw = {**batch(1), "observation.state": torch.full((1, 8), 0.5), "task": ["open the drawer"]}
+    data = before(raw)
+    data = {
+        key: value.expand(250, *value.shape[1:]) if torch.is_tensor(value) else value for key, value in data.items()
+    }
+    data["task"] = data["task"] * 250
+    std = torch.as_tensor(meta.stats["observation.state"]["std"], dtype=torch.float32)
+    with torch.no_grad():
+        for _ in range(2):
+            policy.latents(data)
+    noise = (torch.cat(given) - data["observation.state"][:1]) * std
+    wanted = torch.tensor([0.001] * 3 + [0.01] * 3 + [0.001] * 2)
+    # 500 draws: the deviation's own standard error is 1 / sqrt(1000) = 3.2 %, the mean's 1 / sqrt(500) = 4.5 %
+    assert ((noise.std(0) / wanted - 1).abs() < 0.16).all(), noise.std(0)
+    assert (noise.mean(0).abs() < 0.2 * wanted).all()
+    policy.eval().latents(data)
+    assert torch.equal(given[-1], data["observation.state"])
+
+
+def test_noise_in_units_needs_the_statistics_of_the_data(checkpoint: Path, small_dataset: Path) -> None:
+    policy = SeerPolicy.from_pretrained(checkpoint).train()
+    with pytest.raises(UserError, match=r"statistics of observation.state.*found none; fix"):
+        policy(batch())
+    policy.config.position_noise_mm = policy.config.angle_noise_rad = 0.0
+    policy(batch())
+    meta = open_dataset(small_dataset).meta
+    SeerPolicy.from_pretrained(checkpoint, dataset_stats=meta.stats, dataset_meta=meta).train()(batch())
 
 
 def test_select_action_looks_again_every_n_action_steps() -> None:

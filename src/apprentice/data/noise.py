@@ -31,5 +31,6 @@ def state_noise(state: Sequence[str] | None, scale: Tensor, position_noise_mm: f
         "rad": angle_noise_rad,
         "deg": math.degrees(angle_noise_rad),
     }
-    noise = [units.get(entry.partition(" ")[2], 0.0) for entry in state]
+    named = (entry.rpartition(" ") for entry in state)
+    noise = [units.get(unit, 0.0) if name else 0.0 for name, _, unit in named]
     return (scale.new_tensor(noise) / scale.clamp(min=1e-12)).clamp(max=1)
