@@ -113,10 +113,10 @@ class Mistimed(Controller):
     waits = 0  # steps before it closes
     arrived = closed = 0  # steps of the record when the grasp was reached, and when the fingers had closed
 
-    def step(self, arm: np.ndarray, calm: bool = False) -> None:
+    def step(self, arm: np.ndarray, calm: bool = False, disturbed: float = 1.0) -> None:
         if len(self.record.actions) >= self.closes_at:
             self.gripper = CLOSE
-        super().step(arm, calm)
+        super().step(arm, calm, disturbed)
 
     def close(self, position: np.ndarray, rotation: np.ndarray, steps: int = 14) -> None:
         self.stay(self.waits)
@@ -276,7 +276,13 @@ def row(result: Result, window: Window | None) -> str:
             for sign, key in (("-", less), ("+", more))
         )
 
-    cells: list[Any] = [label, window.name, f"{window.held}/{window.tried}", f"{window.height:.0f}", f"{window.width:.0f}"]
+    cells: list[Any] = [
+        label,
+        window.name,
+        f"{window.held}/{window.tried}",
+        f"{window.height:.0f}",
+        f"{window.width:.0f}",
+    ]
     cells += [span("down", "up"), span("left", "right"), span("back", "forth")]
     cells += [span("close early", "close late"), span("lift early", "lift late")]
     return "| " + " | ".join(str(cell) for cell in cells) + " |"
@@ -296,7 +302,9 @@ def main() -> None:
         for task in options.tasks or range(len(tasks(suite)))
     ]
     results = run(jobs, options.workers, options.out)
-    print("| task | object | holds | aim, mm | width, mm | height, mm | along u, mm | across v, mm | closes, steps | lifts, steps |")
+    print(
+        "| task | object | holds | aim, mm | width, mm | height, mm | along u, mm | across v, mm | closes, steps | lifts, steps |"
+    )
     print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for result in results:
         for window in result.windows or [None]:

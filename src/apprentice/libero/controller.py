@@ -75,14 +75,17 @@ class Controller:
         left, right = self.env.proprioception()[6:]
         return float(left - right)
 
-    def step(self, arm: np.ndarray, calm: bool = False) -> None:
-        """Execute an arm action (6,) with the present gripper command. Raises Failure when out of steps."""
+    def step(self, arm: np.ndarray, calm: bool = False, disturbed: float = 1.0) -> None:
+        """Execute an arm action (6,) with the present gripper command. Raises Failure when out of steps.
+
+        `disturbed` is the part of the style's noise that is added; none to a `calm` step.
+        """
         if len(self.record.actions) >= self.max_steps:
             raise Failure("out of steps")
         arm = self._last = self._last + np.clip(arm - self._last, -SLEW, SLEW)
         action = np.array([*arm, self.gripper], dtype=np.float32)
         executed = action.copy()
-        executed[:6] = np.clip(arm + self._disturbance.next(calm), -1, 1)
+        executed[:6] = np.clip(arm + disturbed * self._disturbance.next(calm), -1, 1)
         self.record.snapshots.append(self.env.snapshot())
         self.record.actions.append(action)
         self.record.executed.append(executed)
@@ -110,10 +113,12 @@ class Controller:
         speed: float | Callable[[], float] = 1.0,
         until: Callable[[], bool] = lambda: False,
         calm: bool = False,
+        calm_within: float = CALM_WITHIN,
     ) -> None:
         """Go to a pose, which may move, within `near` (m) and `turned` (rad); give up when nothing changes any more.
 
-        A `calm` move is not disturbed, nor is the last stretch of an exact one: it ends at an object.
+        A `calm` move is not disturbed, nor is the last stretch of an exact one, `calm_within` m: it ends at an object.
+        Where a `speed` that is a function makes the hand slow, it is disturbed as much less.
         """
         before = float("inf")
         for count in range(steps):
@@ -121,12 +126,13 @@ class Controller:
             gap, twist = float(np.linalg.norm(position - self.position)), float(np.linalg.norm(self._turn_to(rotation)))
             if (gap < near and twist < turned) or until():
                 return
-            quiet = calm or (near <= EXACT and gap < CALM_WITHIN)
+            quiet = calm or (near <= EXACT and gap < calm_within)
             if count > 15 and count % 10 == 0 and (quiet or not self._disturbance.astray):
                 if before - (gap + 0.1 * twist) < 0.002:
                     return
                 before = gap + 0.1 * twist
-            self.step(self.towards(position, rotation, gain, speed() if callable(speed) else speed), quiet)
+            limit = speed() if callable(speed) else speed
+            self.step(self.towards(position, rotation, gain, limit), quiet, limit if callable(speed) else 1.0)
 
     def guide(self, position: np.ndarray, rotation: np.ndarray, gain: float = 2.5, speed: float = 1.0) -> None:
         """One undisturbed step towards a pose, with something in contact that is pulled or pushed along."""

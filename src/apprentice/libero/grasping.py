@@ -20,7 +20,8 @@ HALF_OPENING = 0.040
 FINGER_U = 0.018  # thickness of a finger
 WIDEST = 0.074
 PAD_BELOW, PAD_ABOVE = 0.008, 0.011  # the fingers' contact zone
-PAD_END = 0.0048  # the pads' lower ends below
+PAD_END, PAD_TOP = 0.0048, 0.0120  # the pads' lower ends below, and their upper ends above
+LEDGE, LEDGE_COST = 0.002, 0.3  # m: a pad whose end is so near to a ledge of the object may get stuck on it
 OVERLAP = 0.003  # least height of an object between the pads that is still held
 ROOM, ROOM_COST = 0.008, 100.0  # m up or down by which a grasp should be allowed to miss, and cost of a m less
 YAW_COST = 0.6  # a rad: of two equal sides always take the same, or a policy cannot learn which
@@ -80,12 +81,16 @@ def plan_grasps(world: World, name: str, move: np.ndarray | None = None, turn: f
         there = (there - centre) @ about_z(turn) + centre
     table = world.table_height()
     com, heights, base = world.centre_of_mass(name), _heights(target, table), world.base()
+    upper, lower = world.ledges(name)
+    ledges = np.concatenate([upper + PAD_END, lower - PAD_TOP])
+    stuck = {z: LEDGE_COST * bool((np.abs(ledges - z) < LEDGE).any()) for z in heights}
     grasps = []
     for yaw in YAWS:
         frame = about_z(yaw) @ DOWN
         axes = np.column_stack([frame[:, 0], frame[:, 1], [0, 0, 1.0]])  # u, v, z
         slices = _Slices(*(_in_frame(points, centre, axes) for points in (target, around, there, com[None])), table)
         for (u, v, z), score in slices.candidates(heights):
+            score += stuck[z]
             position = np.array([*centre[:2], 0]) + axes @ [u, v, z]
             far = max(0.0, float(np.linalg.norm((position - base)[:2])) - REACH)
             grasps.append(Grasp(position, float(yaw), score + YAW_COST * abs(wrapped(yaw)) + FAR_COST * far))
@@ -110,7 +115,7 @@ def _heights(target: np.ndarray, table: float) -> list[float]:
     lowest = max(table + LOWEST + 0.003, target[:, 2].min() + 0.004)
     top = target[:, 2].max()
     middle = (table + LOWEST + top + PAD_END - OVERLAP) / 2
-    heights = [*np.arange(top - 0.010, max(top - 0.055, table + TIP + 0.002), -0.008), min(middle, top)]
+    heights = [*np.arange(top - 0.010, max(top - 0.055, table + TIP + 0.002), -0.006), min(middle, top)]
     return sorted({max(float(z), lowest) for z in heights})
 
 

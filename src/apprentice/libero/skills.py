@@ -10,8 +10,9 @@ from apprentice.libero.grasping import HAND, HAND_U, HAND_V, Grasp, about_z, dif
 from apprentice.libero.spots import Spot
 from apprentice.libero.world import World
 
-LAST, FIRST = 0.033, 0.008  # m: slow before a grasp (the hand needs some way to slow down), and after it
+LAST, FIRST = 0.038, 0.008  # m: slow before a grasp (the hand needs some way to slow down), and after it
 THERE, STILL = 0.003, 0.0008  # m from a grasp, and m a step: the hand stands, and the fingers may close
+CALM = 0.010  # m: nearer to a grasp nothing disturbs the hand
 RIM = 0.05  # m above the place in a basket: what touches there is not its floor
 
 
@@ -73,7 +74,7 @@ def take(hand: Controller, position: np.ndarray, rotation: np.ndarray) -> None:
         return max(np.linalg.norm(was - before) / STILL, np.linalg.norm(was - position) / THERE) < 1
 
     slow = hand.slow_within(LAST, position)
-    hand.go(position, rotation, near=0.0, steps=80, gain=1.6, speed=slow, until=stands)
+    hand.go(position, rotation, near=0.0, steps=80, gain=1.6, speed=slow, until=stands, calm_within=CALM)
     hand.close(position, rotation)
 
 
