@@ -3,15 +3,15 @@
     python benchmarks/grasp_window.py                                # the 40 tasks, half an hour on one quiet core
     python benchmarks/grasp_window.py --suites libero_object --tasks 6
 
-For each object that a task's demonstration grasps, the same grasp is tried again and again from where the hand is above
-it: moved up, down and sideways in steps of 2 mm; or with fingers that close, or a lift that begins, too early or too late
-in steps of 2 control steps (0.1 s). It holds if the object is then 5 cm higher and still in the hand. The farthest miss
-that holds on every seed is found by halving, as if all that is nearer held, too. Along the opening axis the hand moves as
-the fingers do; across it at right angles.
+For each object that a task's demonstration grasps, the same grasp is tried again and again from where the hand is
+above it: moved up, down and sideways in steps of 2 mm; or with fingers that close, or a lift that begins, too early or
+too late in steps of 2 control steps (0.1 s). It holds if the object is then 5 cm higher and still in the hand. The
+farthest miss that holds on every seed is found by halving, as if all that is nearer held, too. Along the opening axis
+the hand moves as the fingers do; across it at right angles.
 
 Finished tasks are kept in a JSON-lines file: run the same command again to go on after a kill. Lines that other code
-wrote are kept, but not shown. The table is Markdown; an ellipsis says that no farther miss was tried. The last line is the
-part of the grasps that may miss by 3 mm in height, 5 mm sideways and 4 steps.
+wrote are kept, but not shown. The table is Markdown; an ellipsis says that no farther miss was tried. The last line is
+the part of the grasps that may miss by 3 mm in height, 5 mm sideways and 4 steps.
 """
 
 import argparse
@@ -35,7 +35,8 @@ from apprentice.progress import Meter
 
 OUT = Path("runs/benchmarks/grasp_window.jsonl")
 FIRST_SEED = 200_000  # nothing was tuned on these
-SOURCES = "arm articulated controller demonstrator dragging env grasping inserting skills spots world".split()
+SOURCES = ("arm", "articulated", "controller", "demonstrator", "dragging", "env", "grasping", "inserting", "skills")
+SOURCES += ("spots", "world")
 LIFTED = 0.05  # m that an object must rise
 # What may be off -> by how much at most it is tried, and in which steps: mm, or control steps.
 DIRECTIONS = {
@@ -278,13 +279,7 @@ def row(result: Result, window: Window | None) -> str:
             for sign, key in (("-", less), ("+", more))
         )
 
-    cells: list[Any] = [
-        label,
-        window.name,
-        f"{window.held}/{window.tried}",
-        f"{window.height:.0f}",
-        f"{window.width:.0f}",
-    ]
+    cells = [label, window.name, f"{window.held}/{window.tried}", f"{window.height:.0f}", f"{window.width:.0f}"]
     cells += [span("down", "up"), span("left", "right"), span("back", "forth")]
     cells += [span("close early", "close late"), span("lift early", "lift late")]
     return f"| {' | '.join(cells)} |"
@@ -304,10 +299,8 @@ def main() -> None:
         for task in options.tasks or range(len(tasks(suite)))
     ]
     results = run(jobs, options.workers, options.out)
-    print(
-        "| task | object | holds | aim, mm | width, mm | height, mm | along u, mm | across v, mm | closes, steps | lifts, steps |"
-    )
-    print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    columns = "task, object, holds, aim (mm), width (mm), height (mm), along (mm), across (mm), closing, lift (steps)"
+    print(f"| {columns.replace(', ', ' | ')} |\n| --- | --- |{' ---: |' * 8}")
     for result in results:
         for window in result.windows or [None]:
             print(row(result, window))
