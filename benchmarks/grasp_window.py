@@ -214,17 +214,17 @@ def measure_task(job: Job) -> Result:
     env = environment(job.suite, job.task, render="fast", size=128)  # neither is used: nothing is drawn
     windows: dict[str, Window] = {}
     for seed in range(job.seeds):
-        grasped: set[str] = set()
+        lifted: list[str] = []  # at each grasp, the object or none
 
-        def measure(hand: Controller, position: np.ndarray, rotation: np.ndarray, grasped: set[str] = grasped) -> None:
+        def measure(hand: Controller, position: np.ndarray, rotation: np.ndarray, lifted: list[str] = lifted) -> None:
             world = World(env)
             probe = Probe(hand, world, position, rotation)
-            if not probe.name or probe.name in grasped:
+            lifted.append(probe.name)
+            if not probe.name or probe.name in lifted[:-1]:
                 return
-            grasped.add(probe.name)
             height = 1000 * float(position[2] - world.table_height())
             window = windows.setdefault(probe.name, Window(probe.name, height, probe.width))
-            window.held += 1
+            window.held += "" not in lifted[-2:]  # a grasp that followed a miss was not the first
             probe.narrow(window)
 
         rng = np.random.default_rng([seed, 2])
