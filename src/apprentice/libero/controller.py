@@ -15,8 +15,12 @@ DOWN = np.array([[0, 1, 0], [1, 0, 0], [0, 0, -1.0]])  # home: the fingers open 
 UP = np.array([0, 0, 1.0])
 CLOSE, OPEN = 1.0, -1.0
 TRACKING = 1.8  # gain on the error
+STOPPED = 0.0006  # m a step: fingers that close more slowly have met something
 OFF, WIDE = 0.010, 0.075  # m between the fingers: more than around an object, and as good as open
 EXACT, CALM_WITHIN = 0.010, 0.05  # m: a move this exact is not disturbed on its last stretch
+FOLLOWED = 0.28  # part of what a steady action asks for that the hand moves in a step
+SLOW = 0.002 / (FOLLOWED * FULL_STEP)  # action that moves the hand by 2 mm a step
+QUICKER = 20.0  # a m: by how much an action may be larger, the farther the hand is from where it must be slow
 
 
 class Failure(Exception):
@@ -71,14 +75,17 @@ class Controller:
         left, right = self.env.proprioception()[6:]
         return float(left - right)
 
-    def step(self, arm: np.ndarray, calm: bool = False) -> None:
-        """Execute an arm action (6,) with the present gripper command. Raises Failure when out of steps."""
+    def step(self, arm: np.ndarray, calm: bool = False, disturbed: float = 1.0) -> None:
+        """Execute an arm action (6,) with the present gripper command. Raises Failure when out of steps.
+
+        `disturbed` is the part of the style's noise that is added; none to a `calm` step.
+        """
         if len(self.record.actions) >= self.max_steps:
             raise Failure("out of steps")
         arm = self._last = self._last + np.clip(arm - self._last, -SLEW, SLEW)
         action = np.array([*arm, self.gripper], dtype=np.float32)
         executed = action.copy()
-        executed[:6] = np.clip(arm + self._disturbance.next(calm), -1, 1)
+        executed[:6] = np.clip(arm + disturbed * self._disturbance.next(calm), -1, 1)
         self.record.snapshots.append(self.env.snapshot())
         self.record.actions.append(action)
         self.record.executed.append(executed)
@@ -103,13 +110,15 @@ class Controller:
         turned: float = 3.0,
         steps: int = 80,
         gain: float = TRACKING,
-        speed: float = 1.0,
+        speed: float | Callable[[], float] = 1.0,
         until: Callable[[], bool] = lambda: False,
         calm: bool = False,
+        calm_within: float = CALM_WITHIN,
     ) -> None:
         """Go to a pose, which may move, within `near` (m) and `turned` (rad); give up when nothing changes any more.
 
-        A `calm` move is not disturbed, nor is the last stretch of an exact one: it ends at an object.
+        A `calm` move is not disturbed, nor is the last stretch of an exact one, `calm_within` m: it ends at an object.
+        Where a `speed` that is a function makes the hand slow, it is disturbed as much less.
         """
         before = float("inf")
         for count in range(steps):
@@ -117,16 +126,26 @@ class Controller:
             gap, twist = float(np.linalg.norm(position - self.position)), float(np.linalg.norm(self._turn_to(rotation)))
             if (gap < near and twist < turned) or until():
                 return
-            quiet = calm or (near <= EXACT and gap < CALM_WITHIN)
+            quiet = calm or (near <= EXACT and gap < calm_within)
             if count > 15 and count % 10 == 0 and (quiet or not self._disturbance.astray):
                 if before - (gap + 0.1 * twist) < 0.002:
                     return
                 before = gap + 0.1 * twist
-            self.step(self.towards(position, rotation, gain, speed), quiet)
+            limit = speed() if callable(speed) else speed
+            self.step(self.towards(position, rotation, gain, limit), quiet, limit if callable(speed) else 1.0)
 
     def guide(self, position: np.ndarray, rotation: np.ndarray, gain: float = 2.5, speed: float = 1.0) -> None:
         """One undisturbed step towards a pose, with something in contact that is pulled or pushed along."""
         self.step(self.towards(position, rotation, gain, speed), calm=True)
+
+    def slow_within(self, distance: float, place: np.ndarray) -> Callable[[], float]:
+        """A speed for `go`: 2 mm a step within `distance` (m) of a place (3,) whatever the style, faster outside."""
+
+        def speed() -> float:
+            outside = max(0.0, float(np.linalg.norm(self.position - place)) - distance)
+            return min(1.0, (SLOW + QUICKER * outside) / self.style.speed)
+
+        return speed
 
     def stay(self, steps: int) -> None:
         position, rotation = self.position, self.rotation
@@ -134,12 +153,16 @@ class Controller:
             self.guide(position, rotation, TRACKING)
 
     def close(self, position: np.ndarray, rotation: np.ndarray, steps: int = 14) -> None:
-        """Close the fingers at a pose until they stop."""
+        """Close the fingers at a pose until they stop.
+
+        It returns at the first step at which they stand: a policy that sees only the present must find no frame where
+        the hand waits with closed fingers.
+        """
         self.gripper = CLOSE
-        before = np.inf
+        before = self.opening
         for count in range(steps):
             self.guide(position, rotation, TRACKING)
-            if count > 5 and abs(self.opening - before) < 0.0006:
+            if count > 1 and abs(self.opening - before) < STOPPED:
                 return
             before = self.opening
 

@@ -10,7 +10,8 @@ from apprentice.libero.controller import DOWN
 from apprentice.libero.world import World
 
 # The Panda gripper (m), seen from the grip site: opening axis u, lateral axis v, height z.
-TIP = 0.016  # finger tips below
+TIP = 0.016  # finger tips below, with room for what they must not touch
+LOWEST = 0.0095  # the fingers' lowest points below: they touch the table there
 HAND = 0.030  # hull of the hand above
 HAND_U, HAND_V = 0.106, 0.034  # half size of the hand's hull
 PAD_V = 0.009  # half width of a finger pad
@@ -18,7 +19,11 @@ FINGER_V = 0.0135  # half width of a finger
 HALF_OPENING = 0.040
 FINGER_U = 0.018  # thickness of a finger
 WIDEST = 0.074
-PAD_BELOW, PAD_ABOVE = 0.008, 0.011  # the pads' contact zone
+PAD_BELOW, PAD_ABOVE = 0.008, 0.011  # the fingers' contact zone
+PAD_END, PAD_TOP = 0.0048, 0.0120  # the pads' lower ends below, and their upper ends above
+LEDGE, LEDGE_COST = 0.002, 0.3  # m: a pad whose end is so near to a ledge of the object may get stuck on it
+OVERLAP = 0.003  # least height of an object between the pads that is still held
+ROOM, ROOM_COST = 0.008, 100.0  # m up or down by which a grasp should be allowed to miss, and cost of a m less
 YAW_COST = 0.6  # a rad: of two equal sides always take the same, or a policy cannot learn which
 REACH = 0.74  # m from the robot's base: farther out the arm is straight, and sticks there
 FAR_COST = 60.0  # a m
@@ -74,13 +79,18 @@ def plan_grasps(world: World, name: str, move: np.ndarray | None = None, turn: f
     if move is not None:
         there = _near(world.obstacles((name,), 0.008), centre + move) - move
         there = (there - centre) @ about_z(turn) + centre
-    com, heights, base = world.centre_of_mass(name), _heights(target, world.table_height()), world.base()
+    table = world.table_height()
+    com, heights, base = world.centre_of_mass(name), _heights(target, table), world.base()
+    upper, lower = world.ledges(name)
+    ledges = np.concatenate([upper + PAD_END, lower - PAD_TOP])
+    stuck = {z: LEDGE_COST * bool((np.abs(ledges - z) < LEDGE).any()) for z in heights}
     grasps = []
     for yaw in YAWS:
         frame = about_z(yaw) @ DOWN
         axes = np.column_stack([frame[:, 0], frame[:, 1], [0, 0, 1.0]])  # u, v, z
-        slices = _Slices(*(_in_frame(points, centre, axes) for points in (target, around, there, com[None])))
+        slices = _Slices(*(_in_frame(points, centre, axes) for points in (target, around, there, com[None])), table)
         for (u, v, z), score in slices.candidates(heights):
+            score += stuck[z]
             position = np.array([*centre[:2], 0]) + axes @ [u, v, z]
             far = max(0.0, float(np.linalg.norm((position - base)[:2])) - REACH)
             grasps.append(Grasp(position, float(yaw), score + YAW_COST * abs(wrapped(yaw)) + FAR_COST * far))
@@ -101,18 +111,19 @@ def _in_frame(points: np.ndarray, centre: np.ndarray, axes: np.ndarray) -> np.nd
 
 
 def _heights(target: np.ndarray, table: float) -> list[float]:
-    """Heights of the grip site to try: down to 55 mm below the top, and above the table."""
-    lowest = max(table + TIP + 0.002, target[:, 2].min() + 0.004)
+    """Heights of the grip site to try: down to 55 mm below the top, and above the table; the middle of a flat box."""
+    lowest = max(table + LOWEST + 0.003, target[:, 2].min() + 0.004)
     top = target[:, 2].max()
-    stop = max(top - 0.055, table + TIP + 0.002)
-    return sorted({max(float(z), lowest) for z in np.arange(top - 0.010, stop, -0.008)} or {lowest})
+    middle = (table + LOWEST + top + PAD_END - OVERLAP) / 2
+    heights = [*np.arange(top - 0.010, max(top - 0.055, table + TIP + 0.002), -0.006), min(middle, top)]
+    return sorted({max(float(z), lowest) for z in heights})
 
 
 class _Slices:
     """The scene in the gripper's axes u, v, z for one yaw."""
 
-    def __init__(self, target: np.ndarray, around: np.ndarray, there: np.ndarray, com: np.ndarray):
-        self.target, self.there, self.com = target, there, com[0]
+    def __init__(self, target: np.ndarray, around: np.ndarray, there: np.ndarray, com: np.ndarray, table: float):
+        self.target, self.there, self.com, self.table = target, there, com[0], table
         self.all = np.concatenate([target, around])
         self.is_target = np.arange(len(self.all)) < len(target)
 
@@ -136,8 +147,10 @@ class _Slices:
                     crowd = self._crowding(*beside, low, high, z)
                     if crowd is not None:
                         u = (low + high) / 2
-                        part = band[(band[:, 0] >= low - 1e-6) & (band[:, 0] <= high + 1e-6)]
-                        yield (u, v, z), self._score(part, u, v, z, high - low) + crowd
+                        part = _between(band, low, high)
+                        score = self._score(part, u, v, z, high - low) + crowd
+                        top = _between(strip, low, high)[:, 2].max()
+                        yield (u, v, z), score + ROOM_COST * max(0.0, ROOM - self._room(near, hand, u, z, top))
 
     def _crowding(
         self, points: np.ndarray, is_target: np.ndarray, above: np.ndarray, low: float, high: float, z: float
@@ -157,6 +170,17 @@ class _Slices:
         outside = (points[:, 0] < low - 0.004) | (points[:, 0] > high + 0.004)
         return 0.002 * float((outside & (points[:, 2] < z + PAD_ABOVE)).sum())
 
+    def _room(self, near: np.ndarray, hand: np.ndarray, u: float, z: float, top: float) -> float:
+        """How far (m) the hand may be too high or too low at a grasp: that of the two which is less.
+
+        Too high: the pads pass the top of what they hold. Too low: a finger meets what is under it, or the hand does.
+        """
+        away = np.abs(near[:, 0] - u)
+        under = near[(away > HALF_OPENING - 0.002) & (away < HALF_OPENING + FINGER_U), 2]
+        under = under[under < z].max(initial=self.table)
+        below = hand[np.abs(hand[:, 0] - u) < HAND_U, 2].max(initial=self.table)
+        return float(min(top + PAD_END - OVERLAP - z, z - LOWEST - under, z + HAND - below))
+
     def _score(self, part: np.ndarray, u: float, v: float, z: float, width: float) -> float:
         """Slope and coverage of the contact, distance from the centre of mass, room where the object will go."""
         bins = np.round((part[:, 1] - v) / 0.004).astype(int)
@@ -174,6 +198,10 @@ class _Slices:
         if ((above > -TIP) & (away < HALF_OPENING + FINGER_U + 0.004) & (beside < FINGER_V + 0.003)).any():
             score += 3
         return float(score)
+
+
+def _between(points: np.ndarray, low: float, high: float) -> np.ndarray:
+    return points[(points[:, 0] >= low - 1e-6) & (points[:, 0] <= high + 1e-6)]
 
 
 def _segments(u: np.ndarray) -> Iterator[tuple[float, float]]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from apprentice.libero.controller import OPEN, UP, Controller, Failure
 from apprentice.libero.grasping import leaning, yaw_along
-from apprentice.libero.skills import pick
+from apprentice.libero.skills import pick, take
 from apprentice.libero.world import World
 
 BOOKS = ("black_book", "yellow_book")  # they stand, and are laid down as they go in
@@ -71,8 +71,7 @@ def _take_by_handle(hand: Controller, world: World, name: str, cavity: Cavity, s
     over = np.array([*before[:2], max(hand.position[2] - 0.03, grip[2] + 0.10)])
     hand.go(hand.vary(over), leant, near=0.03, turned=0.2, steps=110)
     hand.go(grip - 0.05 * fingers, leant, near=0.01, turned=0.1, steps=60)
-    hand.go(grip, leant, near=0.005, turned=0.08, steps=40)
-    hand.close(grip, leant)
+    take(hand, grip, leant)
     return Hold(leant, 0.053 if short else 0.08, -0.12 * inward)
 
 

@@ -10,6 +10,9 @@ from apprentice.libero.grasping import HAND, HAND_U, HAND_V, Grasp, about_z, dif
 from apprentice.libero.spots import Spot
 from apprentice.libero.world import World
 
+LAST, FIRST = 0.038, 0.008  # m: slow before a grasp (the hand needs some way to slow down), and after it
+THERE, STILL = 0.003, 0.0008  # m from a grasp, and m a step: the hand stands, and the fingers may close
+CALM = 0.010  # m: nearer to a grasp nothing disturbs the hand
 RIM = 0.05  # m above the place in a basket: what touches there is not its floor
 
 
@@ -38,8 +41,8 @@ def pick(
         grasp = next((g for g in grasps if differ(g, tried)), grasps[0])
         height = world.position(name)[2]
         _approach(hand, world, name, grasp)
-        hand.close(grasp.position, grasp.rotation)
-        hand.go(grasp.position + 0.05 * UP, grasp.rotation, near=0.02, turned=0.5, steps=25)
+        take(hand, grasp.position, grasp.rotation)
+        lift_off(hand, grasp.position, grasp.rotation)
         if world.position(name)[2] > height + 0.012 and world.held(name):
             hand.go(hand.position + _way_out(world, name), grasp.rotation, near=0.02, steps=30)
             return grasp
@@ -59,7 +62,31 @@ def _approach(hand: Controller, world: World, name: str, grasp: Grasp) -> None:
     transit = np.array([*end[:2], max(safe, min(start[2], safe + 0.03))])
     hand.go(hand.vary(transit), rotation, near=0.02, turned=0.25)
     hand.go(np.array([*end[:2], max(end[2] + 0.05, min(safe, end[2] + 0.08))]), rotation, near=0.008, turned=0.06)
-    hand.go(end, rotation, near=0.004, turned=0.05, steps=45, gain=1.6)
+
+
+def take(hand: Controller, position: np.ndarray, rotation: np.ndarray) -> None:
+    """Go to a grasp (3,) from a few cm away, the last 3 cm slowly; close the fingers when the hand stands there."""
+    was = hand.position
+
+    def stands() -> bool:
+        nonlocal was
+        before, was = was, hand.position
+        return max(np.linalg.norm(was - before) / STILL, np.linalg.norm(was - position) / THERE) < 1
+
+    slow = hand.slow_within(LAST, position)
+    hand.go(position, rotation, near=0.0, steps=80, gain=1.6, speed=slow, until=stands, calm_within=CALM)
+    hand.close(position, rotation)
+
+
+def lift_off(hand: Controller, position: np.ndarray, rotation: np.ndarray) -> None:
+    """Rise by 5 cm from a grasp (3,), at first slowly: fingers that have just closed do not yet press at full force."""
+    slow, end = hand.slow_within(FIRST, position), position + 0.05 * UP
+
+    def off() -> bool:
+        return float(np.linalg.norm(hand.position - position)) > FIRST
+
+    hand.go(end, rotation, near=0.02, turned=0.5, steps=20, speed=slow, until=off, calm=True)
+    hand.go(end, rotation, near=0.02, turned=0.5, steps=25, speed=slow)
 
 
 def _way_out(world: World, name: str) -> np.ndarray:

@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
+import mujoco
 import numpy as np
 
 if TYPE_CHECKING:
@@ -91,6 +92,15 @@ class World:
         """Lowest and highest corner (3,) of the object's box along the world's axes."""
         points = self.points(name, 0.01)
         return points.min(axis=0), points.max(axis=0)
+
+    def ledges(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Heights (N,) of the upper and of the lower faces of the boxes of an object that lie level."""
+        boxes = [g for g in self._geoms.get(name, []) if self.model.geom_type[g] == mujoco.mjtGeom.mjGEOM_BOX]
+        upright = self.data.geom_xmat[boxes].reshape(-1, 3, 3)[:, 2]  # what is up, in each box's axes
+        half = (np.abs(upright) * self.model.geom_size[boxes]).sum(axis=1)
+        level = np.abs(upright).max(axis=1) > 0.999
+        heights = self.data.geom_xpos[boxes][level, 2]
+        return heights + half[level], heights - half[level]
 
     def obstacles(self, exclude: Collection[str], spacing: float) -> np.ndarray:
         """Points (N, 3) of everything but the named objects, the table and the robot."""
