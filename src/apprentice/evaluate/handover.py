@@ -111,7 +111,7 @@ def hand_over(
     if fingers.mistake is not None:
         first, last, kind = fingers.mistake - BEFORE, fingers.mistake, EARLIER
     else:
-        first, last, kind = steps[0], env.max_steps, SOLVED
+        first, last, kind = 1, env.max_steps, SOLVED
     fit = [each for each in passed if first <= each.step <= last]
     if not fit:
         return f"nothing to take over {kind}"
