@@ -53,14 +53,11 @@ def pick(
 
 def _approach(hand: Controller, world: World, name: str, grasp: Grasp) -> None:
     """Over everything in between, then down onto the grasp."""
-    hand.gripper = OPEN
-    if not comes_down_on(hand, grasp):
-        _go_over(hand, world, name, grasp)
-    hand.go(grasp.position, grasp.rotation, near=0.004, turned=0.05, steps=45, gain=1.6)
-
-
-def _go_over(hand: Controller, world: World, name: str, grasp: Grasp) -> None:
     start, end, rotation = hand.position, grasp.position, grasp.rotation
+    hand.gripper = OPEN
+    if comes_down_on(hand, grasp):
+        hand.go(end, rotation, near=0.004, turned=0.05, steps=45, gain=1.6)
+        return
     highest = max(world.highest_between(start, end, (name,), 0.10), world.bounds(name)[1][2])
     safe = max(highest + 0.045, end[2] + 0.06)
     if start[2] < safe - 0.02:
@@ -68,6 +65,7 @@ def _go_over(hand: Controller, world: World, name: str, grasp: Grasp) -> None:
     transit = np.array([*end[:2], max(safe, min(start[2], safe + 0.03))])
     hand.go(hand.vary(transit), rotation, near=0.02, turned=0.25)
     hand.go(np.array([*end[:2], max(end[2] + 0.05, min(safe, end[2] + 0.08))]), rotation, near=0.008, turned=0.06)
+    hand.go(end, rotation, near=0.004, turned=0.05, steps=45, gain=1.6)
 
 
 def _way_out(world: World, name: str) -> np.ndarray:
