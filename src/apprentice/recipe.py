@@ -46,6 +46,7 @@ ROOM_OF = {
     "apprentice score-vlm": "vlm",
     "apprentice align": "distill",
     "apprentice finetune": "distill",
+    "apprentice correct": "evaluate",
     "lerobot-train": "policy",
 }
 

@@ -99,18 +99,19 @@ def correct(
 
     Raises UserError if the policy does not fit, and as `apprentice collect` does.
     """
-    first, last = bounds = tuple(steps or (1, STEP_LIMITS[suite] // 2))
-    if len(bounds) != 2 or not 1 <= first <= last <= STEP_LIMITS[suite] or noise < 0:
+    known, most = tasks_of(suite), STEP_LIMITS[suite]
+    bounds = tuple(steps or (1, most // 2))
+    if len(bounds) != 2 or not 1 <= bounds[0] <= bounds[1] <= most or noise < 0:
         raise UserError(
-            f"expected two numbers of steps from 1 to {STEP_LIMITS[suite]} and a noise from 0 on, found "
+            f"expected two numbers of steps from 1 to {most} and a noise from 0 on, found "
             f"{' '.join(map(str, bounds))} and {noise:g}; fix: --steps LEAST MOST"
         )
     protocol = Protocol.with_installed_versions(
         suite=suite,
-        tasks=tuple(tasks or range(len(tasks_of(suite)))),
+        tasks=tuple(tasks or range(len(known))),
         episodes=1,
         told=(),
-        step_limit=STEP_LIMITS[suite],
+        step_limit=most,
         image_size=size,
         render=render,
         seed=seed,
@@ -125,10 +126,10 @@ def correct(
         place=policy,
         checkpoint=card.checkpoint,
         protocol=protocol,
-        steps=(first, last),
+        steps=bounds,
         noise=noise,
     )
-    settings = shared | {"policy": vars(card), "policy_steps": [first, last], "policy_noise": noise}
+    settings = shared | {"policy": vars(card), "policy_steps": list(bounds), "policy_noise": noise}
     summary = gather(
         Path(out), make, _correct_one, settings, tasks=tasks, episodes=episodes, workers=workers, ray=ray, images=images
     )

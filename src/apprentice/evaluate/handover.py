@@ -108,11 +108,12 @@ def hand_over(
         fingers.look(executed)
         if success or fingers.mistake is not None:
             break
-    if fingers.mistake is not None:
-        first, last, kind = fingers.mistake - BEFORE, fingers.mistake, EARLIER
     else:
-        first, last, kind = 1, env.max_steps, SOLVED
-    fit = [each for each in passed if first <= each.step <= last]
+        return "the policy ran out of steps"
+    if fingers.mistake is not None:
+        kind, fit = EARLIER, [each for each in passed if 0 <= fingers.mistake - each.step <= BEFORE]
+    else:
+        kind, fit = SOLVED, passed
     if not fit:
         return f"nothing to take over {kind}"
     chosen = fit[int(rng.integers(len(fit)))]

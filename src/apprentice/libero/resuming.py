@@ -12,7 +12,7 @@ from apprentice.libero.grasping import Grasp, wrapped
 from apprentice.libero.world import World
 
 LEVEL = 0.9  # cosine of how far a hand that holds or comes down may lean
-ASIDE, SLOPE, HIGHEST, TURNED = 0.008, 0.5, 0.10, 0.3  # m, m a m, m, rad: a funnel over the grasp
+ASIDE, SLOPE, HIGHEST, TURNED = 0.004, 0.25, 0.10, 0.3  # m, m a m, m, rad: a funnel over the grasp
 OPENED = 0.07  # m between the fingers
 OVER = 0.012  # m beside its place that an object may be let down from
 
