@@ -19,6 +19,7 @@ import numpy as np
 from rich.table import Table
 
 from apprentice.libero import collect as collecting
+from apprentice.libero import gathering
 from apprentice.libero.demonstrator import demonstrate
 from apprentice.libero.env import SETTLE_STEPS, LiberoEnv
 from apprentice.progress import console
@@ -53,18 +54,18 @@ class Plain(LiberoEnv):
 _kept: list[Plain] = []  # of this process, at most one
 
 
-def collect_plainly(job: collecting.Job) -> collecting.Outcome:
+def collect_plainly(job: gathering.Job) -> gathering.Outcome:
     """In place of `_collect_one`: plan and draw at once, rejected attempts included."""
     if not _kept:
         _kept.append(Plain(job.suite, job.task, render="exact", size=job.size))
     env = _kept[0]
-    rejected: list[collecting.Rejected] = []
-    for seed in range(job.first_seed, job.first_seed + collecting.ATTEMPTS):
+    rejected: list[gathering.Rejected] = []
+    for seed in range(job.first_seed, job.first_seed + gathering.ATTEMPTS):
         episode = demonstrate(env, seed)
         if episode.failure is None:
             steps = len(episode.record.actions)
-            return collecting.packed(job, seed, rejected, episode.record, env.frames[SETTLE_STEPS - 1 :][:steps])
-        rejected.append(collecting.Rejected(job.task, job.episode, seed, episode.failure))
+            return gathering.packed(job, seed, rejected, episode, env.frames[SETTLE_STEPS - 1 :][:steps])
+        rejected.append(gathering.Rejected(job.task, job.episode, seed, episode.failure))
     raise RuntimeError(f"no success at {job}")
 
 

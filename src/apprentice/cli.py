@@ -23,6 +23,11 @@ COMMANDS = {
         "apprentice.libero.collect:collect",
         "apprentice.libero.collect:collect",
     ),
+    "correct": (
+        "let a policy act, then the demonstrator, and write its continuations as demonstrations",
+        "apprentice.evaluate.correct:correct",
+        "apprentice.evaluate.correct:correct",
+    ),
     "doctor": (
         "replay a dataset's actions in LIBERO and name what is wrong with it",
         "apprentice.libero.doctor:doctor",

@@ -47,6 +47,7 @@ ROOM_OF = {
     "apprentice train-expert": "distill",
     "apprentice align": "distill",
     "apprentice finetune": "distill",
+    "apprentice correct": "evaluate",
     "lerobot-train": "policy",
 }
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from tests import support
 
-from apprentice.libero import collect as collecting
 from apprentice.libero import doctor as doctors
+from apprentice.libero import gathering
+from apprentice.libero.collect import collect as collect_demonstrations
 from apprentice.libero.env import LiberoEnv
 
 
@@ -30,7 +31,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """From its call on, what workers would do is done here."""
 
     def begin() -> None:
-        for module in (collecting, doctors):
+        for module in (gathering, doctors):
             monkeypatch.setattr(module, "spread", support.spread_here)
 
     return begin
@@ -50,8 +51,8 @@ def interrupted(
 
     def collect(suite: str, task: int, out: Path, workers: int, **settings: Any) -> tuple[Path, dict[str, np.ndarray]]:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(collecting, "_assemble", stop)
-            collecting.collect(suite, 2, out, [task], workers=workers, **settings)
+            patch.setattr(gathering, "assemble", stop)
+            collect_demonstrations(suite, 2, out, [task], workers=workers, **settings)
         in_this_process()
         assert not out.exists()
         scratch = out.with_name(f".{out.name}.episodes")

@@ -10,10 +10,10 @@ import pytest
 from apprentice.data.dataset import instructions, open_dataset
 from apprentice.errors import UserError
 from apprentice.files import read_json
-from apprentice.libero import collect as collecting
-from apprentice.libero.collect import Job, collect
+from apprentice.libero.collect import collect
 from apprentice.libero.doctor import examine
 from apprentice.libero.env import LiberoEnv
+from apprentice.libero.gathering import Job, scenes
 from apprentice.libero.layout import HIGH, LOW
 from apprentice.libero.suites import tasks
 from apprentice.libero.wording import paraphrases
@@ -49,7 +49,7 @@ def test_own_worlds_survive_a_kill_and_replay(tmp_path: Path, interrupted: Calla
         np.testing.assert_array_equal(np.array(values), before[key])
     told = kept["per_task"]["0"]["instructions"]
     assert list(dict.fromkeys(instructions(dataset))) == told and TASK.instruction not in told
-    assert [scene.world for scene in collecting.scenes(out)] == kept["per_task"]["0"]["worlds"] == [0, 1]
+    assert [scene.world for scene in scenes(out)] == kept["per_task"]["0"]["worlds"] == [0, 1]
     assert all(check.passed for check in examine(out, 2, 1))
 
 

@@ -12,8 +12,9 @@ from apprentice.data.images import images as stored
 from apprentice.errors import UserError
 from apprentice.files import read_json
 from apprentice.libero import collect as collecting
+from apprentice.libero import gathering
 from apprentice.libero.controller import Record
-from apprentice.libero.demonstrator import AFTER_SUCCESS, PATIENCE, START_NOISE, demonstrate, in_order
+from apprentice.libero.demonstrator import AFTER_SUCCESS, PATIENCE, START_NOISE, Episode, demonstrate, in_order
 from apprentice.libero.env import LiberoEnv
 from apprentice.libero.world import World
 
@@ -37,6 +38,28 @@ def test_executed_actions_replay_to_success(fast: LiberoEnv) -> None:
         assert success and not all(record.successes[-AFTER_SUCCESS - 1 :])
         assert fast.success_of(1) and not fast.success_of(8)
     assert noisy > 10
+
+
+def test_an_episode_goes_on_from_a_captured_state(fast: LiberoEnv) -> None:
+    """Anywhere, in contact too: to the bit, though another episode was begun meanwhile."""
+    record = demonstrate(fast, 0).record
+    fast.reset(seed=0, start_noise=START_NOISE)
+    captured = []
+    for step, action in enumerate(record.executed):
+        if step % 30 == 25:
+            captured.append((step, fast.capture()))
+        fast.step(action)
+    assert len(captured) > 3
+    for step, state in captured:
+        fast.reset(seed=1)
+        fast.resume(state)
+        for index in range(step, min(step + 12, len(record.executed))):
+            np.testing.assert_array_equal(fast.proprioception(), record.snapshots[index].state)
+            np.testing.assert_array_equal(fast.snapshot().qpos, record.snapshots[index].qpos)
+            assert fast.step(record.executed[index]) == record.successes[index]
+    state.physics = state.physics[:-1]
+    with pytest.raises(UserError, match="task 1"):
+        fast.resume(state)
 
 
 @pytest.mark.parametrize(
@@ -83,21 +106,21 @@ def test_collecting_survives_a_kill_and_any_number_of_workers(
     first, second = scratch / "08_0000.npz", scratch / "08_0001.npz"
     kept, checked = first.stat().st_mtime_ns, []
 
-    def assemble(jobs: list[collecting.Job], episodes: Path, root: Path, images: bool) -> None:
+    def assemble(episodes: list[tuple[Path, str]], root: Path, size: int, images: bool) -> None:
         after = np.load(second)
         assert first.stat().st_mtime_ns == kept
         for key, values in before.items():
             np.testing.assert_array_equal(values, after[key])
         checked.append(True)
-        original(jobs, episodes, tmp_path / "as images", True)
-        original(jobs, episodes, root, images)
+        original(episodes, tmp_path / "as images", size, True)
+        original(episodes, root, size, images)
 
-    original = collecting._assemble
-    monkeypatch.setattr(collecting, "_assemble", assemble)
+    original = gathering.assemble
+    monkeypatch.setattr(gathering, "assemble", assemble)
     summary = collecting.collect("libero_goal", 2, out, [8])
     assert checked and not scratch.exists() and summary["per_task"]["8"]["success_rate"] > 0
-    seeds = [collecting.Job("libero_goal", 8, n, 0, "fast", 128).first_seed for n in (0, 1)]
-    assert collecting.scenes(out) == [collecting.Scene("libero_goal", 8, None, seed, START_NOISE) for seed in seeds]
+    seeds = [gathering.Job("libero_goal", 8, n, 0, "fast", 128).first_seed for n in (0, 1)]
+    assert gathering.scenes(out) == [gathering.Scene("libero_goal", 8, None, seed, START_NOISE) for seed in seeds]
     check_dataset(out, before)
     exact = open_dataset(tmp_path / "as images")
     for key in ("observation.images.image", "observation.images.image2"):
@@ -110,24 +133,24 @@ def test_a_task_that_fails_ends_nothing_but_itself(
     """Task 4 of this suite finds no success in episode 1; what the others gave is there when it is left out."""
     out, asked = tmp_path / "demonstrations", []
 
-    def attempt(job: collecting.Job) -> collecting.Outcome:
+    def attempt(job: gathering.Job) -> gathering.Outcome:
         asked.append((job.task, job.episode))
-        rejected = [collecting.Rejected(job.task, job.episode, job.first_seed, "out of steps")]
+        rejected = [gathering.Rejected(job.task, job.episode, job.first_seed, "out of steps")]
         if (job.task, job.episode) == (4, 1):
-            return collecting.Outcome(job, None, rejected * collecting.ATTEMPTS)
+            return gathering.Outcome(job, None, rejected * gathering.ATTEMPTS)
         one = np.zeros((3, 7), dtype=np.float32)
         frame = {"observation.images.image": np.zeros((128, 128, 3), np.uint8), "observation.state": np.zeros(8)}
-        record = Record(actions=list(one), executed=list(one))
-        return collecting.packed(job, job.first_seed + 1, rejected, record, [frame] * 3)
+        episode = Episode(Record(actions=list(one), executed=list(one)), None)
+        return gathering.packed(job, job.first_seed + 1, rejected, episode, [frame] * 3)
 
     monkeypatch.setattr(collecting, "_collect_one", attempt)
-    monkeypatch.setattr(collecting, "spread", lambda run, jobs, workers, ray: map(run, jobs))
-    monkeypatch.setattr(collecting, "_assemble", lambda jobs, scratch, root, images: root.mkdir())
+    monkeypatch.setattr(gathering, "spread", lambda run, jobs, workers, ray: map(run, jobs))
+    monkeypatch.setattr(gathering, "assemble", lambda episodes, root, size, images: root.mkdir())
     with pytest.raises(UserError, match="task 4, 'put the bowl on top of the cabinet': 10 x out of steps"):
         collecting.collect("libero_goal", 2, out)
     assert len(asked) == 20 and not out.exists()
     collecting.collect("libero_goal", 2, out, [1, 8])
-    assert len(asked) == 20 and collecting.scenes(out)[0].seed == 10001
+    assert len(asked) == 20 and gathering.scenes(out)[0].seed == 10001
     assert read_json(out / "meta" / "collection.json")["per_task"]["8"]["success_rate"] == 0.5
     assert "50%" in capsys.readouterr().out
 

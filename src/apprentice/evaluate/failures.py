@@ -28,7 +28,7 @@ import mujoco
 import numpy as np
 
 from apprentice.libero.env import LiberoEnv
-from apprentice.libero.world import World
+from apprentice.libero.world import LEFT_FINGER, RIGHT_FINGER, World
 
 NEVER_REACHED, MISSED, DROPPED, ELSEWHERE = "never reached", "missed the grasp", "dropped", "left elsewhere"
 WRONG_OBJECT, TIMED_OUT, OTHER_TASK = "wrong object", "timed out", "other task done"
@@ -46,8 +46,6 @@ REACH, LIFT, PUSHED, FALL = 0.05, 0.02, 0.05, 0.03  # m
 TURNED = 0.1  # of a joint's range
 RECENT, STILL = 40, 10  # steps of 50 ms
 LEFT, RIGHT, ROBOT = 1, 2, 4  # what touches a thing: a finger, or another part of the robot
-LEFT_BODIES = ("gripper0_leftfinger", "gripper0_finger_joint1_tip")
-RIGHT_BODIES = ("gripper0_rightfinger", "gripper0_finger_joint2_tip")
 HINGE_OR_SLIDE = (mujoco.mjtJoint.mjJNT_HINGE, mujoco.mjtJoint.mjJNT_SLIDE)
 Goal = Sequence[str]  # such as ("on", "bowl_1", "plate_1")
 
@@ -180,7 +178,7 @@ class Observer:
             things[body] = own.get(body, things[model.body_parentid[body]])
             name = model.body(body).name
             if name.startswith(("robot0", "gripper0")):
-                robot[body] = LEFT if name in LEFT_BODIES else RIGHT if name in RIGHT_BODIES else ROBOT
+                robot[body] = LEFT if name in LEFT_FINGER else RIGHT if name in RIGHT_FINGER else ROBOT
         return things, robot
 
     def _handled_by(self, goal: Goal) -> int:

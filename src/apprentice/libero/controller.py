@@ -53,9 +53,13 @@ class Controller:
         self.env, self.style, self.max_steps = env, style, max_steps
         self.record = Record()
         self._site = env.model.site("gripper0_grip_site").id
-        self._disturbance = _Disturbance(style.noise, rng)
+        self._disturbance = Disturbance(style.noise, rng)
         self.gripper = OPEN
         self._last: np.ndarray = np.zeros(6)
+
+    def take_over(self, action: np.ndarray) -> None:
+        """Go on after another's action (7,), without a jump."""
+        self._last, self.gripper = np.clip(action[:6], -1, 1).astype(float), CLOSE if action[6] > 0 else OPEN
 
     def vary(self, waypoint: np.ndarray) -> np.ndarray:
         """A way point (3,) in free space, moved aside or up as the style wants it."""
@@ -182,7 +186,7 @@ class Controller:
         self.go(position + way, rotation, near=0.02, steps=25, calm=True)
 
 
-class _Disturbance:
+class Disturbance:
     """Noise that leads the arm astray for a while and then leaves it alone: the labels then show how to recover."""
 
     MEMORY = 0.8  # correlation of one step with the next

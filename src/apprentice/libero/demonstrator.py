@@ -1,13 +1,15 @@
 """A scripted expert: reads a task's goal and the simulator's state, and acts through the policy's own interface."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from apprentice.libero import articulated, dragging, spots
 from apprentice.libero.controller import UP, Controller, Failure, Record, Style
-from apprentice.libero.env import LiberoEnv
+from apprentice.libero.env import LiberoEnv, SimulatorState
 from apprentice.libero.inserting import insert
+from apprentice.libero.resuming import holds
 from apprentice.libero.skills import pick_and_place
 from apprentice.libero.world import World
 
@@ -25,23 +27,33 @@ class Episode:
 
     record: Record
     failure: str | None
+    start: SimulatorState | None = None  # where it began, if not with a reset
+    notes: dict[str, Any] = field(default_factory=dict)  # what else a dataset should tell of it
 
 
 def demonstrate(env: LiberoEnv, seed: int) -> Episode:
     """Reset the environment and solve its task; everything that varies is decided by `seed`."""
     rng = np.random.default_rng([seed, 2])
     env.reset(seed=seed, start_noise=START_NOISE)
-    style = Style(
+    return solve(env, draw_style(rng), rng)
+
+
+def draw_style(rng: np.random.Generator) -> Style:
+    return Style(
         speed=float(rng.uniform(0.75, 1.0)),
         noise=float(rng.choice([0.0, 0.2, 0.3])),
         approach=rng.uniform(-0.02, 0.02, 3),
     )
-    return solve(env, style, rng)
 
 
-def solve(env: LiberoEnv, style: Style, rng: np.random.Generator) -> Episode:
-    """Solve the task from where the environment is; `rng` decides what `style` leaves open."""
+def solve(env: LiberoEnv, style: Style, rng: np.random.Generator, after: np.ndarray | None = None) -> Episode:
+    """Solve the task from where the environment is; `rng` decides what `style` leaves open.
+
+    `after` (7,) is the action before, if there was one: the first one then fits it, and what the hand holds is kept.
+    """
     hand, world = Controller(env, style, rng, int(PATIENCE * env.max_steps)), World(env)
+    if after is not None:
+        hand.take_over(after)
     failure = None
     try:
         _solve(hand, world)
@@ -58,7 +70,10 @@ def solve(env: LiberoEnv, style: Style, rng: np.random.Generator) -> Episode:
 def _solve(hand: Controller, world: World) -> None:
     """Reach all goals, and once more what a later one undid. Raises Failure."""
     goals = in_order([tuple(goal) for goal in world.domain.parsed_problem["goal_state"]])
-    _settle(hand, world)
+    if in_hand := [goal for goal in goals if holds(hand, world, goal[1])]:
+        goals.sort(key=lambda goal: goal not in in_hand)
+    else:
+        _settle(hand, world)
     for _ in range(ROUNDS):
         for goal in goals:
             _achieve(hand, world, goal, goals)

@@ -19,7 +19,6 @@ from apprentice.data.contract import FILE, Contract
 from apprentice.data.dataset import column, instructions, open_dataset
 from apprentice.data.images import images
 from apprentice.errors import UserError
-from apprentice.libero.collect import Scene, scenes
 from apprentice.libero.diagnosis import (
     ORIENTATIONS,
     Fault,
@@ -32,6 +31,7 @@ from apprentice.libero.diagnosis import (
     likeness,
 )
 from apprentice.libero.env import SETTLE, LiberoEnv, environment
+from apprentice.libero.gathering import Scene, scenes
 from apprentice.libero.suites import SUITES
 from apprentice.libero.suites import tasks as tasks_of
 from apprentice.pool import spread
@@ -232,6 +232,8 @@ def _begun(trial: Trial, scene: Scene) -> LiberoEnv:
     """The environment at the episode's start; in a scene that is not known, at its hand's start if within reach."""
     env = environment(scene.suite, scene.task, scene.world, render=trial.render, size=trial.images.shape[-2])
     env.reset(seed=scene.seed, start_noise=scene.start_noise)
+    if scene.start is not None:
+        env.resume(scene.start)
     if not trial.known:
         now, then = env.proprioception(), trial.states[0]
         turn = (Rotation.from_rotvec(then[3:6]) * Rotation.from_rotvec(now[3:6]).inv()).as_rotvec()

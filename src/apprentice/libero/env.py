@@ -41,6 +41,16 @@ class Snapshot:
     state: np.ndarray  # (8,) float32 proprioception
 
 
+@dataclass
+class SimulatorState(Snapshot):
+    """All that an episode goes on from, bit for bit, in an environment of the same task."""
+
+    physics: np.ndarray  # (N,) MuJoCo's integration state: positions, velocities, controls, the solver's warm start
+    goal_position: np.ndarray  # (3,) m: what the arm's controller heads for
+    goal_rotation: np.ndarray  # (3, 3)
+    gripper: np.ndarray  # (2,) the fingers' commands: they move by a little in each physics step
+
+
 class LiberoEnv:
     """One task, as published or in the own world of that number. Call `reset` first, then `step` and `observe`."""
 
@@ -164,6 +174,36 @@ class LiberoEnv:
         self.model.body_pos[:], self.model.body_quat[:] = snapshot.body_pos, snapshot.body_quat
         self._site_rgba = self.model.site_rgba[:] = snapshot.site_rgba
         self._seen_qpos, self._state = snapshot.qpos, snapshot.state
+
+    def capture(self) -> SimulatorState:
+        """What `resume` goes on from."""
+        physics = np.empty(mujoco.mj_stateSize(self.model, mujoco.mjtState.mjSTATE_INTEGRATION))
+        mujoco.mj_getState(self.model, self.data, physics, mujoco.mjtState.mjSTATE_INTEGRATION)
+        controller, fingers = self._robot.controller, self._robot.gripper.current_action
+        return SimulatorState(
+            **vars(self.snapshot()),
+            physics=physics,
+            goal_position=controller.goal_pos.copy(),
+            goal_rotation=controller.goal_ori.copy(),
+            gripper=fingers + np.zeros(2),
+        )
+
+    def resume(self, state: SimulatorState) -> None:
+        """Go on from a captured state, after a `reset`. Raises UserError if it belongs to another scene."""
+        size = mujoco.mj_stateSize(self.model, mujoco.mjtState.mjSTATE_INTEGRATION)
+        if state.physics.shape != (size,):
+            raise UserError(
+                f"expected a state of {size} numbers in {self.suite} task {self.task}, found {state.physics.size}; "
+                "fix: resume it in the task that it was captured in"
+            )
+        self.restore(state)
+        mujoco.mj_setState(self.model, self.data, state.physics, mujoco.mjtState.mjSTATE_INTEGRATION)
+        mujoco.mj_forward(self.model, self.data)  # where everything is; it changes the solver's warm start
+        mujoco.mj_setState(self.model, self.data, state.physics, mujoco.mjtState.mjSTATE_INTEGRATION)
+        controller = self._robot.controller
+        controller.update(force=True)
+        controller.goal_pos, controller.goal_ori = state.goal_position.copy(), state.goal_rotation.copy()
+        self._robot.gripper.current_action = state.gripper.copy()
 
     def goals_of(self, task: int) -> tuple[tuple[str, ...], ...]:
         """The goal of a task of this suite, as predicates. Raises UserError if its objects are not here."""

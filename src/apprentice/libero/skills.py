@@ -7,6 +7,7 @@ from scipy.spatial.transform import Rotation
 
 from apprentice.libero.controller import OPEN, UP, Controller, Failure
 from apprentice.libero.grasping import HAND, HAND_U, HAND_V, Grasp, about_z, differ, plan_grasps, reachable, wrapped
+from apprentice.libero.resuming import comes_down_on, is_over, present_grasp
 from apprentice.libero.spots import Spot
 from apprentice.libero.world import World
 
@@ -31,6 +32,8 @@ def pick(
     `move` and `turn` say where the object will go; `yaw` (rad) is how the hand must stand, and `low` (m) the least
     height at which it may hold the object.
     """
+    if (present := present_grasp(hand, world, name, yaw, low)) is not None:
+        return present
     tried: list[Grasp] = []
     for _ in range(3):
         grasps = [g for g in plan_grasps(world, name, move, turn) if g.position[2] > low]
@@ -55,6 +58,9 @@ def _approach(hand: Controller, world: World, name: str, grasp: Grasp) -> None:
     """Over everything in between, then down onto the grasp."""
     start, end, rotation = hand.position, grasp.position, grasp.rotation
     hand.gripper = OPEN
+    if comes_down_on(hand, grasp):
+        hand.go(end, rotation, near=0.004, turned=0.05, steps=45, gain=1.6)
+        return
     highest = max(world.highest_between(start, end, (name,), 0.10), world.bounds(name)[1][2])
     safe = max(highest + 0.045, end[2] + 0.06)
     if start[2] < safe - 0.02:
@@ -116,6 +122,9 @@ def place(hand: Controller, world: World, name: str, spot: Spot, grasp: Grasp) -
         height = max(height, _clear_of_hand(hand, world, name, spot.xy, turn, rotation))
     room = 0.02 + 0.06 * np.sin(np.linalg.norm(spot.tilt))  # what is leant hangs lower
     carry = max(world.highest_between(world.position(name), target, (name,), 0.11) + room + hang, height + 0.02)
+
+    if is_over(world, name, spot.xy) and not (turn or spot.tilt.any()):
+        carry = float(world.position(name)[2])
 
     def so_that_object_is_at(z: float) -> Callable[[], np.ndarray]:
         return lambda: hand.position + np.array([*spot.xy, z]) - world.position(name)

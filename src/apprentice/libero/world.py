@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from apprentice.libero.env import LiberoEnv
 
 
+LEFT_FINGER = ("gripper0_leftfinger", "gripper0_finger_joint1_tip")
+RIGHT_FINGER = ("gripper0_rightfinger", "gripper0_finger_joint2_tip")
+
+
 class World:
     """Objects and fixtures by their LIBERO names. Positions in metres, world frame, z up.
 
@@ -127,6 +131,16 @@ class World:
     def held(self, name: str) -> bool:
         """Does the robot touch the object?"""
         return any("gripper" in body or "robot" in body for body in self._contacts(name))
+
+    def grasped(self) -> set[str]:
+        """What both fingers touch: objects and fixtures."""
+        geoms = self.data.contact.geom
+        bodies = self.model.geom_bodyid[np.concatenate([geoms, geoms[:, ::-1]])].tolist()
+        left, right = (
+            {self.owner[other] for body, other in bodies if self.model.body(body).name in finger}
+            for finger in (LEFT_FINGER, RIGHT_FINGER)
+        )
+        return {name for name in left & right if name is not None}
 
     def rests(self, name: str) -> bool:
         """Does anything but the robot touch the object?"""

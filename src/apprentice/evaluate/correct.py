@@ -1,0 +1,169 @@
+"""Corrections: a policy acts for a while, the scripted demonstrator takes over, and its continuation is kept.
+
+The states are the policy's own, the actions what should be done there (on-policy distillation; Ross, Gordon and
+Bagnell, "A reduction of imitation learning and structured prediction to no-regret online learning", AISTATS 2011).
+Episodes are made and written as those of `apprentice collect`, with the state that each begins in.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from apprentice.data.contract import Contract
+from apprentice.errors import UserError
+from apprentice.evaluate import play
+from apprentice.evaluate.client import is_address
+from apprentice.evaluate.faults import watched
+from apprentice.evaluate.handover import hand_over
+from apprentice.evaluate.protocol import Protocol
+from apprentice.libero.controller import Record
+from apprentice.libero.demonstrator import START_NOISE, Episode, draw_style, solve
+from apprentice.libero.env import LiberoEnv
+from apprentice.libero.gathering import Job, Outcome, attempt, gather
+from apprentice.libero.suites import STEP_LIMITS
+from apprentice.libero.suites import tasks as tasks_of
+from apprentice.progress import console
+
+NAME = "policy"
+APART = 1_000_000_000  # from the seeds of collection, and from those of evaluation on fresh layouts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Correction(Job):
+    """An episode to correct: who acts first, for how many steps, and disturbed by how much."""
+
+    place: str  # folder, experts.yaml or address
+    checkpoint: str
+    protocol: Protocol
+    steps: tuple[int, int]
+    noise: float
+
+    @property
+    def first_seed(self) -> int:
+        return APART + super().first_seed
+
+    def __str__(self) -> str:
+        return f"{self.suite} task {self.task}, correction {self.episode}"
+
+
+def correct(
+    policy: str,
+    suite: str,
+    episodes: int,
+    out: Path | str,
+    tasks: Sequence[int] | None = None,
+    steps: Sequence[int] | None = None,
+    noise: float = 0.0,
+    n_action_steps: int | None = None,
+    workers: int = 2,
+    ray: str | None = None,
+    seed: int = 0,
+    render: Literal["fast", "exact"] = "fast",
+    size: int = 128,
+    images: bool = False,
+    worlds: int = 0,
+    reworded: bool = False,
+) -> dict[str, Any]:
+    """Write `episodes` successful corrections of each task into the dataset folder `out`; returns a summary.
+
+    Finished episodes wait in a folder beside `out` until all are there: start again to go on after a kill. Starts from
+    fresh scenes, never from the test states, nor from those of demonstrations.
+
+    Args:
+        policy: who acts first: a LeRobot checkpoint folder, an experts.yaml with one a task, or an address
+            ws://HOST:PORT.
+        suite: such as libero_goal.
+        episodes: successful ones of each task, at most 1000.
+        out: folder to write, which must not exist.
+        tasks: their indices in the suite; all of them if not given.
+        steps: the policy acts for a number of steps drawn from LEAST to MOST, fewer if it would make a mistake; if not
+            given, from 1 to half of the suite's limit, about as long as a demonstration.
+        noise: standard deviation of what disturbs the policy's arm, such as 0.2 (the largest action is 1).
+        n_action_steps: actions of a chunk that are executed before the policy plans again, instead of what its
+            checkpoint says.
+        workers: processes.
+        ray: address of a Ray cluster whose processes do the work, such as auto.
+        seed: decides everything that varies.
+        render: "fast" (simplified meshes) or "exact".
+        size: of the images (px).
+        images: keep each image as PNG in place of videos: exact and quick to read, many times larger.
+        worlds: play each task in so many worlds of its own, with objects exchanged and spread over the table;
+            0 plays it as published.
+        reworded: say each instruction in other words.
+
+    Raises UserError if the policy does not fit, and as `apprentice collect` does.
+    """
+    known, most = tasks_of(suite), STEP_LIMITS[suite]
+    bounds = tuple(steps or (1, most // 2))
+    if len(bounds) != 2 or not 1 <= bounds[0] <= bounds[1] <= most or noise < 0:
+        raise UserError(
+            f"expected two numbers of steps from 1 to {most} and a noise from 0 on, found "
+            f"{' '.join(map(str, bounds))} and {noise:g}; fix: --steps LEAST MOST"
+        )
+    protocol = Protocol.with_installed_versions(
+        suite=suite,
+        tasks=tuple(tasks or range(len(known))),
+        episodes=1,
+        told=(),
+        step_limit=most,
+        image_size=size,
+        render=render,
+        seed=seed,
+        n_action_steps=n_action_steps,
+    )
+    card = play.inspect(NAME, policy, Contract.for_libero(size, render), protocol)
+    shared: dict[str, Any] = {"suite": suite, "seed": seed, "render": render, "size": size}
+    shared |= {key: value for key, value in {"worlds": worlds, "reworded": reworded}.items() if value}
+    make = partial(
+        Correction,
+        **shared,
+        place=policy,
+        checkpoint=card.checkpoint,
+        protocol=protocol,
+        steps=bounds,
+        noise=noise,
+    )
+    settings = shared | {"policy": vars(card), "policy_steps": list(bounds), "policy_noise": noise}
+    summary = gather(
+        Path(out), make, _correct_one, settings, tasks=tasks, episodes=episodes, workers=workers, ray=ray, images=images
+    )
+    kinds = Counter(kind for task in summary["per_task"].values() for kind in task["handed_over"])
+    held = sum(sum(task["held"]) for task in summary["per_task"].values())
+    said = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    console.print(f"handed over: {said}; {held} of {kinds.total()} with an object in the hand")
+    return summary
+
+
+def _correct_one(job: Correction) -> Outcome:
+    """Make one correction in a worker."""
+    return attempt(job, partial(_corrected, job))
+
+
+def _corrected(job: Correction, env: LiberoEnv, seed: int) -> Episode:
+    """Let the policy act, then the demonstrator; everything that varies is decided by `seed`."""
+    instruction = job.instruction
+    player = play.Job(NAME, job.place, job.checkpoint, job.task, job.task, 0, job.protocol)
+    policy = play.load(player, instruction)
+    env.reset(seed=seed, start_noise=START_NOISE)
+    policy.reset(seed)
+
+    def plan() -> np.ndarray:
+        with watched(NAME, f"{job}, seed {seed}", limited=not is_address(job.place)):
+            return policy.plan(env.observe(), instruction)
+
+    with closing(policy):
+        rng = np.random.default_rng([seed, 5])
+        found = hand_over(env, plan, rng, job.steps, job.noise)
+    if isinstance(found, str):
+        return Episode(Record(), found)
+    env.resume(found.state)  # also where the policy stopped: so a replay begins as this does
+    rng = np.random.default_rng([seed, 2])
+    episode = solve(env, draw_style(rng), rng, found.action)
+    notes = {"policy_steps": found.step, "handed_over": found.kind, "held": found.held}
+    return replace(episode, start=found.state, notes=notes)
