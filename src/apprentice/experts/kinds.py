@@ -10,10 +10,10 @@ from apprentice.experts.act import ACTDecoder, ACTExpert
 from apprentice.experts.base import ActionDecoder, ActionExpert
 from apprentice.experts.diffusion import DiffusionDecoder, DiffusionExpert
 from apprentice.experts.multi_task_dit import MultiTaskDiTDecoder, MultiTaskDiTExpert
-from apprentice.experts.seer import processor_seer  # noqa: F401  LeRobot knows a policy once these are imported
+from apprentice.experts.seer import configuration_seer  # noqa: F401  LeRobot knows a policy once this is imported
 from apprentice.experts.seer.decoder import SeerDecoder
 from apprentice.experts.seer.expert import SeerExpert
-from apprentice.experts.seer_full import processor_seer_full  # noqa: F401
+from apprentice.experts.seer_full import configuration_seer_full  # noqa: F401
 from apprentice.experts.seer_full.expert import SeerFullExpert
 from apprentice.experts.vqbet import VQBeTDecoder, VQBeTExpert
 from apprentice.files import read_json
