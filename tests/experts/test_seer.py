@@ -151,14 +151,24 @@ def test_noise_on_the_state_is_a_millimetre_and_a_hundredth_of_a_radian(small_da
     assert torch.equal(given[-1], data["observation.state"])
 
 
-def test_noise_in_units_needs_the_statistics_of_the_data(checkpoint: Path, small_dataset: Path) -> None:
-    policy = SeerPolicy.from_pretrained(checkpoint).train()
-    with pytest.raises(UserError, match=r"statistics of observation.state.*found none; fix"):
-        policy(batch())
-    policy.config.position_noise_mm = policy.config.angle_noise_rad = 0.0
-    policy(batch())
+def test_noise_in_units_needs_the_statistics_that_normalise_the_state(
+    checkpoint: Path, small_dataset: Path, tmp_path: Path
+) -> None:
     meta = open_dataset(small_dataset).meta
-    SeerPolicy.from_pretrained(checkpoint, dataset_stats=meta.stats, dataset_meta=meta).train()(batch())
+    policy = SeerPolicy.from_pretrained(checkpoint).train()
+    wanted = torch.as_tensor(meta.stats["observation.state"]["std"], dtype=torch.float32)
+    assert policy.state_std is not None
+    torch.testing.assert_close(policy.state_std, wanted)
+    policy(batch())
+    others = {**meta.stats, "observation.state": {"std": 2 * wanted}}
+    given = SeerPolicy.from_pretrained(checkpoint, dataset_stats=others, dataset_meta=meta)
+    torch.testing.assert_close(given.noise(), policy.noise() / 2)
+    policy.save_pretrained(tmp_path)
+    alone = SeerPolicy.from_pretrained(tmp_path).train()
+    with pytest.raises(UserError, match=r"statistics of observation.state.*found none; fix"):
+        alone(batch())
+    alone.config.position_noise_mm = alone.config.angle_noise_rad = 0.0
+    alone(batch())
 
 
 def test_select_action_looks_again_every_n_action_steps() -> None:

@@ -10,11 +10,13 @@ state, which are linear and together no more than one, and no future frames are 
 
 import math
 from collections import deque
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from lerobot.policies.pretrained import PreTrainedPolicy
-from lerobot.utils.constants import OBS_STATE
+from lerobot.utils.constants import OBS_STATE, POLICY_PREPROCESSOR_DEFAULT_NAME
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -133,7 +135,7 @@ class SeerPolicy(RealTime, Contracted, PreTrainedPolicy):
         self.state = nn.Sequential(
             nn.Linear(config.robot_state_feature.shape[0], width), nn.ReLU(), nn.Linear(width, width)
         )
-        # Only training needs it, and knows it anew: processors too have the statistics of the data that is trained on.
+        # Only training needs it. What normalises the state has it too: a dataset's statistics, or a checkpoint's.
         std = torch.as_tensor(stats[OBS_STATE]["std"], dtype=torch.float32) if OBS_STATE in stats else None
         self.register_buffer("state_std", std, persistent=False)
         self.instruction = InstructionEncoder(width)
@@ -147,6 +149,15 @@ class SeerPolicy(RealTime, Contracted, PreTrainedPolicy):
         self.norm = nn.LayerNorm(width)
         self.decoder = SeerDecoder(width, config.action_feature.shape[0], config.gripper_weight, config.gripper)
         self.reset()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_name_or_path: str | Path, **kwargs: Any) -> Self:  # type: ignore[override]
+        """Load a checkpoint, as LeRobot does; without `dataset_stats`, with the state's of its own processor."""
+        policy: Self = super().from_pretrained(pretrained_name_or_path, **kwargs)
+        if policy.state_std is None:
+            for file in Path(pretrained_name_or_path).glob(f"{POLICY_PREPROCESSOR_DEFAULT_NAME}*.safetensors"):
+                policy.state_std = load_file(file, device=str(policy.queries.device)).get(f"{OBS_STATE}.std")
+        return policy
 
     def get_optim_params(self) -> Any:
         return self.parameters()
@@ -197,7 +208,8 @@ class SeerPolicy(RealTime, Contracted, PreTrainedPolicy):
         if self.state_std is None:
             raise UserError(
                 "expected the training data's statistics of observation.state for noise in mm and rad, found none; "
-                "fix: load the policy with dataset_stats, or set position_noise_mm and angle_noise_rad to 0"
+                "fix: load the policy with its processors beside it or with dataset_stats, or set position_noise_mm and "
+                "angle_noise_rad to 0"
             )
         return state_noise(self.contract.state, self.state_std, millimetres, radians)
 
