@@ -208,8 +208,8 @@ class SeerPolicy(RealTime, Contracted, PreTrainedPolicy):
         if self.state_std is None:
             raise UserError(
                 "expected the training data's statistics of observation.state for noise in mm and rad, found none; "
-                "fix: load the policy with its processors beside it or with dataset_stats, or set position_noise_mm and "
-                "angle_noise_rad to 0"
+                "fix: load the policy with its processors beside it or with dataset_stats, or set position_noise_mm "
+                "and angle_noise_rad to 0"
             )
         return state_noise(self.contract.state, self.state_std, millimetres, radians)
 
