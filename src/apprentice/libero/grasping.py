@@ -88,7 +88,8 @@ def plan_grasps(world: World, name: str, move: np.ndarray | None = None, turn: f
     for yaw in YAWS:
         frame = about_z(yaw) @ DOWN
         axes = np.column_stack([frame[:, 0], frame[:, 1], [0, 0, 1.0]])  # u, v, z
-        slices = _Slices(*(_in_frame(points, centre, axes) for points in (target, around, there, com[None])), table)
+        clouds = [_in_frame(points, centre, axes) for points in (target, around, there, com[None])]
+        slices = _Slices(*clouds, table=table)
         for (u, v, z), score in slices.candidates(heights):
             score += stuck[z]
             position = np.array([*centre[:2], 0]) + axes @ [u, v, z]
