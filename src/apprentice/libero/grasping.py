@@ -88,8 +88,7 @@ def plan_grasps(world: World, name: str, move: np.ndarray | None = None, turn: f
     for yaw in YAWS:
         frame = about_z(yaw) @ DOWN
         axes = np.column_stack([frame[:, 0], frame[:, 1], [0, 0, 1.0]])  # u, v, z
-        clouds = [_in_frame(points, centre, axes) for points in (target, around, there, com[None])]
-        slices = _Slices(*clouds, table=table)
+        slices = _Slices(table, *(_in_frame(points, centre, axes) for points in (target, around, there, com[None])))
         for (u, v, z), score in slices.candidates(heights):
             score += stuck[z]
             position = np.array([*centre[:2], 0]) + axes @ [u, v, z]
@@ -123,7 +122,7 @@ def _heights(target: np.ndarray, table: float) -> list[float]:
 class _Slices:
     """The scene in the gripper's axes u, v, z for one yaw."""
 
-    def __init__(self, target: np.ndarray, around: np.ndarray, there: np.ndarray, com: np.ndarray, table: float):
+    def __init__(self, table: float, target: np.ndarray, around: np.ndarray, there: np.ndarray, com: np.ndarray):
         self.target, self.there, self.com, self.table = target, there, com[0], table
         self.all = np.concatenate([target, around])
         self.is_target = np.arange(len(self.all)) < len(target)
