@@ -59,7 +59,6 @@ def _approach(hand: Controller, world: World, name: str, grasp: Grasp) -> None:
     start, end, rotation = hand.position, grasp.position, grasp.rotation
     hand.gripper = OPEN
     if comes_down_on(hand, grasp):
-        hand.go(end, rotation, near=0.004, turned=0.05, steps=45, gain=1.6)
         return
     highest = max(world.highest_between(start, end, (name,), 0.10), world.bounds(name)[1][2])
     safe = max(highest + 0.045, end[2] + 0.06)
