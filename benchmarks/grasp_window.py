@@ -21,13 +21,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import mujoco
 import numpy as np
 
 from apprentice.files import fingerprint, write_text
 from apprentice.libero import demonstrator, inserting, skills
 from apprentice.libero.controller import CLOSE, OPEN, UP, Controller, Failure, Style
-from apprentice.libero.env import LiberoEnv, environment
+from apprentice.libero.env import environment
 from apprentice.libero.suites import FOUR, tasks
 from apprentice.libero.world import World
 from apprentice.pool import spread
@@ -35,8 +34,8 @@ from apprentice.progress import Meter
 
 OUT = Path("runs/benchmarks/grasp_window.jsonl")
 FIRST_SEED = 200_000  # nothing was tuned on these
-SOURCES = ("arm", "articulated", "controller", "demonstrator", "dragging", "env", "grasping", "inserting", "skills")
-SOURCES += ("spots", "world")
+SOURCES = ("arm", "articulated", "controller", "demonstrator", "dragging", "env", "grasping", "inserting")
+SOURCES += ("resuming", "skills", "spots", "world")
 LIFTED = 0.05  # m that an object must rise
 # What may be off -> by how much at most it is tried, and in which steps: mm, or control steps.
 DIRECTIONS = {
@@ -85,29 +84,6 @@ class Result:
         return cls(Job(**fields["job"]), fields["code"], [Window(**window) for window in fields["windows"]])
 
 
-class Moment:
-    """A moment of the simulation to which one can return: physics, and what robosuite keeps besides."""
-
-    KIND = mujoco.mjtState.mjSTATE_INTEGRATION
-
-    def __init__(self, env: LiberoEnv):
-        self.env, self.robot = env, env.control.env.robots[0]
-        self.state = np.zeros(mujoco.mj_stateSize(env.model, self.KIND))
-        mujoco.mj_getState(env.model, env.data, self.state, self.KIND)
-        controller = self.robot.controller
-        self.goal = controller.goal_pos.copy(), controller.goal_ori.copy()
-        self.fingers, self.seen = self.robot.gripper.current_action.copy(), env.snapshot()
-
-    def restore(self) -> None:
-        env, controller = self.env, self.robot.controller
-        mujoco.mj_setState(env.model, env.data, self.state, self.KIND)
-        mujoco.mj_forward(env.model, env.data)
-        env._seen_qpos, env._state = self.seen.qpos.copy(), self.seen.state.copy()
-        controller.update(force=True)
-        controller.goal_pos, controller.goal_ori = (part.copy() for part in self.goal)
-        self.robot.gripper.current_action = self.fingers.copy()
-
-
 class Mistimed(Controller):
     """A hand whose fingers close, and which lifts, some steps too early or too late."""
 
@@ -132,7 +108,8 @@ class Probe:
 
     def __init__(self, hand: Controller, world: World, position: np.ndarray, rotation: np.ndarray):
         self.world, self.position, self.rotation = world, position, rotation
-        self.moment, self.last = Moment(hand.env), hand._last.copy()
+        self.env, self.moment = hand.env, hand.env.capture()
+        self.last = np.array([*hand._last, OPEN])
         self.names = list(world.domain.objects_dict)
         self.name = ""
         before = self.heights()
@@ -141,7 +118,7 @@ class Probe:
         self.width = 1000 * self.aimed.opening
         if risen.max() > LIFTED:
             self.name = self.names[int(risen.argmax())]
-        self.moment.restore()
+        self.env.resume(self.moment)
         self.before = world.position(self.name)[2] if self.name else 0.0
 
     def heights(self) -> np.ndarray:
@@ -155,15 +132,15 @@ class Probe:
             return False
         finally:
             higher, held = self.world.position(self.name)[2] - self.before, self.world.held(self.name)
-            self.moment.restore()
+            self.env.resume(self.moment)
         return bool(higher > LIFTED and held)
 
     def _grasp(self, direction: str, off: int) -> Mistimed:
         u, v = self.rotation[:, 0], self.rotation[:, 1]
         ways = {"up": UP, "down": -UP, "left": -u, "right": u, "back": -v, "forth": v}
         place = self.position + off / 1000 * ways.get(direction, np.zeros(3))
-        hand = Mistimed(self.moment.env, Style(), np.random.default_rng(0), 300)
-        hand.gripper, hand._last = OPEN, self.last.copy()
+        hand = Mistimed(self.env, Style(), np.random.default_rng(0), 300)
+        hand.take_over(self.last)
         match direction:
             case "close early":
                 hand.closes_at = max(0, self.aimed.arrived - off)
