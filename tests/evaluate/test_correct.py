@@ -95,12 +95,15 @@ def test_what_is_in_the_hand_is_carried_on(env: LiberoEnv, shown: Record, roll: 
 def test_from_above_the_object_the_hand_goes_straight_down(
     env: LiberoEnv, shown: Record, roll: Callable[..., Handover]
 ) -> None:
-    found = roll(closing(shown) - 6, closing(shown) - 6)
-    assert found.kind == DRAWN and not found.held and found.action[6] < 0
+    first = closing(shown)
+    above = np.array([snapshot.state[2] for snapshot in shown.snapshots[: first + 1]])
+    step = int(np.flatnonzero(above > above[-1] + 0.015)[-1])  # 15 mm over the grasp
+    found = roll(step, step)
+    assert found.kind == DRAWN and found.step == step and not found.held and found.action[6] < 0
     env.resume(found.state)
     record = solve(env, Style(), np.random.default_rng(0), found.action).record
     heights = np.array([snapshot.state[2] for snapshot in record.snapshots])[: closing(record) + 1]
-    assert 2 < len(heights) < 30 and heights.max() < heights[0] + 0.005 and heights[-1] < heights[0] - 0.01
+    assert len(heights) < 40 and heights.max() < heights[0] + 0.005 and heights[-1] < heights[0] - 0.01
 
 
 def test_the_demonstrator_takes_over_before_a_mistake(

@@ -49,7 +49,7 @@ def test_an_episode_goes_on_from_a_captured_state(fast: LiberoEnv) -> None:
         if step % 30 == 25:
             captured.append((step, fast.capture()))
         fast.step(action)
-    assert len(captured) > 3
+    assert len(captured) > 2
     for step, state in captured:
         fast.reset(seed=1)
         fast.resume(state)
