@@ -225,8 +225,12 @@ def test_killed_it_goes_on_to_the_same_weights(configs: Any, tmp_path: Path) -> 
     assert log(other.out)[-1]["best_step"] == log(config.out)[-1]["best_step"]
 
 
-def test_a_vqbet_goes_on_in_its_first_phase(configs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = configs("vqbet", steps=4)
+@pytest.mark.parametrize("kind", ["vqbet", "seer_full"])
+def test_what_it_keeps_outside_its_weights_goes_on(
+    configs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """A VQ-BeT counts the steps of its first phase, a full Seer's tokenizer decides the size of its vocabulary."""
+    config = configs(kind, steps=4)
     train_expert(config)
     other = dataclasses.replace(config, out=str(tmp_path / "killed"))
 

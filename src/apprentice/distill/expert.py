@@ -101,7 +101,7 @@ def train_expert(config: ExpertConfig) -> Path:
     """
     run = Path(config.out)
     checkpoint = run / "checkpoint"
-    policy_config = configured(config)
+    policy_config = configured(config)  # before the other processes, for its errors
     accelerator = processes(STAGE, config.accumulate)
     done = begun(accelerator, run, {"stage": STAGE, **asdict(config)})
     if (run / "cost.json").exists():
@@ -110,6 +110,9 @@ def train_expert(config: ExpertConfig) -> Path:
     torch.manual_seed(config.seed)
     mixture = open_mixture(config.dataset)
     init = checkpoint if done else checkpoint_of(config.init) if config.init else None
+    if done:  # a policy may have filled in what it found in pretrained encoders
+        policy_config = PreTrainedConfig.from_pretrained(checkpoint, local_files_only=True)
+        policy_config.device = best_device().type
     policy, contract = built(policy_config, mixture, config.cameras, init)
     before, after = processors(policy, mixture, init)
     with accelerator.main_process_first(), accelerator.local_main_process_first():
