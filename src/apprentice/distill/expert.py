@@ -223,6 +223,8 @@ def built(config: Any, mixture: Mixture, cameras: Sequence[str], init: Path | No
                 f"expected a {config.type} that fits to {mixture.name}, found: {error}; fix: --set another value, "
                 "--cameras to leave images out, or install what it needs"
             ) from error
+    if hasattr(policy, "contract"):  # a Seer's units: those that any of the datasets knows
+        policy.contract = contract
     horizon = next(getattr(config, name) for name in reversed(HORIZONS) if hasattr(config, name))
     return policy.to(best_device()), contract.having(horizon=horizon)
 
