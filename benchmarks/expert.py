@@ -50,17 +50,19 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--steps", type=int, nargs=2, default=(4, 24), help="a few, and more")
     parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--cache", type=Path, help="a folder for decoded images, to find them there the next time")
     options = parser.parse_args()
     few, more = options.steps
     rates: dict[str, list[float]] = {"train-expert": [], "lerobot-train": []}
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        cold, warm = (cpu_seconds(ours(1, options.batch, folder / name), folder) for name in ("cold", "warm"))
-        print(f"images are decoded once, for all trainings: {cold - warm:.0f} CPU-s", flush=True)
+        folder, cache = Path(scratch), options.cache or Path(scratch, "cache")
+        if not cache.exists():
+            cold, warm = (cpu_seconds(ours(1, options.batch, folder / name), cache) for name in ("cold", "warm"))
+            print(f"images are decoded once, for all trainings: {cold - warm:.0f} CPU-s", flush=True)
         for repeat in range(options.repeats):
             for name, command in (("train-expert", ours), ("lerobot-train", lerobots)):
                 spent = [
-                    cpu_seconds(command(n, options.batch, folder / f"{name}{n}-{repeat}"), folder) for n in (few, more)
+                    cpu_seconds(command(n, options.batch, folder / f"{name}{n}-{repeat}"), cache) for n in (few, more)
                 ]
                 rates[name].append((more - few) * options.batch / (spent[1] - spent[0]))
                 print(f"{name}: {rates[name][-1]:.1f} samples a CPU-second", flush=True)

@@ -178,7 +178,7 @@ def test_it_trains_and_teaches(configs: Any, small_dataset: Path, kind: str) -> 
 
 
 def test_its_weights_are_those_of_a_plain_loop_with_an_average(configs: Any) -> None:
-    still = {**SEER, "shift": "0", "jitter": "0", "state_noise": "0", "scheduler_warmup_steps": "2"}
+    still = {**SEER, "shift": "0", "jitter": "0", "position_noise_mm": "0", "angle_noise_rad": "0", "scheduler_warmup_steps": "2"}
     config = configs("seer", steps=6, ema=0.9, set=still, balance="frame")
     train_expert(config)
     policy, samples = ours(config)
@@ -225,8 +225,12 @@ def test_killed_it_goes_on_to_the_same_weights(configs: Any, tmp_path: Path) -> 
     assert log(other.out)[-1]["best_step"] == log(config.out)[-1]["best_step"]
 
 
-def test_a_vqbet_goes_on_in_its_first_phase(configs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = configs("vqbet", steps=4)
+@pytest.mark.parametrize("kind", ["vqbet", "seer_full"])
+def test_what_it_keeps_outside_its_weights_goes_on(
+    configs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """A VQ-BeT counts the steps of its first phase, a full Seer's tokenizer decides the size of its vocabulary."""
+    config = configs(kind, steps=4)
     train_expert(config)
     other = dataclasses.replace(config, out=str(tmp_path / "killed"))
 

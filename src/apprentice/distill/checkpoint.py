@@ -99,7 +99,12 @@ class Trainee:
             if key == "trained":
                 p.copy_(_cut_like(value, p))
             else:
-                self.optimizer.state[p][key] = _cut_like(value, p) if value.ndim else value
+                self.optimizer.state[p][key] = _cut_like(value, p) if value.ndim else value.to(self._counts_on(p))
+
+    def _counts_on(self, parameter: Tensor) -> torch.device:
+        """Where the optimizer wants its counts of steps: beside the parameters if it is fused."""
+        fused = any(group.get("fused") for group in self.optimizer.param_groups)
+        return parameter.device if fused else torch.device("cpu")
 
     def write(self, folder: Path | None) -> None:
         """Write the policy, with averaged weights, into `folder`; None on the processes that only hand theirs in."""
