@@ -118,6 +118,21 @@ COMMANDS = {
         "apprentice.evaluate.report:write_report",
         "apprentice.evaluate.report:write_report",
     ),
+    "pack": (
+        "pack what training takes, for a GPU machine without network or simulator",
+        "apprentice.pack:pack",
+        "apprentice.pack:pack",
+    ),
+    "split": (
+        "write a folder, such as a checkpoint, as parts of limited size with checksums",
+        "apprentice.parts:split",
+        "apprentice.parts:split",
+    ),
+    "join": (
+        "put a folder together from its parts",
+        "apprentice.parts:join",
+        "apprentice.parts:join",
+    ),
     "run": (
         "run a recipe: all steps of an experiment, each only if it has to",
         "apprentice.recipe:run_recipe",
@@ -134,6 +149,9 @@ POSITIONAL = {
     "compare": ["runs"],
     "rates": ["runs"],
     "serve": ["checkpoint"],
+    "pack": ["paths"],
+    "split": ["folder", "out"],
+    "join": ["parts", "out"],
 }
 
 

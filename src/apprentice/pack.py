@@ -1,8 +1,8 @@
 """Pack what training takes, for a machine that reaches no network and has no simulator.
 
 A pack is this checkout with what is needed of it alone, in parts of limited size: the source, the few wheels that such
-a machine usually lacks, and the datasets and checkpoints that are named, at the same places. So the same commands and
-recipes run there. The procedure is docs/offline-gpu.md.
+a machine usually lacks, and the datasets and checkpoints that are named, at the same places as below the present
+folder. So the same commands and recipes run there. The procedure is docs/offline-gpu.md.
 """
 
 import importlib.metadata
@@ -21,9 +21,9 @@ from apprentice.progress import console
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ("src", "tests", "benchmarks", "scripts", "recipes", "pyproject.toml")
-# What training imports and a machine for PyTorch usually lacks, or has in another version; all in the version that is
-# installed here. NumPy, PyArrow, pandas, Pillow, PyYAML, rich, einops, accelerate, safetensors, tokenizers' and
-# requests' needs are expected there. The last two are for SmolVLA, which the benchmark compares with.
+# What training imports and a machine for PyTorch usually lacks, or has in another version; in this machine's versions.
+# Expected there: torch, torchvision, numpy, pandas, pyarrow, pillow, pyyaml, rich, einops, accelerate, safetensors,
+# huggingface-hub, requests, httpx, regex, tqdm, and pytest for the tests.
 WHEELS = (
     "lerobot",
     "av",
@@ -40,7 +40,6 @@ WHEELS = (
     "transformers",
     "typing-inspect",
     "num2words",
-    "docopt",
 )
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 START = """#!/bin/sh
@@ -62,13 +61,13 @@ def pack(
     """Write a pack: parts, their list, the script that joins them, and run.sh, which starts all.
 
     Args:
-        paths: datasets, checkpoints and recipes that travel, by their places below this checkout.
+        paths: datasets, checkpoints and recipes that travel, by their places below the present folder.
         out: folder of the pack, a new one.
         part_mb: largest size of a part (MB).
         wheels: packages that the other machine lacks, in the versions of this one; fetched once and kept.
         python: version of the other machine's Python.
 
-    Raises UserError if a path is missing or elsewhere, or a wheel cannot be had.
+    Raises UserError if a path is missing or elsewhere, or a wheel cannot be fetched.
     """
     groups = {"source": _source(), "wheels": _wheels(wheels, python)} | {path: _files(path) for path in paths}
     written = parts.split_files({n: f for group in groups.values() for n, f in group.items()}, Path(out), part_mb)
@@ -96,16 +95,16 @@ def _source() -> dict[str, Path]:
 
 
 def _files(path: str) -> dict[str, Path]:
-    """The files of a dataset or checkpoint, under their names in the checkout."""
-    place = Path(path).absolute()
+    """The files of a dataset or checkpoint, under its name."""
+    place = Path(path)
     if not place.exists():
         raise UserError(f"expected something to pack at {path}, found nothing; fix: another path")
-    if not place.is_relative_to(ROOT):
+    if place.is_absolute() or ".." in place.parts:
         raise UserError(
-            f"expected a path below {ROOT}, for commands find it at the same place there, found {path}; "
-            "fix: put it, or a symbolic link to it, into the folder runs"
+            f"expected a path below the present folder, for commands find it at the same place there, found {path}; "
+            "fix: put it, or a symbolic link to it, here"
         )
-    return {str(file.relative_to(ROOT)): file for file in _below(place)}
+    return {str(file): file for file in _below(place)}
 
 
 def _below(place: Path) -> list[Path]:
@@ -121,7 +120,9 @@ def _wheels(names: Sequence[str], python: str) -> dict[str, Path]:
     try:
         wanted = {name: importlib.metadata.version(name) for name in names}
     except importlib.metadata.PackageNotFoundError as error:
-        raise UserError(f"expected the package {error.name} here, found none; fix: install it, or --wheels without it") from None
+        raise UserError(
+            f"expected the package {error.name} here, found none; fix: install it, or name --wheels without it"
+        ) from None
     missing = [name for name in wanted if not _wheel(folder, name, wanted[name])]
     if missing:
         options = ["--no-deps", "--only-binary=:all:", f"--python-version={python}", "--implementation=cp"]
