@@ -34,9 +34,10 @@ from transformers import AutoTokenizer, LlamaConfig, SmolVLMConfig
 
 from apprentice.data.dataset import open_dataset
 from apprentice.data.frames import Frames
+from apprentice.data.mixture import open_mixture
 from apprentice.distill.cache import PRECISION, STORED, cached
-from apprentice.distill.rows import Rows, Views
 from apprentice.distill.learner import decay
+from apprentice.distill.rows import Rows, Views
 from apprentice.distill.samples import Samples, order
 from apprentice.distill.stages import StageConfig, fresh_student
 from apprentice.policy.modeling_apprentice import ApprenticePolicy

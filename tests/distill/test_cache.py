@@ -18,8 +18,8 @@ from apprentice.distill import cache as caching
 from apprentice.distill.augment import view_of
 from apprentice.distill.cache import WHAT, Frozen, cached
 from apprentice.distill.rows import Rows, content
-from apprentice.distill.store import About, Lock, entries, frames_folder
 from apprentice.distill.samples import Samples, order
+from apprentice.distill.store import About, Lock, entries, frames_folder
 from apprentice.errors import UserError
 from apprentice.policy.modeling_apprentice import EXPERT_LATENTS, IMAGE_TOKENS, PREFIX, ApprenticePolicy
 from apprentice.vlm.packed import packed, unpacked

@@ -23,8 +23,8 @@ from tests.experts.zoo import ZOO
 from apprentice.data.dataset import instructions, open_dataset
 from apprentice.data.frames import Frames
 from apprentice.distill.cache import cached
-from apprentice.distill.stages import StageConfig, align, finetune
 from apprentice.distill.samples import Samples
+from apprentice.distill.stages import StageConfig, align, finetune
 from apprentice.experts import load_expert
 from apprentice.experts.base import SEED, ActionExpert, Batch, scaled_images
 from apprentice.policy.modeling_apprentice import ApprenticePolicy

@@ -13,8 +13,8 @@ from tests.vlm.families import paligemma2
 from apprentice.data.contract import Contract
 from apprentice.data.dataset import open_dataset
 from apprentice.distill.cache import cached
-from apprentice.distill.stages import StageConfig, align
 from apprentice.distill.samples import Samples
+from apprentice.distill.stages import StageConfig, align
 from apprentice.errors import UserError
 from apprentice.evaluate.checkpoint import Checkpoint
 from apprentice.policy.modeling_apprentice import EXPERT_LATENTS, PREFIX, ApprenticePolicy

@@ -33,6 +33,7 @@ def checkpoint_of(path: str) -> Path:
 
 
 def _same_run(run: Path, config: dict[str, object]) -> None:
+    config = json.loads(json.dumps(config))
     if not (run / "config.json").exists():
         write_json(run / "config.json", config)
         return

@@ -185,7 +185,7 @@ def gradients(
                 loss, found = trainee.model(batch)
             accelerator.backward(loss)
         losses.append(loss.detach())
-        parts.append(found)
+        parts.append(found or {})
     told = torch.stack([torch.stack(losses).mean().float(), losses[0].new_tensor(float(due and trainee.main))])
     value, is_due = accelerator.reduce(told, "mean").tolist()
     return value, parts, is_due > 0
@@ -221,7 +221,7 @@ def validation(trainee: Trainee, held_out: Samples, schedule: Schedule) -> dict[
             torch.manual_seed(schedule.seed)
             with trainee.autocast():
                 loss, parts = trainee.model(held_out.share(index, number, shares))
-            losses.append({"loss": float(loss), **parts})
+            losses.append({"loss": float(loss), **(parts or {})})
     trainee.model.train()
     return {f"validation_{name}": value for name, value in _means(losses).items()}
 
