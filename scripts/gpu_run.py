@@ -9,10 +9,12 @@ it is there when the machine is taken away; logs of each step; and checkpoints i
 """
 
 import argparse
+import importlib.metadata
 import json
 import os
 import platform
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -46,7 +48,7 @@ def main() -> int:
     }
     if options.device == "cpu":
         environment |= {"APPRENTICE_TEST_DEVICE": "cpu", "ACCELERATE_USE_CPU": "true"}
-    results = {"machine": machine(environment), "device": options.device, "steps": {}}
+    results = {"machine": machine(), "device": options.device, "steps": {}}
     for name, (command, share) in steps.items():
         if name in options.skip:
             continue
@@ -118,11 +120,13 @@ def brought(runs: Path, out: Path, part_mb: float) -> list[str]:
     return [part.name for part in parts["split_files"](named, out, part_mb)] if named else []
 
 
-def machine(environment: dict[str, str]) -> dict[str, str]:
-    """What computed: Python, PyTorch, the GPU."""
-    ask = "import torch as t; print(t.__version__, t.cuda.get_device_name() if t.cuda.is_available() else '', sep='|')"
-    said = subprocess.run([sys.executable, "-c", ask], env=environment, capture_output=True, text=True).stdout.strip()
-    torch, _, gpu = said.partition("|")
+def machine() -> dict[str, str]:
+    """What computes: Python, PyTorch, the GPU."""
+    gpu = "none"
+    if smi := shutil.which("nvidia-smi"):
+        ask = [smi, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+        gpu = subprocess.run(ask, capture_output=True, text=True).stdout.strip()
+    torch = importlib.metadata.version("torch")
     return {"python": platform.python_version(), "torch": torch, "gpu": gpu, "cores": str(os.cpu_count())}
 
 

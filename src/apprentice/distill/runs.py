@@ -37,7 +37,7 @@ def _same_run(run: Path, config: dict[str, object]) -> None:
     if not (run / "config.json").exists():
         write_json(run / "config.json", config)
         return
-    known, config = read_json(run / "config.json"), json.loads(json.dumps(config))  # a tuple is read as a list
+    known = read_json(run / "config.json")
     changed = {k: (known.get(k), v) for k, v in config.items() if k not in WATCHING and known.get(k, v) != v}
     if changed:
         difference = ", ".join(f"{k} was {old} and is {new}" for k, (old, new) in changed.items())
