@@ -114,7 +114,7 @@ def acting(policy: Any, processors: Any) -> Act:
     return act
 
 
-def smolvla(backbone: Path, image: int) -> Act:
+def smolvla(backbone: Path, image: int, device: str) -> Act:
     config = SmolVLAConfig(
         vlm_model_name=str(backbone),
         load_vlm_weights=False,
@@ -122,31 +122,34 @@ def smolvla(backbone: Path, image: int) -> Act:
         chunk_size=HORIZON,
         n_action_steps=HORIZON,
         resize_imgs_with_padding=(image, image),
-        device="cpu",
+        device=device,
         **features(image),
     )
-    return acting(SmolVLAPolicy(config).eval(), make_smolvla_pre_post_processors(config, statistics()))
+    return acting(SmolVLAPolicy(config).to(device).eval(), make_smolvla_pre_post_processors(config, statistics()))
 
 
-def student(backbone: Path, image: int, folder: Path) -> Act:
-    expert = SeerConfig(chunk_size=HORIZON, n_action_steps=HORIZON, gripper="binary", device="cpu", **features(image))
+def student(backbone: Path, image: int, folder: Path, device: str) -> Act:
+    expert = SeerConfig(chunk_size=HORIZON, n_action_steps=HORIZON, gripper="binary", device=device, **features(image))
     SeerPolicy(expert).save_pretrained(folder)
     for processor in make_seer_pre_post_processors(expert, statistics()):
         processor.save_pretrained(folder)
     config = ApprenticeConfig(
-        vlm=str(backbone), expert=str(folder), scratch=True, stage="finetune", device="cpu", **features(image)
+        vlm=str(backbone), expert=str(folder), scratch=True, stage="finetune", device=device, **features(image)
     )
-    policy = ApprenticePolicy(config, dataset_stats=statistics()).eval()
+    policy = ApprenticePolicy(config, dataset_stats=statistics()).to(device).eval()
     return acting(policy, make_apprentice_pre_post_processors(config))
 
 
 @torch.inference_mode()
-def compare(backbone: Backbone, count: int, clock: Callable[[], float]) -> np.ndarray:
+def compare(backbone: Backbone, count: int, clock: Callable[[], float], device: str = "cpu") -> np.ndarray:
     """Seconds (count, 2) of SmolVLA's chunks and ours, by turns."""
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         place = backbone.save(Path(folder) / "vlm")
-        sides = smolvla(place, backbone.image), student(place, backbone.image, Path(folder) / "expert")
+        sides = (
+            smolvla(place, backbone.image, device),
+            student(place, backbone.image, Path(folder) / "expert", device),
+        )
     times = []
     for _ in range(count + 1):
         observation = {key: torch.rand(3, backbone.image, backbone.image) for key in CAMERAS}

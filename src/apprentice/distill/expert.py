@@ -29,6 +29,7 @@ from apprentice.data.mixture import Mixture, open_mixture
 from apprentice.device import best_device, bfloat16_is_faster
 from apprentice.distill.cache import cached_images
 from apprentice.distill.learner import Learner
+from apprentice.distill.resident import on_device
 from apprentice.distill.runs import begun, checkpoint_of
 from apprentice.distill.samples import Samples
 from apprentice.distill.tracking import tracked
@@ -41,7 +42,7 @@ from apprentice.policy.modeling_apprentice import shapes
 from apprentice.progress import console
 
 STAGE = "train-expert"
-PROBED = 8  # samples on which precisions are compared
+PROBED = 8  # samples on which precisions are compared on a CPU; a GPU needs a whole batch to be busy
 HORIZONS = ("n_action_steps", "chunk_size", "action_chunk_size")
 
 
@@ -119,6 +120,7 @@ def train_expert(config: ExpertConfig) -> Path:
         rows = cached_images(
             mixture.datasets, list(policy.config.image_features), config.cache_gb, choice=run / "caches.json"
         )
+    rows = on_device(rows, best_device())
     samples, held_out = Samples.of(mixture.datasets, policy.config, rows, best_device()), None
     samples.prepare = prepared(before)
     if config.validate:
@@ -131,7 +133,7 @@ def train_expert(config: ExpertConfig) -> Path:
         *optimization(policy, config.steps),
         processors=(before, after),
         contract=contract,
-        bfloat16=_in_bfloat16(config.precision, policy, samples, run, accelerator),
+        bfloat16=_in_bfloat16(config, policy, samples, run, accelerator),
         settled=lambda: _is_settled(policy),
     )
     parameters = sum(p.numel() for p in policy.parameters())
@@ -267,14 +269,16 @@ def optimization(policy: Any, steps: int) -> tuple[torch.optim.Optimizer, Callab
     return optimizer, rate, preset.grad_clip_norm or float("inf")
 
 
-def _in_bfloat16(wanted: str, policy: Any, samples: Samples, run: Path, accelerator: Accelerator) -> bool:
+def _in_bfloat16(config: ExpertConfig, policy: Any, samples: Samples, run: Path, accelerator: Accelerator) -> bool:
     """Whether to compute in bfloat16; a run goes on as it began."""
-    if wanted != "auto":
-        return wanted == "bfloat16"
+    if config.precision != "auto":
+        return config.precision == "bfloat16"
     known = run / "precision.json"
     with accelerator.main_process_first():
         if not known.exists():
-            batch = samples.share(samples.order(0, PROBED, seed=0), 0, 1)
+            a_batch = config.batch_size // accelerator.num_processes // config.accumulate
+            count = min(PROBED, a_batch) if accelerator.device.type == "cpu" else a_batch
+            batch = samples.share(samples.order(0, count, seed=0), 0, 1)
             write_json(known, {"bfloat16": bfloat16_is_faster(policy, batch)})
     faster: bool = read_json(known)["bfloat16"]
     return faster

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -115,10 +116,18 @@ class Computed:
         return self.compute(index.reshape(-1)).to(self.dtype).unflatten(0, index.shape)
 
 
+class Readable(Protocol):
+    """Rows (*index's shape, *shape) at `index`, from wherever they are."""
+
+    dtype: torch.dtype
+
+    def __getitem__(self, index: np.ndarray) -> Tensor: ...
+
+
 class Views:
     """The rows of each view of the frames; what has one view shows it in place of every other."""
 
-    def __init__(self, rows: Sequence[Rows | Computed]):
+    def __init__(self, rows: Sequence[Readable]):
         self.rows = rows
 
     def __len__(self) -> int:

@@ -20,6 +20,7 @@ from apprentice.data.mixture import Mixture, open_mixture
 from apprentice.device import best_device, fast_bfloat16
 from apprentice.distill.cache import cached_each
 from apprentice.distill.learner import Learner, decay
+from apprentice.distill.resident import on_device
 from apprentice.distill.runs import begun, checkpoint_of
 from apprentice.distill.samples import Samples
 from apprentice.distill.tracking import tracked
@@ -137,12 +138,14 @@ def _stage(stage: str, config: StageConfig, rollout: Rollout | None) -> Path:
     found = {key: tuple(feature.shape) for key, feature in mixture.features.items()}
     check_features(shapes(policy.config), found, "the student", mixture.name)
     policy.set_stage(stage)
+    policy.config.device = best_device().type  # of its expert too, wherever the checkpoint comes from
     policy.to(best_device())
     console.print(parameter_table(policy))
     # The first process fills the caches; then, if it has another disk, the first of each machine; then all find them.
     with accelerator.main_process_first(), accelerator.local_main_process_first():
         keeping = (config.every, config.views, config.cache_gb, config.cache_precision)
         rows = cached_each(policy, mixture.datasets, *keeping, choice=run / "caches.json")
+    rows = on_device(rows, policy.vlm.device)
     reading = (policy.vlm.device, config.every)
     samples, held_out = Samples.of(mixture.datasets, policy.config, rows, *reading), None
     if config.validate:

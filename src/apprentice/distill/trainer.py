@@ -19,7 +19,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs, gather_object
 
-from apprentice.device import best_device, fast_bfloat16
+from apprentice.device import best_device, fast_bfloat16, same_bits
 from apprentice.distill.checkpoint import Trainee, restore, save, whole
 from apprentice.distill.learner import Learner
 from apprentice.distill.samples import Samples
@@ -124,7 +124,7 @@ def train(
         for step in range(done, schedule.steps):
             last = step + 1 == schedule.steps
             model.train()
-            loss, parts, due = gradients(trainee, samples, schedule, step, clock.due(SAVE_EVERY))
+            loss, parts, due = same_gradients(trainee, samples, schedule, step, clock.due(SAVE_EVERY))
             norm = float(whole(accelerator.clip_grad_norm_(model.parameters(), learner.clip)))
             _check_finite(loss, norm, step, run)
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
@@ -144,6 +144,27 @@ def train(
                     save(trainee, run, step + 1, clock.seconds(), last)
     if trainee.main:
         write_json(run / "cost.json", _cost(learner, log.last))
+
+
+def same_gradients(
+    trainee: Trainee, samples: Samples, schedule: Schedule, step: int, due: bool
+) -> tuple[float, list[dict[str, float]], bool]:
+    """The `gradients` that any run of this step on this device has, bit by bit; printed, and as they come, if a part of
+    the policy can only be computed in any order.
+    """
+    device, begun = trainee.accelerator.device, trainee.accelerator.step
+    if trainee.repeats:
+        try:
+            with same_bits(device):
+                return gradients(trainee, samples, schedule, step, due)
+        except RuntimeError as error:
+            if "deterministic" not in str(error):
+                raise
+            reason = str(error).splitlines()[0].partition(". ")[0]
+            console.print(f"a run that is killed and goes on will differ in its last digits: {reason}", highlight=False)
+            trainee.repeats, trainee.accelerator.step = False, begun
+            trainee.optimizer.zero_grad()
+    return gradients(trainee, samples, schedule, step, due)
 
 
 def gradients(
