@@ -26,7 +26,9 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def student(small_dataset: Path, small_expert: Path, small_vlm: Path) -> ApprenticePolicy:
-    return make_student(small_dataset, small_expert, small_vlm, state_noise=0.0, stage="align")
+    return make_student(
+        small_dataset, small_expert, small_vlm, position_noise_mm=0.0, angle_noise_rad=0.0, stage="align"
+    )
 
 
 @torch.no_grad()

@@ -37,7 +37,7 @@ LOSS, STEPS_LATER, HALF = 1e-4, 1e-2, 2e-2
 FRAMES = np.arange(0, 36, 3)
 CPU = torch.device("cpu")
 SEER = {"width": "48", "layers": "1", "heads": "2", "chunk_size": "4", "n_action_steps": "4"}
-STILL = {"shift": "0", "jitter": "0.0", "state_noise": "0.0"}  # what is drawn on a GPU is not what is drawn on a CPU
+STILL = {"shift": "0", "jitter": "0.0", "position_noise_mm": "0.0", "angle_noise_rad": "0.0"}  # drawn on the device
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +47,9 @@ def every_step_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def student(small_dataset: Path, small_expert: Path, small_vlm: Path) -> ApprenticePolicy:
-    return make_student(small_dataset, small_expert, small_vlm, state_noise=0.0, latent_weight=0.5)
+    return make_student(
+        small_dataset, small_expert, small_vlm, position_noise_mm=0.0, angle_noise_rad=0.0, latent_weight=0.5
+    )
 
 
 @pytest.fixture
