@@ -289,4 +289,6 @@ def test_bfloat16_is_tried_once_and_kept(configs: Any, monkeypatch: pytest.Monke
     monkeypatch.setattr(expert, "bfloat16_is_faster", probe)
     config = configs("seer", precision="auto", steps=1)
     train_expert(config)
-    assert found == [8] and json.loads((Path(config.out) / "precision.json").read_text()) == {"bfloat16": True}
+    assert found == [config.batch_size] and json.loads((Path(config.out) / "precision.json").read_text()) == {
+        "bfloat16": True
+    }

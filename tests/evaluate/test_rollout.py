@@ -305,7 +305,7 @@ def test_language_probe_looks_at_both_goals(policies, evaluation, monkeypatch):
     protocol = replace(evaluation.protocol, told=((1, 8),), settle_steps=3, seed=5)
     checkpoint = evaluation.policies["expert"].checkpoint
     episode, files = run_episode(Job("expert", str(policies["expert"]), checkpoint, 1, 8, 0, protocol, film="none"))
-    assert settled == [{"seed": 5, "init_state": 0, "settle_steps": 3}] and episode.seed == 5
+    assert settled == [{"seed": 5, "init_state": 0, "start_noise": 0.0, "settle_steps": 3}] and episode.seed == 5
     assert list(files) == [f"traces/{episode.trace}"] and episode.video is None
     assert asked == [8, 8, 8]
     assert (episode.instruction, episode.steps) == ("put the bowl on the plate", 3)

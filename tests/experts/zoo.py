@@ -35,7 +35,7 @@ def save(kind: type, folder: Path, root: Path, seed: int = 0, cameras: int = 2, 
         input_features={k: f for k, f in features.items() if f.type is not FeatureType.ACTION and k not in unseen},
         output_features={k: f for k, f in features.items() if f.type is FeatureType.ACTION},
     )
-    policy = get_policy_class(config.type)(config)
+    policy = get_policy_class(config.type)(config, dataset_stats=meta.stats)
     for parameter in policy.parameters():  # what starts at zero would hide a mistake
         parameter.data += 0.02 * torch.randn_like(parameter)
     if config.type == "vqbet":

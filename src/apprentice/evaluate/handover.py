@@ -22,6 +22,7 @@ from apprentice.libero.env import LiberoEnv, SimulatorState
 from apprentice.libero.world import World
 
 GIVEN_UP = 12  # steps of closed fingers: they need 6 to 8 to reach what they grip
+IN_THE_AIR = 3  # steps in which nothing but the fingers touches an object: slowly lifted, it still rocks
 BEFORE = 20  # steps
 DRAWN, EARLIER, SOLVED = "as drawn", "before a mistake", "before the goal"
 
@@ -45,7 +46,7 @@ class Fingers:
         self._goals = in_order([tuple(goal) for goal in self._world.domain.parsed_problem["goal_state"]])
         self._wanted = {goal[1] for goal in self._goals if goal[0] in ("on", "in")}
         self._closed = self._gripping = False
-        self._step = self._last = 0
+        self._step = self._last = self._lifted = 0
         self.usable, self.holding = True, False  # may the demonstrator take over? with an object in the hand?
         self.mistake: int | None = None  # the step from which on nothing is usable
 
@@ -57,12 +58,14 @@ class Fingers:
             self._gripping, self._last = self._next_is_gripped(), self._step - 1
         self._closed, self.holding, self.usable = closed, False, True
         if not closed or not self._gripping:
+            self._lifted = 0
             return
         grasped = self._world.grasped()
         lifted = {name for name in grasped & set(self._world.domain.objects_dict) if not self._world.rests(name)}
         if grasped:
             self._last = self._step
-        self.holding = self.usable = bool(lifted & self._wanted)
+        self._lifted = self._lifted + 1 if lifted & self._wanted else 0
+        self.holding = self.usable = self._lifted >= IN_THE_AIR
         if lifted - self._wanted or self._step - self._last >= GIVEN_UP:
             self.mistake = self._last
 
