@@ -18,7 +18,17 @@ from apprentice.vlm.nano.questions import KINDS
 from apprentice.vlm.nano.scenes import load
 from apprentice.vlm.nano.score import Exam, _model, answers, constant_answers, score, tally
 
-TINY = NanoConfig(width=32, vision_layers=1, vision_mlp=32, text_layers=2, text_mlp=32, heads=2, kv_heads=1)
+TINY = NanoConfig(
+    width=32,
+    vision_width=32,
+    vision_layers=1,
+    vision_mlp=32,
+    vision_heads=2,
+    text_layers=2,
+    text_mlp=32,
+    heads=2,
+    kv_heads=1,
+)
 NOTHING = np.zeros((2, 32, 32), int)
 
 

@@ -14,12 +14,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from apprentice.vlm.nano.catalogue import CATEGORIES, CELL, NAMES, SIZE, instructions, problems
+from apprentice.vlm.nano.mixtures import CENTRE, room_of
 from apprentice.vlm.nano.questions import KINDS, Question, questions
 from apprentice.vlm.nano.scenes import load
 from apprentice.vlm.nano.tokenizer import DISTANCES, LOCATIONS
 
 ENTITIES = (*CATEGORIES[4:], "gripper")  # whose positions the auxiliary head predicts
-CENTRE = {"KITCHEN": 0.0, "LIVING": -0.053, "STUDY": -0.2}  # m, x of the workspace's middle
 SHIFT = CELL  # px: shifts by whole cells keep the dense targets exact
 
 
@@ -154,7 +154,7 @@ def positions(facts: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
     found = np.zeros((len(facts), 2, len(ENTITIES), 3), np.float32)
     known = np.zeros(found.shape[:3], bool)
     for n, fact in enumerate(facts):
-        origin = np.array([CENTRE[fact["scene"].split("_")[0]], 0.0, fact["table"]])
+        origin = np.array([CENTRE[room_of(fact["scene"])], 0.0, fact["table"]])
         gripper = np.array(fact["gripper"]["position"])
         names = [thing["name"] for thing in fact["things"]]
         for thing in fact["things"]:

@@ -28,7 +28,7 @@ from apprentice.vlm.nano.stage import Stage
 from apprentice.vlm.nano.truth import look
 
 UNSEEN_LAYOUTS = 15  # a scene of LIBERO-90
-OWN_SHARDS = 4  # of each scene of ours
+OWN_SHARDS = 6  # of each scene of ours; those that are kept for tests have one
 OWN_SHARE = 0.75  # of the layouts that are trained on
 ARRAYS = ("images", "category", "depth")
 
@@ -84,7 +84,7 @@ def generate(folder: Path | str, layouts: int = 40_000, workers: int = 2, shard:
     for scene in problems():
         add(scene, [0])
     for scene in own_scenes(max(2, round(layouts * OWN_SHARE / shard / OWN_SHARDS))):
-        add(scene, list(range(OWN_SHARDS)))
+        add(scene, [0] if kept_for_tests(scene) else list(range(OWN_SHARDS)))
     rounds = round(layouts * (1 - OWN_SHARE) / (len(problems()) - len(HELD_OUT)) / shard)
     for start in range(1, rounds, OWN_SHARDS):
         for scene in problems():
@@ -101,15 +101,7 @@ def load(folder: Path | str, part: str, keys: tuple[str, ...] = ARRAYS) -> dict[
     `part`: "train", "layouts" (new layouts of LIBERO-90's scenes that it is trained on), "own" (scenes of ours that it
     is not trained on) or "scenes" (LIBERO-90's that it is not trained on).
     """
-    chosen: list[tuple[Path, slice]] = []
-    for path in sorted(Path(folder).glob("*.npz"), key=lambda p: p.stem.split("-")[::-1]):
-        scene, number = path.stem.rsplit("-", 1)
-        first = OWN not in scene and scene not in HELD_OUT and int(number) == 0
-        is_of = "scenes" if scene in HELD_OUT else "own" if kept_for_tests(scene) else "train"
-        if first and part == "layouts":
-            chosen.append((path, slice(None, UNSEEN_LAYOUTS)))
-        elif is_of == part:  # the first layouts of the first shard are never trained on
-            chosen.append((path, slice(UNSEEN_LAYOUTS if first else 0, None)))
+    chosen = _chosen(folder, part)
     facts: list[dict[str, Any]] = []
     sizes = []
     for path, rows in chosen:
@@ -129,3 +121,22 @@ def load(folder: Path | str, part: str, keys: tuple[str, ...] = ARRAYS) -> dict[
                 found[key] = np.empty((len(facts), *values.shape[1:]), values.dtype)
             found[key][end - size : end] = values
     return found | {"facts": facts}
+
+
+def available(folder: Path | str, parts: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of the parts of which there are layouts."""
+    return tuple(part for part in parts if _chosen(folder, part))
+
+
+def _chosen(folder: Path | str, part: str) -> list[tuple[Path, slice]]:
+    """The shards of a part, and which of their rows belong to it."""
+    chosen: list[tuple[Path, slice]] = []
+    for path in sorted(Path(folder).glob("*.npz"), key=lambda p: p.stem.split("-")[::-1]):
+        scene, number = path.stem.rsplit("-", 1)
+        first = OWN not in scene and scene not in HELD_OUT and int(number) == 0
+        is_of = "scenes" if scene in HELD_OUT else "own" if kept_for_tests(scene) else "train"
+        if first and part == "layouts":
+            chosen.append((path, slice(None, UNSEEN_LAYOUTS)))
+        elif is_of == part:  # the first layouts of the first shard are never trained on
+            chosen.append((path, slice(UNSEEN_LAYOUTS if first else 0, None)))
+    return chosen

@@ -20,7 +20,7 @@ from apprentice.vlm.nano.batches import Chat, Corpus, Item, pack
 from apprentice.vlm.nano.card import PARTS, Score, card
 from apprentice.vlm.nano.catalogue import CATEGORIES
 from apprentice.vlm.nano.marks import Mark, Marker
-from apprentice.vlm.nano.pretrain import answer_logits, image_tokens
+from apprentice.vlm.nano.passes import answer_logits, image_tokens
 from apprentice.vlm.nano.questions import KINDS
 from apprentice.vlm.nano.scenes import load
 
@@ -68,7 +68,7 @@ class Exam:
 
     def __init__(self, data: Path | str, part: str, chat: Chat, layouts: int = LAYOUTS):
         corpus = Corpus(data, part, chat, QUESTIONS, seed=1)
-        rows = _spread(len(corpus), layouts)
+        rows = rows_of_part(len(corpus), layouts)
         self.part, self.marker, self.prefix, self.pad = part, Marker(chat.tokenizer), corpus.prefix, corpus.pad
         self.images, self.category = corpus.images[rows], corpus.category[rows]
         self.items = [corpus.items[row] for row in rows]
@@ -127,7 +127,7 @@ def _answers(model: Any, exam: Exam, rows: slice, blind: bool) -> list[list[np.n
 def constant_answers(facts: list[dict[str, Any]], chat: Chat) -> dict[int, np.ndarray]:
     """To each kind of question (its index in KINDS), the one answer that is right most often about such layouts."""
     rng, marker = np.random.default_rng(2), Marker(chat.tokenizer)
-    surveyed = [facts[row] for row in _spread(len(facts), SURVEYED)]
+    surveyed = [facts[row] for row in rows_of_part(len(facts), SURVEYED)]
     items = [item for row in chat.tokenise([chat.questions(f, rng, QUESTIONS) for f in surveyed]) for item in row]
     kinds = {item.kind for item in items}
     return {kind: marker.constant([item.answer for item in items if item.kind == kind]) for kind in kinds}
@@ -149,7 +149,7 @@ def tally(
     return scores
 
 
-def _spread(size: int, most: int) -> np.ndarray:
+def rows_of_part(size: int, most: int) -> np.ndarray:
     """At most so many row numbers out of `size`, evenly spread."""
     return np.linspace(0, size - 1, min(size, most)).astype(int)
 

@@ -7,7 +7,6 @@ import numpy as np
 from apprentice.vlm.nano.catalogue import CATEGORIES, DRAWERS, NAMES, SIZE, kind_of
 from apprentice.vlm.nano.mixtures import OWN, bddl
 
-
 AWAY = 30.0  # m, how high objects wait that a layout does not show
 
 
