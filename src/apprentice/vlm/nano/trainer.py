@@ -142,9 +142,10 @@ def _batches(corpus: Corpus, config: Settings, first: int) -> Iterator[dict[str,
 
 
 def train(trainer: Trainer, corpus: Corpus, output: Path, what: str) -> None:
-    """Train `what` to the end, going on from `output`'s checkpoint if there is one; log to log.jsonl there ("cpu": s since the start).
+    """Train `what` to the end, going on from `output`'s checkpoint if there is one; log to log.jsonl there.
 
-    Killed at any moment and called again, it ends with the same weights.
+    Killed at any moment and called again, it ends with the same weights. "cpu" in the log is in seconds, since the
+    process began to train.
     """
     config = trainer.config
     trainer.resume(output / CHECKPOINT)
