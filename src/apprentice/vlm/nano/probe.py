@@ -37,7 +37,10 @@ class Probed:
 
 
 def probe(model: Any, data: Path | str, parts: tuple[str, ...], fitted: int = FITTED) -> list[Probed]:
-    """Fit on `fitted` training layouts of `data`, judge on all layouts of `parts`."""
+    """Fit on `fitted` training layouts of `data`, judge on at most as many of each of `parts`.
+
+    Names that come up in too few layouts are left out, and a part with none of the others.
+    """
     known = _read(model, data, "train", fitted)
     found = []
     for part in parts:
@@ -53,6 +56,8 @@ def probe(model: Any, data: Path | str, parts: tuple[str, ...], fitted: int = FI
                 truth = unseen.positions[judge, sort, e]
                 errors.append((guess - truth).norm(dim=-1))
                 fixed.append((place.mean(0) - truth).norm(dim=-1))
+            if not errors:
+                continue
             far, constant = torch.cat(errors), torch.cat(fixed)
             medians = [float(1000 * each.quantile(0.5)) for each in (far, constant)]
             found.append(Probed(part, bool(sort), len(far), *medians))
