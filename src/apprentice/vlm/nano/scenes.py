@@ -24,6 +24,7 @@ from apprentice.progress import Meter
 from apprentice.vlm.nano.catalogue import HELD_OUT, problems
 from apprentice.vlm.nano.layout import draw
 from apprentice.vlm.nano.mixtures import OWN, kept_for_tests, own_scenes
+from apprentice.vlm.nano.shards import Rows, mapped
 from apprentice.vlm.nano.stage import Stage
 from apprentice.vlm.nano.truth import look
 
@@ -96,31 +97,18 @@ def generate(folder: Path | str, layouts: int = 40_000, workers: int = 2, shard:
 
 
 def load(folder: Path | str, part: str, keys: tuple[str, ...] = ARRAYS) -> dict[str, Any]:
-    """Read stored layouts: the arrays `keys` of the shards, one after another, and "facts" as a list of dictionaries.
+    """Stored layouts: `Rows` of the arrays `keys` of the shards, and "facts" as a list of dictionaries.
 
     `part`: "train", "layouts" (new layouts of LIBERO-90's scenes that it is trained on), "own" (scenes of ours that it
     is not trained on) or "scenes" (LIBERO-90's that it is not trained on).
     """
     chosen = _chosen(folder, part)
     facts: list[dict[str, Any]] = []
-    sizes = []
     for path, rows in chosen:
-        with np.load(path, allow_pickle=False) as shard:
-            here = json.loads(shard["facts"].tobytes())[rows]
-        facts += here
-        sizes.append(len(here))
+        facts += json.loads(mapped(path, "facts").tobytes())[rows]
     if not facts:
         raise UserError(f"expected rendered scenes in {folder}, found none for {part!r}; fix: generate them first")
-    found: dict[str, Any] = {}
-    ends = np.cumsum(sizes)
-    for key in keys:
-        for (path, rows), size, end in zip(chosen, sizes, ends, strict=True):
-            with np.load(path, allow_pickle=False) as shard:
-                values = shard[key][rows]
-            if key not in found:
-                found[key] = np.empty((len(facts), *values.shape[1:]), values.dtype)
-            found[key][end - size : end] = values
-    return found | {"facts": facts}
+    return {key: Rows([mapped(path, key)[rows] for path, rows in chosen]) for key in keys} | {"facts": facts}
 
 
 def available(folder: Path | str, parts: tuple[str, ...]) -> tuple[str, ...]:
