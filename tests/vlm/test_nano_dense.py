@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from apprentice.vlm.nano.batches import ENTITIES
+from apprentice.vlm.nano.batches import ENTITIES, Chat
 from apprentice.vlm.nano.catalogue import CATEGORIES, CELL
+from apprentice.vlm.nano.checks import Check
 from apprentice.vlm.nano.dense import DenseHead, heat_loss
-from apprentice.vlm.nano.model import NanoConfig, waves
+from apprentice.vlm.nano.model import NanoConfig, build_model, build_processor, waves
 from apprentice.vlm.nano.probe import _ridge, linear
+from apprentice.vlm.nano.scenes import load
 
 TINY = NanoConfig(width=32, vision_width=32, vision_layers=1, vision_mlp=32, vision_heads=2)
 PLATE, BOWL = CATEGORIES.index("plate"), CATEGORIES.index("black bowl")
@@ -114,3 +116,26 @@ def test_places_in_a_grid_are_told_apart_and_near_ones_are_alike():
     alike = torch.nn.functional.cosine_similarity(grid[:, None], grid[None], dim=-1)
     assert alike.fill_diagonal_(0).max() < 0.9999
     assert alike[0, 1] > alike[0, 4] > alike[0, 12] and alike[0, 16] > alike[0, 64]
+
+
+def test_checks_measure_what_they_say(tokenizer, fake_scenes, tmp_path):
+    """A head without weights guesses the middle and the first cell: its errors follow from the stored facts."""
+    fake_scenes(tmp_path, "KITCHEN_SCENE1", 20)
+    model, head = build_model(TINY, tokenizer).eval(), DenseHead(TINY)
+    for parameter in head.parameters():
+        parameter.data.zero_()
+    check = Check(tmp_path, "layouts", Chat.of(build_processor(TINY, tokenizer)), layouts=10)
+    found = check.run(model, head, answering=True)
+    stored = load(tmp_path, "layouts")
+    rows = np.linspace(0, len(stored["facts"]) - 1, 10).astype(int)
+    places = [t["position"] for row in rows for t in stored["facts"][row]["things"]]
+    far = np.linalg.norm(np.array(places) - [0, 0, 0.9], axis=1)  # the kitchen's middle, on its table
+    assert found["workspace"] == pytest.approx(1000 * np.median(far), abs=1)
+    hits = [
+        picture.flat[0] == thing
+        for picture in stored["category"][rows].reshape(-1, 32, 32)
+        for thing in np.unique(picture[picture > CATEGORIES.index("gripper")])
+    ]
+    assert found["heat"] == pytest.approx(np.mean(hits), abs=1e-4)
+    assert found["loss category"] == pytest.approx(np.log(len(CATEGORIES)), abs=1e-3)
+    assert 0 <= found["point"] <= 1 and 0 <= found["all answers"] <= 1

@@ -134,7 +134,7 @@ def pretrain(config: PretrainConfig) -> Path:
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "config.json", asdict(config))
-    tokenizer = _tokenizer(config, output / "tokenizer")
+    tokenizer = tokenizer_of(config, output / "tokenizer")
     processor = build_processor(config.nano, tokenizer)
     trainer, chat = PretrainTrainer(config, tokenizer), Chat.of(processor)
     if config.check_every and not config.blind:
@@ -147,7 +147,7 @@ def pretrain(config: PretrainConfig) -> Path:
     return output / "model"
 
 
-def _tokenizer(config: PretrainConfig, folder: Path) -> PreTrainedTokenizerBase:
+def tokenizer_of(config: PretrainConfig, folder: Path) -> PreTrainedTokenizerBase:
     """The run's tokenizer, trained once."""
     if not folder.exists():
         facts = load(config.data, "layouts", ())["facts"]
