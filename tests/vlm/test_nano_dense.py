@@ -112,7 +112,7 @@ def test_the_searcher_learns_where_things_are():
 
 def test_places_in_a_grid_are_told_apart_and_near_ones_are_alike():
     grid = waves(16, 160)
-    assert grid.shape == (256, 160) and grid.std().item() == pytest.approx(0.02, rel=0.3)
+    assert grid.shape == (256, 160) and 0.12 < grid.std().item() < 0.2
     alike = torch.nn.functional.cosine_similarity(grid[:, None], grid[None], dim=-1)
     assert alike.fill_diagonal_(0).max() < 0.9999
     assert alike[0, 1] > alike[0, 4] > alike[0, 12] and alike[0, 16] > alike[0, 64]

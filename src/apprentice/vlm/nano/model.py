@@ -85,13 +85,14 @@ def build_model(config: NanoConfig, tokenizer: PreTrainedTokenizerBase) -> SmolV
 
 def waves(side: int, width: int) -> Tensor:
     """Embeddings (side * side, width) of places in a grid, row by row: sines and cosines of x and of y at falling
-    frequencies, as in "An Image is Worth 16x16 Words", MoCo v3's variant; 0.02 times as large, as weights begin.
+    frequencies, as in MoCo v3. Of the size that a trained tower's embeddings have (0.17), half of what patches add at the beginning
+    (0.29): Transformers would begin with 0.02.
     """
     rates = 10_000.0 ** -(torch.arange(width // 4) / (width // 4))
     angles = torch.arange(side)[:, None] * rates
     line = torch.cat([angles.sin(), angles.cos()], 1)
     grid = torch.cat([line[None].expand(side, -1, -1), line[:, None].expand(-1, side, -1)], -1).flatten(0, 1)
-    return 0.02 * 2**0.5 * grid
+    return 0.2 * 2**0.5 * grid
 
 
 def build_processor(
