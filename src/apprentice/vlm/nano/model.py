@@ -85,8 +85,8 @@ def build_model(config: NanoConfig, tokenizer: PreTrainedTokenizerBase) -> SmolV
 
 def waves(side: int, width: int) -> Tensor:
     """Embeddings (side * side, width) of places in a grid, row by row: sines and cosines of x and of y at falling
-    frequencies, as in MoCo v3. Of the size that a trained tower's embeddings have (0.17), half of what patches add at the beginning
-    (0.29): Transformers would begin with 0.02.
+    frequencies, as in MoCo v3. Of the size that a trained tower's embeddings have (0.17), half of what patches begin
+    with (0.29): Transformers would begin with 0.02.
     """
     rates = 10_000.0 ** -(torch.arange(width // 4) / (width // 4))
     angles = torch.arange(side)[:, None] * rates
