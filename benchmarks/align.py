@@ -224,7 +224,7 @@ def large_vlm(folder: Path) -> None:
     )
     config.architectures = ["SmolVLMForConditionalGeneration"]
     config.save_pretrained(folder)
-    build_processor(NanoConfig(image=512, scale=4), tokenizer).save_pretrained(folder)
+    build_processor(NanoConfig(image=512, patch=16, scale=4), tokenizer).save_pretrained(folder)
 
 
 if __name__ == "__main__":

@@ -101,7 +101,18 @@ def make_vlm(folder: Path) -> Path:
     """A SmolVLM of two narrow layers with random weights, and its processor."""
     torch.manual_seed(0)
     config = NanoConfig(
-        image=64, width=64, vision_layers=1, vision_mlp=64, text_layers=2, text_mlp=64, heads=2, kv_heads=1
+        image=64,
+        patch=16,
+        scale=2,
+        width=64,
+        vision_width=64,
+        vision_layers=1,
+        vision_mlp=64,
+        vision_heads=2,
+        text_layers=2,
+        text_mlp=64,
+        heads=2,
+        kv_heads=1,
     )
     tokenizer = train_tokenizer(TASKS, vocab_size=560)
     build_model(config, tokenizer).save_pretrained(folder)

@@ -22,7 +22,7 @@ from apprentice.vlm.build import BuildConfig, begin_with_words, build_vlm
 from apprentice.vlm.graft import graft, language_model
 from apprentice.vlm.nano.batches import Chat, Corpus, pack
 from apprentice.vlm.nano.catalogue import CATEGORIES
-from apprentice.vlm.nano.pretrain import answer_logits, image_tokens
+from apprentice.vlm.nano.passes import answer_logits, image_tokens
 from apprentice.vlm.nano.questions import Question
 from apprentice.vlm.nano.trainer import Trainer
 

@@ -10,11 +10,22 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from apprentice.vlm.nano.batches import Chat, Corpus, Item, pack
 from apprentice.vlm.nano.model import NanoConfig, build_model, build_processor
-from apprentice.vlm.nano.pretrain import PretrainConfig, answer_logits, image_tokens, pretrain
+from apprentice.vlm.nano.passes import answer_logits, image_tokens
+from apprentice.vlm.nano.pretrain import PretrainConfig, pretrain
 from apprentice.vlm.nano.questions import Question
 from apprentice.vlm.nano.trainer import Trainer, rows_of
 
-TINY = NanoConfig(width=32, vision_layers=1, vision_mlp=32, text_layers=2, text_mlp=32, heads=2, kv_heads=1)
+TINY = NanoConfig(
+    width=32,
+    vision_width=32,
+    vision_layers=1,
+    vision_mlp=32,
+    vision_heads=2,
+    text_layers=2,
+    text_mlp=32,
+    heads=2,
+    kv_heads=1,
+)
 WORDS = ["put the bowl on the plate", "how far is the plate?", "point to the stove", "which objects are there?"]
 
 

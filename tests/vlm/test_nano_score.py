@@ -18,7 +18,17 @@ from apprentice.vlm.nano.questions import KINDS
 from apprentice.vlm.nano.scenes import load
 from apprentice.vlm.nano.score import Exam, _model, answers, constant_answers, score, tally
 
-TINY = NanoConfig(width=32, vision_layers=1, vision_mlp=32, text_layers=2, text_mlp=32, heads=2, kv_heads=1)
+TINY = NanoConfig(
+    width=32,
+    vision_width=32,
+    vision_layers=1,
+    vision_mlp=32,
+    vision_heads=2,
+    text_layers=2,
+    text_mlp=32,
+    heads=2,
+    kv_heads=1,
+)
 NOTHING = np.zeros((2, 32, 32), int)
 
 
@@ -138,6 +148,8 @@ def test_the_card_holds_the_numbers(trained):
     for s in scores:
         assert f"| {s.example} | {s.asked} | {s.right / s.asked:.1%} (" in body
         assert max(s.right, s.text_only, s.constant) <= s.asked
+    assert "36 random layouts" not in body and "9 random layouts" in body  # 24, less the first 15, of one scene
+    assert "16 tokens" in body and f"patches of {TINY.patch} px" in body and "of 0 scenes of our own" in body
     assert "--steps 2 --batch 4" in body and str(trained) not in text
     assert AutoProcessor.from_pretrained(trained / "vlm" / "model")  # the card does no harm
 

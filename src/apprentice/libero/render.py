@@ -55,11 +55,37 @@ class Renderer:
         Robosuite hands images out bottom-up and the datasets flip them in both directions, so what we see
         is upright and mirrored.
         """
+        self._update(data, camera)
+        return np.ascontiguousarray(self._renderer.render()[:, ::-1])
+
+    def draw_all(self, data: mujoco.MjData, camera: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`draw`, and for each of its pixels (H, W) how far (m, along the camera's axis) what it shows is, and the
+        geom that it shows, -1 for none.
+        """
+        self._update(data, camera)
+        renderer, size = self._renderer, (self._renderer.height, self._renderer.width)
+        image, depth = np.empty((*size, 3), np.uint8), np.empty(size, np.float32)
+        renderer._gl_context.make_current()
+        mujoco.mjr_render(renderer._rect, renderer.scene, self.context)
+        mujoco.mjr_readPixels(image, depth, renderer._rect, self.context)
+        near, far = np.array([self._model.vis.map.znear, self._model.vis.map.zfar]) * self._model.stat.extent
+        metres = near * far / (depth * (far - near) + near)  # the depth buffer is reversed: 1 near, 0 far
+        renderer.enable_segmentation_rendering()
+        shown = renderer.render()
+        renderer.disable_segmentation_rendering()
+        geom = np.where(shown[..., 1] == int(mujoco.mjtObj.mjOBJ_GEOM), shown[..., 0], -1)
+        return image[::-1, ::-1].copy(), metres[::-1, ::-1].copy(), geom[:, ::-1].copy()
+
+    @property
+    def context(self) -> mujoco.MjrContext:
+        """What MuJoCo has put on the graphics card: its `mat_texid` says which texture a material wears."""
+        return self._renderer._mjr_context
+
+    def _update(self, data: mujoco.MjData, camera: str) -> None:
         if self._fast:
             self._leave_out(data, camera)
         self._renderer.update_scene(data, camera, self._option)
         self._model.geom_group[:], self._model.site_group[:] = self._group, self._site_group
-        return np.ascontiguousarray(self._renderer.render()[:, ::-1])
 
     def take_nearest_mipmaps(self) -> None:
         """Sample textures in one size, in place of a mixture of two: a tenth faster, and 50 dB alike."""

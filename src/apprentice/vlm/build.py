@@ -22,7 +22,7 @@ from apprentice.progress import console, track
 from apprentice.vlm.graft import graft, language_model
 from apprentice.vlm.nano.batches import Chat, Corpus, pack
 from apprentice.vlm.nano.catalogue import CATEGORIES
-from apprentice.vlm.nano.pretrain import answer_logits, image_tokens
+from apprentice.vlm.nano.passes import answer_logits, image_tokens
 from apprentice.vlm.nano.scenes import load
 from apprentice.vlm.nano.score import Exam, answers, constant_answers
 from apprentice.vlm.nano.trainer import Trainer, train

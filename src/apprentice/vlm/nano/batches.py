@@ -14,12 +14,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from apprentice.vlm.nano.catalogue import CATEGORIES, CELL, NAMES, SIZE, instructions, problems
+from apprentice.vlm.nano.mixtures import CENTRE, room_of
 from apprentice.vlm.nano.questions import KINDS, Question, questions
 from apprentice.vlm.nano.scenes import load
 from apprentice.vlm.nano.tokenizer import DISTANCES, LOCATIONS
 
 ENTITIES = (*CATEGORIES[4:], "gripper")  # whose positions the auxiliary head predicts
-CENTRE = {"KITCHEN": 0.0, "LIVING": -0.053, "STUDY": -0.2}  # m, x of the workspace's middle
 SHIFT = CELL  # px: shifts by whole cells keep the dense targets exact
 
 
@@ -76,6 +76,8 @@ class Chat:
     def tokenise(self, drawn: list[list[Question]]) -> list[list[Item]]:
         """Tokenise pools of questions."""
         flat = [question for pool in drawn for question in pool]
+        if not flat:
+            return [[] for _ in drawn]
         asks = self.tokenizer([q.ask + self.close for q in flat], add_special_tokens=False)["input_ids"]
         answers = self.tokenizer([q.answer + self.end for q in flat], add_special_tokens=False)["input_ids"]
         items = iter(
@@ -86,14 +88,19 @@ class Chat:
 
 
 class Corpus:
-    """Layouts in memory with a pool of questions each. `batch` is a pure function of its arguments."""
+    """Layouts in memory with a pool of questions each. `batch` is a pure function of its arguments.
+
+    Attributes:
+        images, category, depth, facts: as stored, see `scenes`.
+        positions, known: see `positions`.
+    """
 
     def __init__(self, folder: Path | str, part: str, chat: Chat, pool: int, seed: int = 0):
         data = load(folder, part)
         self.images, self.category, self.depth = data["images"], data["category"], data["depth"]
         self.facts: list[dict[str, Any]] = data["facts"]
-        rng = np.random.default_rng(seed)
-        self.items = chat.tokenise([chat.questions(facts, rng, pool) for facts in self.facts])
+        self.chat, self.pool, self.seed = chat, pool, seed
+        self._asked: dict[int, list[Item]] = {}
         self.positions, self.known = positions(self.facts)
         self.prefix = chat.start
         self.first = chat.tokenizer.get_vocab().get(LOCATIONS[0], -SIZE)
@@ -102,6 +109,13 @@ class Corpus:
     def __len__(self) -> int:
         return len(self.facts)
 
+    def items(self, row: int) -> list[Item]:
+        """A layout's pool of questions: drawn when first needed, the same each time."""
+        if row not in self._asked:
+            drawn = self.chat.questions(self.facts[row], np.random.default_rng([self.seed, row]), self.pool)
+            (self._asked[row],) = self.chat.tokenise([drawn])
+        return self._asked[row]
+
     def batch(self, rows: np.ndarray, rng: np.random.Generator, count: int, augment: bool) -> dict[str, Tensor]:
         """Images (B, 2, 3, S, S) float in [-1, 1], packed text (see `pack`), and the auxiliary targets.
 
@@ -109,7 +123,7 @@ class Corpus:
         """
         chosen, shifts = [], np.zeros((len(rows), 2, 2), int)
         for i, row in enumerate(rows):
-            pool = self.items[row]
+            pool = self.items(int(row))
             picks = [pool[k] for k in rng.choice(len(pool), min(count, len(pool)), replace=False)]
             if augment and rng.random() < 0.5:
                 shift = rng.integers(-1, 2, (2, 2)) * SHIFT
@@ -154,7 +168,7 @@ def positions(facts: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
     found = np.zeros((len(facts), 2, len(ENTITIES), 3), np.float32)
     known = np.zeros(found.shape[:3], bool)
     for n, fact in enumerate(facts):
-        origin = np.array([CENTRE[fact["scene"].split("_")[0]], 0.0, fact["table"]])
+        origin = np.array([CENTRE[room_of(fact["scene"])], 0.0, fact["table"]])
         gripper = np.array(fact["gripper"]["position"])
         names = [thing["name"] for thing in fact["things"]]
         for thing in fact["things"]:

@@ -7,9 +7,13 @@ from typing import Any
 from apprentice.intervals import wilson
 from apprentice.vlm.nano.catalogue import HELD_OUT
 from apprentice.vlm.nano.marks import DISTANCE, NEAR, PIXEL
+from apprentice.vlm.nano.mixtures import OWN
+from apprentice.vlm.nano.model import NanoConfig
+from apprentice.vlm.nano.probe import Probed
 
 PARTS = {
-    "layouts": "New layouts of the scenes that it was trained on",
+    "layouts": "New layouts of LIBERO-90's scenes that it was trained on",
+    "own": "Scenes of ours that it never saw: other objects and fixtures together",
     "scenes": f"The {len(HELD_OUT)} scenes that it never saw, those of LIBERO-10",
 }
 
@@ -42,7 +46,8 @@ tags: [robotics, libero, smolvlm]
 
 A vision-language model of {size:.1f} M parameters that knows one thing: what a robot's table in LIBERO looks like. It
 exists so that a VLM can be taught to act in minutes on a CPU, offline. Hugging Face's SmolVLM classes; a tokenizer of
-its own with 128 tokens for pixels and 128 for centimetres; two 128 px images (agent view, wrist), 16 tokens each.
+its own with 128 tokens for pixels and 128 for centimetres; two {image} px images (agent view, wrist), {tokens} tokens
+each, of patches of {patch} px.
 
 ```python
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -55,11 +60,21 @@ answer = model.generate(**processor(text=prompt, images=[agent_view, wrist], ret
 
 ## Data
 
-{layouts:,} random layouts of the 11 LIBERO-90 scenes that no test suite plays in, drawn by MuJoCo; questions and
-pointing are made from the simulator's state. Nothing of LIBERO-Spatial, -Object, -Goal and -10 was used, though objects
-of theirs occur.
-Trained for {steps} steps of {batch} layouts with {questions} questions each. A dense head for category, depth and
-position, dropped afterwards, helped the image tokens to hold geometry.
+{layouts:,} random layouts, drawn by MuJoCo: {published:,} of the 11 LIBERO-90 scenes that no test suite plays in, and
+{own:,} of {scenes} scenes of our own, which put any of LIBERO-90's objects and at most two of its fixtures into its
+rooms. Questions and pointing are made from the simulator's state. No scene of LIBERO-Spatial, -Object, -Goal and -10
+was used, though objects of theirs occur.
+
+Trained for {steps} steps of {batch} layouts; for the first {seeing} the vision tower and the connector alone, by a
+dense head that is dropped afterwards (category and depth of every 4 px, where in the picture a named thing is, its
+place in the workspace and from the hand), then with {questions} questions about each layout as well. The weights are a
+moving average ({ema} is kept at a step).
+
+## Where things are, as a linear map reads it off the frozen image tokens
+
+Medians over things of layouts that it never saw. "Constant": the mean place of the thing's name.
+
+{probe}
 
 ## Results
 
@@ -87,19 +102,37 @@ Questions about one picture are not independent: true intervals are a little wid
 """
 
 
-def card(scores: list[Score], config: dict[str, Any], twin: dict[str, Any], parameters: int, layouts: int) -> str:
+def card(
+    scores: list[Score],
+    probed: list[Probed],
+    config: dict[str, Any],
+    twin: dict[str, Any],
+    parameters: int,
+    scenes: list[str],
+) -> str:
     """The card's text, Markdown with Hugging Face's front matter.
 
     Args:
         scores: what was found.
+        probed: how well a linear map reads places off its image tokens.
         config: the settings of pre-training.
         twin: those of the text-only twin.
         parameters: how many the model has.
-        layouts: how many it was trained on.
+        scenes: of each layout that it was trained on, the scene.
     """
+    own = [scene for scene in scenes if OWN in scene]
+    nano = NanoConfig(**config["nano"])
     return CARD.format(
         size=parameters / 1e6,
-        layouts=layouts,
+        image=nano.image,
+        tokens=nano.image_tokens,
+        patch=nano.patch,
+        layouts=len(scenes),
+        published=len(scenes) - len(own),
+        own=len(own),
+        scenes=len(set(own)),
+        seeing=round(config["vision_share"] * config["steps"]),
+        probe=_probe(probed),
         px=NEAR[PIXEL],
         cm=NEAR[DISTANCE],
         tables="\n".join(_table(part, [s for s in scores if s.part == part]) for part in PARTS),
@@ -108,13 +141,24 @@ def card(scores: list[Score], config: dict[str, Any], twin: dict[str, Any], para
         twin_steps=twin["steps"],
         twin_batch=twin["batch"],
         twin_lr=twin["lr"],
-        **{key: config[key] for key in ("steps", "batch", "lr", "questions")},
+        **{key: config[key] for key in ("steps", "batch", "lr", "questions", "ema")},
     )
+
+
+def _probe(probed: list[Probed]) -> str:
+    """Markdown: a line for each part and sort of place."""
+    lines = ["| layouts | what | places | error | constant |", "| --- | --- | --- | --- | --- |"]
+    for p in probed:
+        what = "way from the hand" if p.from_hand else "place in the workspace"
+        lines.append(f"| {PARTS[p.part]} | {what} | {p.places} | {p.error:.0f} mm | {p.constant:.0f} mm |")
+    return "\n".join(lines)
 
 
 def _table(part: str, scores: list[Score]) -> str:
     """Markdown: a line for each kind of question, and one for all."""
     sums = [sum(getattr(s, key) for s in scores) for key in ("asked", "right", "text_only", "constant")]
+    if not scores:
+        return ""
     lines = [
         f"### {PARTS[part]}\n",
         "| question, for example | asked | right | text only | constant | error |",

@@ -3,8 +3,11 @@
 All is placed by kinematics alone; a layout with deep contacts is drawn again.
 """
 
+from collections import Counter
+
 import numpy as np
 
+from apprentice.vlm.nano.mixtures import OWN, SHOWN, forbidden, room_of
 from apprentice.vlm.nano.stage import Stage, Thing, rotation_z, yaw_quat
 
 SUPPORTS = {  # where things can be put: type -> [(site, relation)]
@@ -23,6 +26,8 @@ def draw(stage: Stage, rng: np.random.Generator) -> None:
     """Draw a layout: fixtures, joints, objects, arm, room. Raises RuntimeError if no try is free of overlaps."""
     _paint(stage, rng)
     for _ in range(20):
+        if OWN in stage.scene:
+            _choose(stage, rng)
         _fixtures(stage, rng)
         if _place_objects(stage, rng) and _pose_robot(stage, rng):
             stage.data.qvel[:] = 0
@@ -32,6 +37,16 @@ def draw(stage: Stage, rng: np.random.Generator) -> None:
     raise RuntimeError(f"no free layout found in {stage.scene}")
 
 
+def _choose(stage: Stage, rng: np.random.Generator) -> None:
+    """Draw which objects a layout of our own shows: not all and only those of a scene that is kept for tests."""
+    movable = [thing.name for thing in stage.all.values() if thing.joint >= 0]
+    while True:
+        stage.show([str(name) for name in rng.choice(movable, rng.integers(SHOWN[0], SHOWN[1] + 1), replace=False)])
+        table = (f"{room_of(stage.scene).lower()}_table", 1)
+        if tuple(sorted([*Counter(t.kind for t in stage.things.values()).items(), table])) not in forbidden():
+            return
+
+
 def _paint(stage: Stage, rng: np.random.Generator) -> None:
     """Tint and re-texture the room, vary light and camera a little: the test suites have other rooms."""
     m = stage.model
@@ -39,8 +54,8 @@ def _paint(stage: Stage, rng: np.random.Generator) -> None:
         int(m.geom_matid[g]) for g in range(m.ngeom)
         if stage.category[g] < 2 and m.geom_matid[g] >= 0
     ]  # fmt: skip
-    context = stage.renderer._mjr_context
-    context.mat_texid[:] = stage.texid
+    for context in stage.contexts:
+        context.mat_texid[:] = stage.texid
     m.mat_rgba[:] = stage.mat_rgba
     flat = [t for t in range(m.ntex) if m.tex_type[t] == 0]
     for material in sorted(set(room)):
@@ -48,7 +63,9 @@ def _paint(stage: Stage, rng: np.random.Generator) -> None:
             m.mat_rgba[material, :3] = np.clip(stage.mat_rgba[material, :3] * rng.uniform(0.4, 1.3, 3), 0, 1)
         if rng.random() < 0.35 and stage.texid[material].max() >= 0:
             slots = stage.texid[material] >= 0
-            context.mat_texid[material, slots] = rng.choice(flat)
+            texture = rng.choice(flat)
+            for context in stage.contexts:
+                context.mat_texid[material, slots] = texture
     m.light_diffuse[:] = stage.light * rng.uniform(0.6, 1.25, (m.nlight, 1))
     m.cam_pos[stage.camera], m.cam_quat[stage.camera] = stage.cam_pos[stage.camera], stage.cam_quat[stage.camera]
     if rng.random() < 0.3:
@@ -60,10 +77,12 @@ def _paint(stage: Stage, rng: np.random.Generator) -> None:
 def _fixtures(stage: Stage, rng: np.random.Generator) -> None:
     m, d = stage.model, stage.data
     d.qpos[:] = stage.home
+    stage.show(list(stage.things))  # `home` has all objects at the table
+    mirrored = rng.random() < 0.3
     for thing in stage.things.values():
         if thing.joint < 0:
             m.body_pos[thing.body, :2] = stage.body_pos[thing.body, :2] + rng.uniform(-0.08, 0.08, 2)
-            if rng.random() < 0.3 and thing.kind != "desk_caddy":  # to the other side of the table
+            if mirrored and thing.kind != "desk_caddy":  # to the other side of the table
                 m.body_pos[thing.body, 1] *= -1
             stage.mj.mju_mulQuat(m.body_quat[thing.body], yaw_quat(rng.normal(0, 0.12)), stage.body_quat[thing.body])
     opened = rng.random()

@@ -1,7 +1,7 @@
 """Pre-training of the nano VLM: answers to questions about two images, plus a dense head that is dropped afterwards.
 
-The vision tower stays frozen when a policy is taught, so its tokens must hold geometry: the auxiliary head reads the
-category and the depth of every 4 px cell from its image token, and the position of every object from all of them.
+The vision tower stays frozen when a policy is taught, so its tokens must hold geometry: see `dense.DenseHead`. Weights
+are averaged as they change, and the average is what is checked and kept.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -10,14 +10,16 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, SmolVLMForConditionalGeneration
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from apprentice.device import best_device
 from apprentice.files import replacing, write_json
-from apprentice.vlm.nano.batches import ENTITIES, Chat, Corpus, special_values, texts
-from apprentice.vlm.nano.catalogue import CATEGORIES, CELL
+from apprentice.vlm.nano.batches import Chat, Corpus, special_values, texts
+from apprentice.vlm.nano.checks import Check
+from apprentice.vlm.nano.dense import DenseHead
 from apprentice.vlm.nano.model import NanoConfig, build_model, build_processor
-from apprentice.vlm.nano.scenes import load
+from apprentice.vlm.nano.passes import answer_logits, image_tokens
+from apprentice.vlm.nano.scenes import available, load
 from apprentice.vlm.nano.tokenizer import train_tokenizer
 from apprentice.vlm.nano.trainer import Trainer, train
 
@@ -38,57 +40,30 @@ class PretrainConfig:
         lr: peak learning rate.
         warmup: share of the steps in which the rate rises.
         weight_decay: of AdamW, on matrices but the embeddings.
+        ema: how much of the moving average of the weights is kept at a step.
         seed: of weights, questions and order.
         checkpoint_every: time between checkpoints (s).
+        check_every: steps between looks at layouts that it is not trained on; log.jsonl has what they find.
         blind: grey images, for the text-only twin that scores are compared to.
         nano: sizes of the model.
     """
 
     data: str
     output: str
-    steps: int = 3200
-    vision_share: float = 0.5
+    steps: int = 24_000
+    vision_share: float = 0.4
     batch: int = 16
     questions: int = 8
     pool: int = 24
     lr: float = 8e-4
-    warmup: float = 0.04
+    warmup: float = 0.01
     weight_decay: float = 0.05
+    ema: float = 0.998
     seed: int = 0
     checkpoint_every: float = 240.0
+    check_every: int = 500
     blind: bool = False
     nano: NanoConfig = field(default_factory=NanoConfig)
-
-
-class AuxiliaryHead(nn.Module):
-    """Linear read-outs of the image tokens. They exist in pre-training alone."""
-
-    def __init__(self, config: NanoConfig):
-        super().__init__()
-        self.side = int(config.image_tokens**0.5)
-        self.cells = config.image // self.side // CELL
-        width, area = config.width, self.cells**2
-        self.category = nn.Linear(width, area * len(CATEGORIES))
-        self.depth = nn.Linear(width, area)
-        self.workspace = nn.Linear(width * config.image_tokens, 3 * len(ENTITIES))
-        self.offset = nn.Linear(2 * width * config.image_tokens, 3 * len(ENTITIES))
-
-    def _cells(self, values: Tensor) -> Tensor:
-        """Targets (B, 2, S, S) by token: (2 B, T, cells * cells)."""
-        n, c = self.side, self.cells
-        return values.reshape(-1, n, c, n, c).transpose(2, 3).reshape(-1, n * n, c * c)
-
-    def forward(self, tokens: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Losses of image tokens (2 B, T, H): category (nats), depth (log m) and positions (dm)."""
-        area = self.cells**2
-        logits = self.category(tokens).reshape(-1, area, len(CATEGORIES)).float()
-        category = F.cross_entropy(logits.flatten(0, 1), self._cells(batch["category"]).flatten())
-        depth = F.l1_loss(self.depth(tokens).float(), self._cells(batch["depth"]).clamp(min=0.01).log())
-        flat = tokens.reshape(len(tokens) // 2, 2, -1)
-        guess = torch.stack([self.workspace(flat[:, 0]), self.offset(flat.flatten(1))], 1).float()
-        error = (guess.unflatten(-1, (len(ENTITIES), 3)) - 10 * batch["positions"]).abs().mean(-1)
-        known = batch["known"].float()
-        return {"category": category, "depth": depth, "position": (error * known).sum() / known.sum().clamp(min=1)}
 
 
 class Targets(nn.Module):
@@ -108,37 +83,12 @@ class Targets(nn.Module):
         return -(self.soft[target] * logits.float().log_softmax(-1)).sum(-1).mean()
 
 
-def answer_logits(model: SmolVLMForConditionalGeneration, tokens: Tensor, batch: dict[str, Tensor]) -> Tensor:
-    """Logits (A, V) of the answer tokens of a packed batch, with image tokens (2 B, T, H)."""
-    mask = batch["attention_mask"]  # "eager" attention adds its mask: a boolean one would hide nothing
-    hidden = model.model(
-        input_ids=batch["input_ids"],
-        attention_mask=torch.zeros_like(mask, dtype=tokens.dtype).masked_fill_(~mask, torch.finfo(tokens.dtype).min),
-        position_ids=batch["position_ids"],
-        image_hidden_states=tokens,
-        use_cache=False,
-    ).last_hidden_state
-    return model.lm_head(hidden.flatten(0, 1)[batch["at"]])
-
-
-def image_tokens(model: SmolVLMForConditionalGeneration, pixels: Tensor, blind: bool = False) -> Tensor:
-    """Tokens (2 B, T, H) of images (B, 2, 3, S, S), resized to what the model reads; blind: of grey images."""
-    size = model.model.vision_model.config.image_size
-    if pixels.shape[-1] != size:
-        pixels = F.interpolate(pixels.flatten(0, 1), (size, size), mode="bilinear", antialias=True)
-        pixels = pixels.unflatten(0, (-1, 2))
-    if blind:
-        grey = torch.full_like(pixels[:1], 0.1)
-        return model.model.get_image_features(grey).pooler_output.repeat(len(pixels), 1, 1)
-    return model.model.get_image_features(pixels).pooler_output
-
-
 class PretrainTrainer(Trainer):
-    """All of the model and the auxiliary head."""
+    """All of the model and the dense head."""
 
     def __init__(self, config: PretrainConfig, tokenizer: PreTrainedTokenizerBase):
         torch.manual_seed(config.seed)
-        model, head = build_model(config.nano, tokenizer), AuxiliaryHead(config.nano)
+        model, head = build_model(config.nano, tokenizer), DenseHead(config.nano)
         named = dict(model.named_parameters(prefix="model")) | dict(head.named_parameters(prefix="head"))
         # The position heads sum thousands of inputs: at the full rate they overshoot.
         wide = [p for name, p in named.items() if name.startswith(("head.workspace", "head.offset"))]
@@ -155,7 +105,8 @@ class PretrainTrainer(Trainer):
         self.model, self.head = model.to(device).train(), head.to(device)  # type: ignore[arg-type]
         self.model.set_attn_implementation("eager")  # a third faster than "sdpa" on a CPU at these lengths
         self.targets = Targets(tokenizer, config.nano.vocab).to(device)
-        super().__init__(config, named, groups)
+        self.checks: list[Check] = []
+        super().__init__(config, named, groups, config.ema)
 
     def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         tokens = image_tokens(self.model, batch["pixel_values"], self.blind)
@@ -163,6 +114,16 @@ class PretrainTrainer(Trainer):
         if self.blind or self.step >= self.first_answers:
             losses["answer"] = self.targets(answer_logits(self.model, tokens, batch), batch["target"])
         return losses
+
+    def check(self) -> dict[str, float]:
+        """What the average of the weights finds on layouts that are not trained on."""
+        answering = self.step > self.first_answers
+        with self.averaged():
+            return {
+                f"{check.part} {name}": value
+                for check in self.checks
+                for name, value in check.run(self.model, self.head, answering).items()
+            }
 
 
 def pretrain(config: PretrainConfig) -> Path:
@@ -173,17 +134,20 @@ def pretrain(config: PretrainConfig) -> Path:
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "config.json", asdict(config))
-    tokenizer = _tokenizer(config, output / "tokenizer")
+    tokenizer = tokenizer_of(config, output / "tokenizer")
     processor = build_processor(config.nano, tokenizer)
-    trainer = PretrainTrainer(config, tokenizer)
-    train(trainer, Corpus(config.data, "train", Chat.of(processor), config.pool, config.seed), output, "pre-training")
-    with replacing(output / "model") as fresh:
+    trainer, chat = PretrainTrainer(config, tokenizer), Chat.of(processor)
+    if config.check_every and not config.blind:
+        trainer.checks = [Check(config.data, part, chat) for part in available(config.data, ("layouts", "own"))]
+        trainer.check_every = config.check_every
+    train(trainer, Corpus(config.data, "train", chat, config.pool, config.seed), output, "pre-training")
+    with trainer.averaged(), replacing(output / "model") as fresh:
         trainer.model.to(torch.bfloat16).save_pretrained(fresh)  # type: ignore[arg-type]
         processor.save_pretrained(fresh)
     return output / "model"
 
 
-def _tokenizer(config: PretrainConfig, folder: Path) -> PreTrainedTokenizerBase:
+def tokenizer_of(config: PretrainConfig, folder: Path) -> PreTrainedTokenizerBase:
     """The run's tokenizer, trained once."""
     if not folder.exists():
         facts = load(config.data, "layouts", ())["facts"]

@@ -1,4 +1,4 @@
-"""Random layouts of the 20 LIBERO-90 scenes with their ground truth: what the nano VLM learns to see.
+"""Random layouts of LIBERO-90's scenes and our own, with their ground truth: what the nano VLM learns to see.
 
 Objects, fixtures, drawers, the robot's arm and the colours of the room are drawn at random and placed by kinematics
 alone; a layout with deep contacts is drawn again. Shards (`*.npz`) hold, for every scene,
@@ -23,10 +23,14 @@ from apprentice.pool import spread
 from apprentice.progress import Meter
 from apprentice.vlm.nano.catalogue import HELD_OUT, problems
 from apprentice.vlm.nano.layout import draw
+from apprentice.vlm.nano.mixtures import OWN, kept_for_tests, own_scenes
+from apprentice.vlm.nano.shards import Rows, mapped
 from apprentice.vlm.nano.stage import Stage
 from apprentice.vlm.nano.truth import look
 
-UNSEEN_LAYOUTS = 15  # a scene
+UNSEEN_LAYOUTS = 15  # a scene of LIBERO-90
+OWN_SHARDS = 6  # of each scene of ours; those that are kept for tests have one
+OWN_SHARE = 0.75  # of the layouts that are trained on
 ARRAYS = ("images", "category", "depth")
 
 
@@ -57,11 +61,11 @@ def write_scene(job: tuple[str, str, list[int], int, int]) -> int:
     return len(numbers) * count
 
 
-def generate(folder: Path | str, layouts: int = 8_000, workers: int = 2, shard: int = 100, seed: int = 0) -> None:
-    """Draw, render and store random layouts of the 20 LIBERO-90 scenes; shards that exist are kept.
+def generate(folder: Path | str, layouts: int = 40_000, workers: int = 2, shard: int = 100, seed: int = 0) -> None:
+    """Draw, render and store random layouts of LIBERO-90's scenes and of our own; shards that exist are kept.
 
     A shard's name is its scene's and its number, so that held-out scenes are told apart by name; each of those has
-    two shards at most.
+    one shard. More layouts asked for later come on top of those that are there.
 
     Args:
         folder: where to write.
@@ -73,36 +77,54 @@ def generate(folder: Path | str, layouts: int = 8_000, workers: int = 2, shard: 
     os.environ.setdefault("MUJOCO_GL", "egl")
     os.environ.setdefault("PYOPENGL_PLATFORM", "egl")
     Path(folder).mkdir(parents=True, exist_ok=True)
-    rounds = max(1, round(layouts / (len(problems()) - len(HELD_OUT)) / shard))
     jobs = []
-    for start in range(0, rounds, 3):  # few shards a job: the first ones of all scenes are there early
+
+    def add(scene: str, numbers: list[int]) -> None:
+        jobs.append((str(folder), scene, numbers, shard, zlib.crc32(f"{seed}/{scene}".encode())))
+
+    for scene in problems():
+        add(scene, [0])
+    for scene in own_scenes(max(2, round(layouts * OWN_SHARE / shard / OWN_SHARDS))):
+        add(scene, [0] if kept_for_tests(scene) else list(range(OWN_SHARDS)))
+    rounds = round(layouts * (1 - OWN_SHARE) / (len(problems()) - len(HELD_OUT)) / shard)
+    for start in range(1, rounds, OWN_SHARDS):
         for scene in problems():
-            numbers = [n for n in range(start, min(start + 3, rounds)) if n < 2 or scene not in HELD_OUT]
-            if numbers:
-                jobs.append((str(folder), scene, numbers, shard, zlib.crc32(f"{seed}/{scene}".encode())))
+            if scene not in HELD_OUT:
+                add(scene, list(range(start, min(start + OWN_SHARDS, rounds))))
     with Meter("drawing scenes", sum(len(job[2]) * job[3] for job in jobs)) as meter:
         for count in spread(write_scene, jobs, workers, renew=2):
             meter.advance(count)
 
 
 def load(folder: Path | str, part: str, keys: tuple[str, ...] = ARRAYS) -> dict[str, Any]:
-    """Read stored layouts: the arrays `keys` of the shards, concatenated, and "facts" as a list of dictionaries.
+    """Stored layouts: `Rows` of the arrays `keys` of the shards, and "facts" as a list of dictionaries.
 
-    `part`: "train", "layouts" (new layouts of the scenes trained on) or "scenes" (the scenes never trained on).
+    `part`: "train", "layouts" (new layouts of LIBERO-90's scenes that it is trained on), "own" (scenes of ours that it
+    is not trained on) or "scenes" (LIBERO-90's that it is not trained on).
     """
-    parts: dict[str, list[np.ndarray]] = {key: [] for key in keys}
+    chosen = _chosen(folder, part)
     facts: list[dict[str, Any]] = []
-    for path in sorted(Path(folder).glob("*.npz"), key=lambda p: p.stem.split("-")[::-1]):
-        scene, number = path.stem.rsplit("-", 1)
-        if (scene in HELD_OUT) != (part == "scenes") or (part == "layouts" and int(number) > 0):
-            continue
-        chosen = slice(None)
-        if scene not in HELD_OUT and int(number) == 0:  # the first layouts of the first shard are never trained on
-            chosen = slice(None, UNSEEN_LAYOUTS) if part == "layouts" else slice(UNSEEN_LAYOUTS, None)
-        with np.load(path, allow_pickle=False) as shard:
-            for key, arrays in parts.items():
-                arrays.append(shard[key][chosen])
-            facts += json.loads(shard["facts"].tobytes())[chosen]
+    for path, rows in chosen:
+        facts += json.loads(mapped(path, "facts").tobytes())[rows]
     if not facts:
         raise UserError(f"expected rendered scenes in {folder}, found none for {part!r}; fix: generate them first")
-    return {key: np.concatenate(arrays) for key, arrays in parts.items()} | {"facts": facts}
+    return {key: Rows([mapped(path, key)[rows] for path, rows in chosen]) for key in keys} | {"facts": facts}
+
+
+def available(folder: Path | str, parts: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of the parts of which there are layouts."""
+    return tuple(part for part in parts if _chosen(folder, part))
+
+
+def _chosen(folder: Path | str, part: str) -> list[tuple[Path, slice]]:
+    """The shards of a part, and which of their rows belong to it."""
+    chosen: list[tuple[Path, slice]] = []
+    for path in sorted(Path(folder).glob("*.npz"), key=lambda p: p.stem.split("-")[::-1]):
+        scene, number = path.stem.rsplit("-", 1)
+        first = OWN not in scene and scene not in HELD_OUT and int(number) == 0
+        is_of = "scenes" if scene in HELD_OUT else "own" if kept_for_tests(scene) else "train"
+        if first and part == "layouts":
+            chosen.append((path, slice(None, UNSEEN_LAYOUTS)))
+        elif is_of == part:  # the first layouts of the first shard are never trained on
+            chosen.append((path, slice(UNSEEN_LAYOUTS if first else 0, None)))
+    return chosen

@@ -20,9 +20,10 @@ from apprentice.vlm.nano.batches import Chat, Corpus, Item, pack
 from apprentice.vlm.nano.card import PARTS, Score, card
 from apprentice.vlm.nano.catalogue import CATEGORIES
 from apprentice.vlm.nano.marks import Mark, Marker
-from apprentice.vlm.nano.pretrain import answer_logits, image_tokens
+from apprentice.vlm.nano.passes import answer_logits, image_tokens
+from apprentice.vlm.nano.probe import probe
 from apprentice.vlm.nano.questions import KINDS
-from apprentice.vlm.nano.scenes import load
+from apprentice.vlm.nano.scenes import available, load
 
 LAYOUTS, QUESTIONS = 200, 16  # at most so many layouts of a part, and questions about each
 BATCH = 20  # layouts
@@ -45,15 +46,18 @@ def score(data: Path | str, run: Path | str, twin: Path | str) -> list[Score]:
     facts = load(data, "train", ())["facts"]
     constants = constant_answers(facts, chat)
     scores: list[Score] = []
-    for part in PARTS:
+    parts = available(data, tuple(PARTS))
+    for part in parts:
         exam = Exam(data, part, chat)
         seeing = exam.marks(answers(_model(run), exam, blind=False))
         fixed = exam.marks([[constants.get(item.kind, item.answer[:0]) for item in items] for items in exam.items])
         exam = Exam(data, part, its_chat)
         guessing = exam.marks(answers(_model(twin), exam, blind=True))
         scores += tally(part, exam.examples, seeing, guessing, fixed)
-    size = _model(run).num_parameters()
-    write_text(run / "model" / "README.md", card(scores, config, twin_config, size, len(facts)))
+    model = _model(run)
+    probed = probe(model, data, parts)
+    text = card(scores, probed, config, twin_config, model.num_parameters(), [fact["scene"] for fact in facts])
+    write_text(run / "model" / "README.md", text)
     return scores
 
 
@@ -68,10 +72,10 @@ class Exam:
 
     def __init__(self, data: Path | str, part: str, chat: Chat, layouts: int = LAYOUTS):
         corpus = Corpus(data, part, chat, QUESTIONS, seed=1)
-        rows = _spread(len(corpus), layouts)
+        rows = rows_of_part(len(corpus), layouts)
         self.part, self.marker, self.prefix, self.pad = part, Marker(chat.tokenizer), corpus.prefix, corpus.pad
         self.images, self.category = corpus.images[rows], corpus.category[rows]
-        self.items = [corpus.items[row] for row in rows]
+        self.items = [corpus.items(int(row)) for row in rows]
         names = [Counter(thing["name"] for thing in corpus.facts[row]["things"]) for row in rows]
         self.single = [{CATEGORIES.index(name) for name, count in held.items() if count == 1} for held in names]
         longest_first = sorted((item for items in self.items for item in items), key=lambda item: -len(item.ask))
@@ -127,7 +131,7 @@ def _answers(model: Any, exam: Exam, rows: slice, blind: bool) -> list[list[np.n
 def constant_answers(facts: list[dict[str, Any]], chat: Chat) -> dict[int, np.ndarray]:
     """To each kind of question (its index in KINDS), the one answer that is right most often about such layouts."""
     rng, marker = np.random.default_rng(2), Marker(chat.tokenizer)
-    surveyed = [facts[row] for row in _spread(len(facts), SURVEYED)]
+    surveyed = [facts[row] for row in rows_of_part(len(facts), SURVEYED)]
     items = [item for row in chat.tokenise([chat.questions(f, rng, QUESTIONS) for f in surveyed]) for item in row]
     kinds = {item.kind for item in items}
     return {kind: marker.constant([item.answer for item in items if item.kind == kind]) for kind in kinds}
@@ -149,7 +153,7 @@ def tally(
     return scores
 
 
-def _spread(size: int, most: int) -> np.ndarray:
+def rows_of_part(size: int, most: int) -> np.ndarray:
     """At most so many row numbers out of `size`, evenly spread."""
     return np.linspace(0, size - 1, min(size, most)).astype(int)
 

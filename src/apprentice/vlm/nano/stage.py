@@ -1,10 +1,13 @@
-"""A LIBERO-90 scene as a MuJoCo model: what is in it, and how to move it."""
+"""A scene of LIBERO-90 or of our own as a MuJoCo model: what is in it, and how to move it."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from apprentice.vlm.nano.catalogue import CATEGORIES, DRAWERS, NAMES, SIZE, kind_of, problems
+from apprentice.vlm.nano.catalogue import CATEGORIES, DRAWERS, NAMES, SIZE, kind_of
+from apprentice.vlm.nano.mixtures import OWN, bddl
+
+AWAY = 30.0  # m, how high objects wait that a layout does not show
 
 
 def rotation_z(angle: float) -> np.ndarray:
@@ -39,28 +42,33 @@ class Thing:
 
 
 class Stage:
-    """One LIBERO-90 scene, to be laid out anew (`layout.draw`) and looked at (`truth.look`)."""
+    """One scene, to be laid out anew (`layout.draw`) and looked at (`truth.look`).
+
+    `things` and `objects` (those that can be moved) are what a layout shows, see `show`.
+    """
 
     def __init__(self, scene: str, seed: int):
         import mujoco
         from libero.libero.envs.env_wrapper import ControlEnv
 
-        from apprentice.libero.detail import AGENT, lighter, put
+        from apprentice.libero.render import renderers
 
         self.mj, self.scene = mujoco, scene
         self.control = ControlEnv(
-            str(problems()[scene]), has_offscreen_renderer=False, use_camera_obs=False, ignore_done=True
+            str(bddl(scene)), has_offscreen_renderer=False, use_camera_obs=False, ignore_done=True
         )
+        self.control.env.hard_reset = False  # the model was just loaded
         self.control.seed(int(np.random.default_rng(seed).integers(1 << 30)))
         self.control.reset()
-        for _ in range(15):  # objects start in the air
-            self.control.step([0.0] * 6 + [-1.0])
         self.model, self.data = self.control.sim.model._model, self.control.sim.data._data
+        if OWN not in scene:  # objects start in the air; ours stand beside the table and are put in place by layouts
+            for _ in range(15):
+                self.control.step([0.0] * 6 + [-1.0])
         m, d = self.model, self.data
         self.owner = self._owners()
-        self.things = {name: self._thing(name) for name in self.control.env.obj_body_id}
-        self.objects = [t for t in self.things.values() if t.joint >= 0]
-        self.table_z = min(float(d.xpos[t.body, 2] + t.low[2]) for t in self.objects)
+        self.all = {name: self._thing(name) for name in self.control.env.obj_body_id}
+        self.show(list(self.all))
+        self.table_z = self._table()
         self.category = self._categories()
         self.joints = {  # articulated joints, by qpos address
             m.joint(j).name: m.joint(j)
@@ -80,12 +88,27 @@ class Stage:
         self.light, self.rgba = m.light_diffuse.copy(), m.geom_rgba.copy()
         self.mat_rgba = m.mat_rgba.copy()
         self.held = ""
-        put(m, lighter(m, AGENT))
         m.vis.quality.offsamples = 0
-        self.renderer = mujoco.Renderer(m, SIZE, SIZE)
-        self.option = mujoco.MjvOption()
-        self.option.geomgroup[0] = 0  # collision geometry
-        self.texid = self.renderer._mjr_context.mat_texid.copy()
+        self.renderers = renderers(m, SIZE, fast=True)
+        self.contexts = [renderer.context for renderer in self.renderers.values()]
+        self.texid = self.contexts[0].mat_texid.copy()
+
+    def show(self, names: list[str]) -> None:
+        """Lay out these objects and all fixtures; other objects wait high above, out of view."""
+        self.things = {name: thing for name, thing in self.all.items() if thing.joint < 0 or name in names}
+        self.objects = [thing for thing in self.things.values() if thing.joint >= 0]
+        for n, name in enumerate(self.all.keys() - self.things.keys()):
+            self.data.qpos[self.all[name].joint : self.all[name].joint + 3] = n, 0.0, AWAY
+
+    def _table(self) -> float:
+        """Height of the table's top (m): what a ray from above meets of it, beside all that stands there."""
+        m, d, down = self.model, self.data, np.array([0.0, 0.0, -1.0])
+        centre, geom, heights = m.cam_pos[m.camera("agentview").id, 0] - 0.66, np.zeros(1, np.int32), []
+        for x, y in np.random.default_rng(0).uniform(-0.2, 0.2, (200, 2)):
+            far = self.mj.mj_ray(m, d, np.array([centre + x, y, 3.0]), down, None, 1, -1, geom)
+            if geom[0] >= 0 and "table" in m.body(m.geom_bodyid[geom[0]]).name:
+                heights.append(3.0 - far)
+        return float(np.median(heights))
 
     def _owners(self) -> dict[int, str]:
         roots = {body: name for name, body in self.control.env.obj_body_id.items()}
@@ -159,5 +182,6 @@ class Stage:
         return self.data.qpos[thing.joint : thing.joint + 3].copy()
 
     def close(self) -> None:
-        self.renderer.close()
+        for renderer in self.renderers.values():
+            renderer.close()
         self.control.close()

@@ -5,6 +5,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,8 +39,14 @@ class Settings(Protocol):
 class Trainer(ABC):
     """Named parameters and their optimizer. Groups of parameters have a `scale`, of the learning rate."""
 
-    def __init__(self, config: Settings, named: dict[str, nn.Parameter], groups: list[dict[str, Any]]):
-        self.config, self.named, self.device, self.step = config, named, best_device(), 0
+    check_every = 0  # steps; 0: never
+
+    def __init__(
+        self, config: Settings, named: dict[str, nn.Parameter], groups: list[dict[str, Any]], ema: float = 0.0
+    ):
+        """`ema`: of the moving average of the weights, how much of it is kept at a step; 0 for none."""
+        self.config, self.named, self.device, self.step, self.ema = config, named, best_device(), 0, ema
+        self.average = {name: p.detach().clone() for name, p in named.items()} if ema else {}
         self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), fused=True)
 
     @abstractmethod
@@ -63,11 +70,33 @@ class Trainer(ABC):
         nn.utils.clip_grad_norm_(list(self.named.values()), 1.0)
         self.optimizer.step()
         self.step += 1
+        if self.average:  # at first it keeps less, so that it forgets where it began
+            share = 1 - min(self.ema, self.step / (self.step + 10))
+            with torch.no_grad():
+                torch._foreach_lerp_(list(self.average.values()), [p.data for p in self.named.values()], share)
         return {name: float(loss.detach()) for name, loss in losses.items()}
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The parameters are their moving averages meanwhile, if there are any."""
+        kept = {name: p.detach().clone() for name, p in self.named.items() if self.average}
+        with torch.no_grad():
+            for name in kept:
+                self.named[name].copy_(self.average[name])
+            try:
+                yield
+            finally:
+                for name, value in kept.items():
+                    self.named[name].copy_(value)
+
+    def check(self) -> dict[str, float]:
+        """What is measured on layouts that are not trained on, every `check_every` steps; nothing here."""
+        return {}
 
     def save(self, path: Path) -> None:
         """Write weights, optimizer state and the step into one safetensors file, atomically."""
         tensors = {name: p.detach().cpu().contiguous() for name, p in self.named.items()}
+        tensors |= {f"average/{name}": value.detach().cpu().contiguous() for name, value in self.average.items()}
         for name, parameter in self.named.items():
             state = self.optimizer.state.get(parameter, {})
             tensors |= {f"{key}/{name}": value.detach().cpu().contiguous() for key, value in state.items()}
@@ -83,7 +112,9 @@ class Trainer(ABC):
             keys = set(stored.keys())
             for name, parameter in self.named.items():
                 parameter.copy_(stored.get_tensor(name))
-                states = [key.split("/")[0] for key in keys if key.endswith("/" + name)]
+                if self.average:
+                    self.average[name].copy_(stored.get_tensor(f"average/{name}"))
+                states = [s for key in keys if key.endswith("/" + name) and (s := key.split("/")[0]) != "average"]
                 self.optimizer.state[parameter] = {
                     s: stored.get_tensor(f"{s}/{name}").to("cpu" if s == "step" else self.device) for s in states
                 }
@@ -113,19 +144,27 @@ def _batches(corpus: Corpus, config: Settings, first: int) -> Iterator[dict[str,
 def train(trainer: Trainer, corpus: Corpus, output: Path, what: str) -> None:
     """Train `what` to the end, going on from `output`'s checkpoint if there is one; log to log.jsonl there.
 
-    Killed at any moment and called again, it ends with the same weights.
+    Killed at any moment and called again, it ends with the same weights. "cpu" in the log is in seconds, since the
+    process began to train.
     """
     config = trainer.config
     trainer.resume(output / CHECKPOINT)
-    started = saved = time.monotonic()
+    saved, computed = time.monotonic(), time.process_time()
     with Meter(what, config.steps, trainer.step) as meter, (output / "log.jsonl").open("a") as log:
         for batch in _batches(corpus, config, trainer.step):
             losses = trainer.update(batch)
             meter.advance(note=" ".join(f"{name} {loss:.3f}" for name, loss in losses.items()))
             now = time.monotonic()
             if trainer.step % 20 == 0:
-                line = {"step": trainer.step, "seconds": round(now - started, 1), "loss": sum(losses.values())}
+                line = {
+                    "step": trainer.step,
+                    "cpu": round(time.process_time() - computed, 1),
+                    "loss": sum(losses.values()),
+                }
                 log.write(json.dumps(line | losses | {"samples": trainer.step * config.batch}) + "\n")
+                log.flush()
+            if trainer.check_every and trainer.step % trainer.check_every == 0:
+                log.write(json.dumps({"step": trainer.step, "unseen": trainer.check()}) + "\n")
                 log.flush()
             if now - saved > config.checkpoint_every:
                 trainer.save(output / CHECKPOINT)
