@@ -56,7 +56,9 @@ class Candidate:
 
     @cached_property
     def aligned(self) -> Path:
-        return align(self.config(out=str(self.folder / "align"), steps=120, learning_rate=1e-2))
+        every_frame = len(self.frames)  # in each step, so that the order of the samples plays no part
+        out = str(self.folder / "align")
+        return align(self.config(out=out, steps=120, learning_rate=1e-2, batch_size=every_frame))
 
     @cached_property
     def tuned(self) -> Path:
