@@ -12,17 +12,17 @@ import argparse
 import json
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from resumable import run
+
 from apprentice import libero
 from apprentice.errors import UserError
-from apprentice.files import fingerprint, write_text
+from apprentice.files import fingerprint
 from apprentice.intervals import wilson
 from apprentice.libero.suites import SUITES, tasks
-from apprentice.pool import spread
-from apprentice.progress import Meter
 
 FOUR = ["libero_spatial", "libero_object", "libero_goal", "libero_10"]
 CLAIM, CLAIM_90 = 0.98, 0.90  # success rates of the four suites together, and of LIBERO-90
@@ -67,26 +67,8 @@ def code() -> str:
     return fingerprint(*sorted(Path(libero.__path__[0]).glob("*.py")))
 
 
-def finished(out: Path) -> dict[Job, Result]:
-    """What the present code has in the file; a line cut off by a kill is removed from it."""
-    lines = out.read_text().splitlines(keepends=True) if out.exists() else []
-    whole = [line for line in lines if line.endswith("\n")]
-    write_text(out, "".join(whole))
-    results = [Result.of_line(line) for line in whole if json.loads(line).get("code") == code()]
-    return {result.job: result for result in results}
-
-
-def run(jobs: list[Job], workers: int, out: Path) -> list[Result]:
-    """Results of all jobs, those in the file included."""
-    done = finished(out)
-    missing = [job for job in jobs if job not in done]
-    with out.open("a", buffering=1) as stream, Meter("demonstrations", len(jobs), len(jobs) - len(missing)) as meter:
-        for result in spread(run_episode, missing, workers):
-            stream.write(json.dumps(asdict(result)) + "\n")
-            done[result.job] = result
-            failed = sum(done[job].failure is not None for job in jobs if job in done)
-            meter.advance(note=f"{failed} failed")
-    return [done[job] for job in jobs]
+def failed(results: list[Result]) -> str:
+    return f"{sum(result.failure is not None for result in results)} failed"
 
 
 def row(label: str, results: list[Result], limit: int, instruction: str = "") -> str:
@@ -119,7 +101,7 @@ def main() -> None:
         for task in indices
         for episode in range(options.episodes)
     ]
-    results = run(jobs, options.workers, options.out)
+    results = run(jobs, run_episode, options.workers, options.out, Result.of_line, code(), "demonstrations", failed)
     for suite, indices in chosen.items():
         of_suite = [result for result in results if result.job.suite == suite]
         for task in indices:

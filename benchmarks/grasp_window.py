@@ -18,19 +18,18 @@ import argparse
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from resumable import run
 
-from apprentice.files import fingerprint, write_text
+from apprentice.files import fingerprint
 from apprentice.libero import demonstrator, inserting, skills
 from apprentice.libero.controller import CLOSE, OPEN, UP, Controller, Failure, Style
 from apprentice.libero.env import environment
 from apprentice.libero.suites import FOUR, tasks
 from apprentice.libero.world import World
-from apprentice.pool import spread
-from apprentice.progress import Meter
 
 OUT = Path("runs/benchmarks/grasp_window.jsonl")
 FIRST_SEED = 200_000  # nothing was tuned on these
@@ -219,27 +218,6 @@ def code() -> str:
     return fingerprint(*(folder / f"{name}.py" for name in SOURCES))
 
 
-def finished(out: Path) -> dict[Job, Result]:
-    """What the present code has in the file; a line cut off by a kill is removed from it."""
-    lines = out.read_text().splitlines(keepends=True) if out.exists() else []
-    whole = [line for line in lines if line.endswith("\n")]
-    write_text(out, "".join(whole))
-    results = [Result.of_line(line) for line in whole if json.loads(line)["code"] == code()]
-    return {result.job: result for result in results}
-
-
-def run(jobs: list[Job], workers: int, out: Path) -> list[Result]:
-    """Results of all jobs, those in the file included."""
-    done = finished(out)
-    missing = [job for job in jobs if job not in done]
-    with out.open("a", buffering=1) as stream, Meter("tasks", len(jobs), len(jobs) - len(missing)) as meter:
-        for result in spread(measure_task, missing, workers):
-            stream.write(json.dumps(asdict(result)) + "\n")
-            done[result.job] = result
-            meter.advance()
-    return [done[job] for job in jobs]
-
-
 def centred(window: Window) -> bool:
     return window.held == window.tried and all(window.allowed[key] >= least for key, least in TARGETS.items())
 
@@ -275,7 +253,7 @@ def main() -> None:
         for suite in options.suites
         for task in options.tasks or range(len(tasks(suite)))
     ]
-    results = run(jobs, options.workers, options.out)
+    results = run(jobs, measure_task, options.workers, options.out, Result.of_line, code(), "tasks")
     columns = "task, object, holds, aim (mm), width (mm), height (mm), along (mm), across (mm), closing, lift (steps)"
     print(f"| {columns.replace(', ', ' | ')} |\n| --- | --- |{' ---: |' * 8}")
     for result in results:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.vlm.tiny_nano import TINY
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from apprentice.vlm.nano.batches import Chat, Corpus, Item, pack
@@ -15,17 +16,6 @@ from apprentice.vlm.nano.pretrain import PretrainConfig, pretrain
 from apprentice.vlm.nano.questions import Question
 from apprentice.vlm.nano.trainer import Trainer, rows_of
 
-TINY = NanoConfig(
-    width=32,
-    vision_width=32,
-    vision_layers=1,
-    vision_mlp=32,
-    vision_heads=2,
-    text_layers=2,
-    text_mlp=32,
-    heads=2,
-    kv_heads=1,
-)
 WORDS = ["put the bowl on the plate", "how far is the plate?", "point to the stove", "which objects are there?"]
 
 

@@ -6,29 +6,19 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from tests.vlm.tiny_nano import TINY
 from transformers import AutoProcessor
 
 from apprentice.errors import UserError
 from apprentice.vlm.nano.batches import Chat, Item
 from apprentice.vlm.nano.catalogue import CATEGORIES, HELD_OUT
 from apprentice.vlm.nano.marks import Marker
-from apprentice.vlm.nano.model import NanoConfig, build_model, build_processor
+from apprentice.vlm.nano.model import build_model, build_processor
 from apprentice.vlm.nano.pretrain import PretrainConfig, pretrain
 from apprentice.vlm.nano.questions import KINDS
 from apprentice.vlm.nano.scenes import load
 from apprentice.vlm.nano.score import Exam, _model, answers, constant_answers, score, tally
 
-TINY = NanoConfig(
-    width=32,
-    vision_width=32,
-    vision_layers=1,
-    vision_mlp=32,
-    vision_heads=2,
-    text_layers=2,
-    text_mlp=32,
-    heads=2,
-    kv_heads=1,
-)
 NOTHING = np.zeros((2, 32, 32), int)
 
 

@@ -25,7 +25,7 @@ from apprentice.evaluate.protocol import Protocol
 from apprentice.libero.controller import Record
 from apprentice.libero.demonstrator import START_NOISE, Episode, draw_style, solve
 from apprentice.libero.env import LiberoEnv
-from apprentice.libero.gathering import Job, Outcome, attempt, gather
+from apprentice.libero.gathering import Job, Outcome, attempt, gather, settings_of
 from apprentice.libero.suites import STEP_LIMITS
 from apprentice.libero.suites import tasks as tasks_of
 from apprentice.progress import console
@@ -118,8 +118,7 @@ def correct(
         n_action_steps=n_action_steps,
     )
     card = play.inspect(NAME, policy, Contract.for_libero(size, render), protocol)
-    shared: dict[str, Any] = {"suite": suite, "seed": seed, "render": render, "size": size}
-    shared |= {key: value for key, value in {"worlds": worlds, "reworded": reworded}.items() if value}
+    shared = settings_of(suite, seed, render, size, worlds, reworded)
     make = partial(
         Correction,
         **shared,

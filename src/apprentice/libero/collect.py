@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from apprentice.libero.gathering import Job, Outcome, attempt, gather
+from apprentice.libero.gathering import Job, Outcome, attempt, gather, settings_of
 
 
 def collect(
@@ -49,8 +49,7 @@ def collect(
     Raises UserError if `out` exists, if what waits beside it was collected with other settings, if a task can have no
     own world, or, when all else is done, if a task could not be demonstrated.
     """
-    settings: dict[str, Any] = {"suite": suite, "seed": seed, "render": render, "size": size}
-    settings |= {key: value for key, value in {"worlds": worlds, "reworded": reworded}.items() if value}
+    settings = settings_of(suite, seed, render, size, worlds, reworded)
     make = partial(Job, **settings)
     return gather(
         Path(out), make, _collect_one, settings, tasks=tasks, episodes=episodes, workers=workers, ray=ray, images=images

@@ -103,6 +103,12 @@ class Outcome:
     rejected: list[Rejected]
 
 
+def settings_of(suite: str, seed: int, render: str, size: int, worlds: int, reworded: bool) -> dict[str, Any]:
+    """What episodes of one dataset share, as fields of their jobs; what is not asked for is left out."""
+    settings: dict[str, Any] = {"suite": suite, "seed": seed, "render": render, "size": size}
+    return settings | {key: value for key, value in {"worlds": worlds, "reworded": reworded}.items() if value}
+
+
 def gather[J: Job](
     out: Path,
     make: Callable[..., J],
