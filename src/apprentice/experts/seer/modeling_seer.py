@@ -74,26 +74,23 @@ class VisualEncoder(nn.Sequential):
 def augment(images: Tensor, shift: int, jitter: float) -> Tensor:
     """Shift each image (N, 3, H, W) by up to `shift` px, edges repeated, and change its brightness and contrast."""
     count, _, height, width = images.shape
-    device = images.device
-
-    def shifted(side: int) -> Tensor:
-        offsets = torch.randint(-shift, shift + 1, (count, 1), device=device)
-        return (torch.arange(side, device=device) + offsets).clamp(0, side - 1)
-
-    rows, columns = shifted(height), shifted(width)
-    each = torch.arange(count, device=device)[:, None, None]
-    moved = images.permute(0, 2, 3, 1)[each, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-    contrast, brightness = (jitter * (2 * torch.rand(2, count, 1, 1, 1, device=device) - 1)).unbind()
-    return (moved - 0.5) * (1 + contrast) + 0.5 + 0.5 * brightness
+    padded = F.pad(images, (shift,) * 4, mode="replicate")
+    corners = torch.randint(2 * shift + 1, (count, 2)).tolist()
+    pairs = zip(padded, corners, strict=True)
+    moved = torch.stack([image[:, top : top + height, left : left + width] for image, (top, left) in pairs])
+    contrast, brightness = (jitter * (2 * torch.rand(2, count, 1, 1, 1, device=images.device) - 1)).unbind()
+    return moved * (1 + contrast) + 0.5 * (brightness - contrast)  # contrast is relative to middle grey, 0.5
 
 
 class Block(nn.TransformerEncoderLayer):
-    """PyTorch's layer. Its fused inference reads weights past adapters (LoRA), so with adapters it is left out."""
+    """PyTorch's layer (B, n, D), for the `last` tokens alone: (B, last, D). All take part in attention.
 
-    def forward(self, src: Tensor) -> Tensor:  # type: ignore[override]
-        if not any(hasattr(module, "base_layer") for module in self.modules()):
-            return super().forward(src)
-        src = src + self._sa_block(self.norm1(src), None, None)
+    PyTorch's own `forward` would compute all tokens, and its fused inference reads weights past adapters (LoRA).
+    """
+
+    def forward(self, src: Tensor, last: int) -> Tensor:  # type: ignore[override]
+        normed = self.norm1(src)
+        src = src[:, -last:] + self.self_attn(normed[:, -last:], normed, normed, need_weights=False)[0]
         return src + self._ff_block(self.norm2(src))
 
 
@@ -140,11 +137,9 @@ class SeerPolicy(RealTime, Contracted, PreTrainedPolicy):
         self.register_buffer("state_std", std, persistent=False)
         self.instruction = InstructionEncoder(width)
         self.queries = nn.Parameter(0.02 * torch.randn(config.chunk_size, width))
-        self.blocks = nn.Sequential(
-            *[
-                Block(width, config.heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)
-                for _ in range(config.layers)
-            ]
+        self.blocks = nn.ModuleList(
+            Block(width, config.heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)
+            for _ in range(config.layers)
         )
         self.norm = nn.LayerNorm(width)
         self.decoder = SeerDecoder(width, config.action_feature.shape[0], config.gripper_weight, config.gripper)
@@ -179,9 +174,12 @@ class SeerPolicy(RealTime, Contracted, PreTrainedPolicy):
             state = state + self.noise() * torch.randn_like(state)
         instruction = self.instruction(batch["task"])
         queries = self.queries.expand(len(state), -1, -1)
-        tokens = [*self.images(batch), self.state(state)[:, None], instruction[:, None], queries]
+        tokens = torch.cat([*self.images(batch), self.state(state)[:, None], instruction[:, None], queries], dim=1)
+        wanted = [tokens.shape[1]] * (len(self.blocks) - 1) + [self.config.chunk_size]  # only queries are read out
         with sdpa_kernel(SDPBackend.MATH):  # so few tokens: on a CPU the fused kernel's backward takes twice as long
-            return self.norm(self.blocks(torch.cat(tokens, dim=1))[:, -self.config.chunk_size :])
+            for block, last in zip(self.blocks, wanted, strict=True):
+                tokens = block(tokens, last)
+        return self.norm(tokens)
 
     def images(self, batch: Batch) -> list[Tensor]:
         """Encode each camera's images to visual tokens (B, n, D), cameras of one size together."""
