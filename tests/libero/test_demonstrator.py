@@ -12,8 +12,8 @@ from apprentice.data.images import images as stored
 from apprentice.errors import UserError
 from apprentice.files import read_json
 from apprentice.libero import collect as collecting
-from apprentice.libero import gathering
-from apprentice.libero.controller import Record
+from apprentice.libero import gathering, skills
+from apprentice.libero.controller import Controller, Record
 from apprentice.libero.demonstrator import AFTER_SUCCESS, PATIENCE, START_NOISE, Episode, demonstrate, in_order
 from apprentice.libero.env import LiberoEnv
 from apprentice.libero.world import World
@@ -118,7 +118,7 @@ def test_collecting_survives_a_kill_and_any_number_of_workers(
     original = gathering.assemble
     monkeypatch.setattr(gathering, "assemble", assemble)
     summary = collecting.collect("libero_goal", 2, out, [8])
-    assert checked and not scratch.exists() and summary["per_task"]["8"]["success_rate"] > 0
+    assert checked and not scratch.exists() and summary["per_task"]["8"]["kept"] > 0
     seeds = [gathering.Job("libero_goal", 8, n, 0, "fast", 128).first_seed for n in (0, 1)]
     assert gathering.scenes(out) == [gathering.Scene("libero_goal", 8, None, seed, START_NOISE) for seed in seeds]
     check_dataset(out, before)
@@ -151,8 +151,25 @@ def test_a_task_that_fails_ends_nothing_but_itself(
     assert len(asked) == 20 and not out.exists()
     collecting.collect("libero_goal", 2, out, [1, 8])
     assert len(asked) == 20 and gathering.scenes(out)[0].seed == 10001
-    assert read_json(out / "meta" / "collection.json")["per_task"]["8"]["success_rate"] == 0.5
+    assert read_json(out / "meta" / "collection.json")["per_task"]["8"]["kept"] == 0.5
     assert "50%" in capsys.readouterr().out
+
+
+def test_what_took_a_second_try_is_not_kept(monkeypatch: pytest.MonkeyPatch, fast: LiberoEnv) -> None:
+    """The first lift slips: the hand opens, takes the bowl again and succeeds; the next seed's episode is kept."""
+    original, lifts = skills.lift_off, []
+
+    def slips_once(hand: Controller, position: np.ndarray, rotation: np.ndarray) -> None:
+        lifts.append(position)
+        if len(lifts) > 1:
+            original(hand, position, rotation)
+
+    monkeypatch.setattr(skills, "lift_off", slips_once)
+    job = gathering.Job("libero_goal", 1, 0, 0, "fast", 128)
+    monkeypatch.setattr("apprentice.libero.env.environment", lambda *job, **drawn: fast)
+    outcome = gathering.attempt(job, demonstrate)
+    assert len(lifts) == 3 and outcome.episode
+    assert outcome.rejected == [gathering.Rejected(1, 0, job.first_seed, "succeeded at a second try")]
 
 
 def check_dataset(root: Path, last_episode: dict[str, np.ndarray]) -> None:

@@ -54,7 +54,7 @@ class Controller:
         self.record = Record()
         self._site = env.model.site("gripper0_grip_site").id
         self._disturbance = Disturbance(style.noise, rng)
-        self.gripper = OPEN
+        self.gripper, self.retries = OPEN, 0
         self._last: np.ndarray = np.zeros(6)
 
     def take_over(self, action: np.ndarray) -> None:

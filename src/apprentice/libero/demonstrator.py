@@ -23,10 +23,11 @@ Goal = tuple[str, ...]  # such as ("on", "bowl_1", "plate_1")
 
 @dataclass
 class Episode:
-    """What came of one seed: the record, and why it failed if it did."""
+    """What came of one seed: the record, why it failed if it did, and how often it had to try something again."""
 
     record: Record
     failure: str | None
+    retries: int = 0
     start: SimulatorState | None = None  # where it began, if not with a reset
     notes: dict[str, Any] = field(default_factory=dict)  # what else a dataset should tell of it
 
@@ -64,7 +65,7 @@ def solve(env: LiberoEnv, style: Style, rng: np.random.Generator, after: np.ndar
         failure = "goal not reached"
     if failure is None:
         _trim(hand.record)
-    return Episode(hand.record, failure)
+    return Episode(hand.record, failure, hand.retries)
 
 
 def _solve(hand: Controller, world: World) -> None:
@@ -121,6 +122,7 @@ def _achieve(hand: Controller, world: World, goal: Goal, goals: list[Goal]) -> N
         except Failure:
             if attempt == TRIES - 1:
                 raise
+            hand.retries += 1
             hand.release(0.08 * UP)
 
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # MuJoCo is for the workers
 
 ATTEMPTS = 10  # seeds an episode may use up
 LAST_SEED = 999  # of a dataset: the seeds of evaluation on fresh layouts lie beyond
+TRIED_AGAIN = "succeeded at a second try"
 STARTS, START, NOTE = "starts.npz", "start.", "note."
 
 
@@ -167,7 +168,11 @@ def gather[J: Job](
 
 
 def attempt(job: Job, act: "Callable[[LiberoEnv, int], Episode]") -> Outcome:
-    """In a worker: let `act` try one seed after the other until it succeeds, then draw what it recorded."""
+    """In a worker: let `act` try one seed after the other until it succeeds, then draw what it recorded.
+
+    What had to be tried again is no demonstration: a policy sees no difference between the grasp that missed, after
+    which the hand opens and rises, and the next one, after which it does not.
+    """
     from apprentice.libero.env import environment
 
     env = environment(job.suite, job.task, job.world, render=job.render, size=job.size)
@@ -177,9 +182,9 @@ def attempt(job: Job, act: "Callable[[LiberoEnv, int], Episode]") -> Outcome:
             episode = act(env, seed)
         except NotImplementedError as missing:  # no seed will help
             return Outcome(job, None, [Rejected(job.task, job.episode, seed, str(missing))])
-        if episode.failure is None:
+        if episode.failure is None and not episode.retries:
             break
-        rejected.append(Rejected(job.task, job.episode, seed, episode.failure))
+        rejected.append(Rejected(job.task, job.episode, seed, episode.failure or TRIED_AGAIN))
     else:
         return Outcome(job, None, rejected)
     frames = []
@@ -310,7 +315,7 @@ def _counted(reasons: Iterable[str]) -> str:
 
 
 def _summary(jobs: Sequence[Job], scratch: Path) -> dict[str, Any]:
-    """Seeds, success rate and length for each task, every rejected attempt, and how far starts are spread."""
+    """Seeds, the share of attempts kept, lengths; every rejected attempt, and how far starts are spread."""
     from apprentice.libero.demonstrator import START_NOISE
 
     rejected: list[Rejected] = []
@@ -331,7 +336,7 @@ def _summary(jobs: Sequence[Job], scratch: Path) -> dict[str, Any]:
     told = {"seeds": True, "worlds": bool(jobs[0].worlds), "instructions": bool(jobs[0].worlds) or jobs[0].reworded}
     rates = {
         str(index): {
-            "success_rate": round(len(task["seeds"]) / (len(task["seeds"]) + failures[index]), 4),
+            "kept": round(len(task["seeds"]) / (len(task["seeds"]) + failures[index]), 4),
             "mean_steps": round(float(np.mean(task["steps"])), 1),
             **{key: task[key] for key, wanted in (told | dict.fromkeys(sorted(own), True)).items() if wanted},
         }
@@ -341,9 +346,9 @@ def _summary(jobs: Sequence[Job], scratch: Path) -> dict[str, Any]:
 
 
 def _show(summary: dict[str, Any]) -> None:
-    table = Table("task", "instruction", "success", "steps", "rejected", title=f"{summary['suite']}: attempts")
+    table = Table("task", "instruction", "kept", "steps", "rejected", title=f"{summary['suite']}: attempts")
     for task, found in summary["per_task"].items():
         reasons = _counted(attempt["reason"] for attempt in summary["rejected"] if attempt["task"] == int(task))
         instruction = tasks_of(summary["suite"])[int(task)].instruction
-        table.add_row(task, instruction, f"{found['success_rate']:.0%}", f"{found['mean_steps']:.0f}", reasons)
+        table.add_row(task, instruction, f"{found['kept']:.0%}", f"{found['mean_steps']:.0f}", reasons)
     console.print(table)

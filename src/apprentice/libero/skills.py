@@ -50,6 +50,7 @@ def pick(
             hand.go(hand.position + _way_out(world, name), grasp.rotation, near=0.02, steps=30)
             return grasp
         tried.append(grasp)
+        hand.retries += 1
         hand.release(0.06 * UP)
     raise Failure(f"cannot grasp {name}")
 
