@@ -88,6 +88,17 @@ def test_a_changed_command_a_missing_output_and_force_redo_a_step(tmp_path: Path
     assert output.read_text() == "a"
 
 
+def test_seeds_make_a_step_for_each(tmp_path: Path, source: Path) -> None:
+    with_seeds = {**append(source, "trained-{seed}"), "seeds": [3, 5]}
+    run_recipe(write(tmp_path, {"train": with_seeds, "last": append("{out}/trained-5", "last")}))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_file()) == [
+        "last",
+        "trained-3",
+        "trained-5",
+    ]
+    assert [step.name for step in Recipe.load(tmp_path / "recipe.yaml").steps] == ["train-3", "train-5", "last"]
+
+
 def test_out_can_be_elsewhere(tmp_path: Path, source: Path) -> None:
     run_recipe(write(tmp_path, {"one": append(source, "first")}), out=tmp_path / "elsewhere")
     assert (tmp_path / "elsewhere/first").exists() and not (tmp_path / "out").exists()
@@ -239,6 +250,7 @@ def test_lerobot_train_is_told_to_resume_from_its_last_checkpoint(
         ("{name: a, out: b, steps: {c: {inputs: []}}}", "step c: expected the key run"),
         ("{name: a, out: b, steps: {c: {run: d, when: e}}}", "found when"),
         ("{name: a, out: b, steps: {c: {run: d, outputs: [/elsewhere]}}}", "inside b, found /elsewhere"),
+        ("{name: a, out: b, steps: {c: {run: d, outputs: ['{out}/e'], seeds: [0]}}}", "an output for each seed"),
         ("{name: a", "expected a YAML file"),
     ],
 )

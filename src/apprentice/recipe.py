@@ -12,7 +12,8 @@
 step is skipped if its command, the content of its inputs and our code that it uses are what they were when it
 finished, and its outputs exist. If they are the same and it did not finish, it runs again and continues by
 itself from what it left. If they differ, its outputs are deleted first. OUT/.steps remembers this; OUT/logs
-holds what each step printed.
+holds what each step printed. A step with `seeds: [0, 1]` is one step for each, NAME-0 and NAME-1, with `{seed}`
+filled in.
 """
 
 import fcntl
@@ -98,7 +99,7 @@ class Recipe:
             raise UserError(f"{path}: expected a YAML file, found: {error}") from None
         _expect_keys(content, {"name": str, "out": str, "steps": dict}, str(path))
         out = str(out or content["out"])
-        steps = [_step(str(name), given, out) for name, given in content["steps"].items()]
+        steps = [step for name, given in content["steps"].items() for step in _steps(str(name), given, out)]
         return cls(content["name"], Path(out), steps)
 
 
@@ -174,10 +175,26 @@ def _run_step(step: Step, label: str, out: Path, force: bool, resume: str, lock:
     _say(f"{label}: done in {clock(state['seconds'])}")
 
 
-def _step(name: str, given: Any, out: str) -> Step:
-    _expect_keys(given, {"run": str, "inputs": list, "outputs": list}, f"step {name}", required={"run"})
-    inputs, outputs = ([str(p).replace("{out}", out) for p in given.get(k, [])] for k in ("inputs", "outputs"))
-    step = Step(name, given["run"].replace("{out}", out), inputs, outputs)
+def _steps(name: str, given: Any, out: str) -> list[Step]:
+    kinds = {"run": str, "inputs": list, "outputs": list, "seeds": list}
+    _expect_keys(given, kinds, f"step {name}", required={"run"})
+    if "seeds" not in given:
+        return [_step(name, given, {"{out}": out}, out)]
+    for path in given.get("outputs", []):
+        if "{seed}" not in str(path):
+            raise UserError(f"step {name}: expected an output for each seed, found {path}; fix: {path}-{{seed}}")
+    return [_step(f"{name}-{seed}", given, {"{out}": out, "{seed}": str(seed)}, out) for seed in given["seeds"]]
+
+
+def _step(name: str, given: dict[str, Any], values: dict[str, str], out: str) -> Step:
+    def filled(text: Any) -> str:
+        text = str(text)
+        for key, value in values.items():
+            text = text.replace(key, value)
+        return text
+
+    inputs, outputs = ([filled(path) for path in given.get(key, [])] for key in ("inputs", "outputs"))
+    step = Step(name, filled(given["run"]), inputs, outputs)
     if not step.command:
         raise UserError(f"step {name}: expected a command under run, found nothing")
     for path in step.outputs:
