@@ -176,7 +176,7 @@ def _run_step(step: Step, label: str, out: Path, force: bool, resume: str, lock:
 
 
 def _steps(name: str, given: Any, out: str) -> list[Step]:
-    kinds = {"run": str, "inputs": list, "outputs": list, "seeds": list}
+    kinds: dict[str, type] = {"run": str, "inputs": list, "outputs": list, "seeds": list}
     _expect_keys(given, kinds, f"step {name}", required={"run"})
     if "seeds" not in given:
         return [_step(name, given, {"{out}": out}, out)]
