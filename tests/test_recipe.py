@@ -88,15 +88,18 @@ def test_a_changed_command_a_missing_output_and_force_redo_a_step(tmp_path: Path
     assert output.read_text() == "a"
 
 
-def test_seeds_make_a_step_for_each(tmp_path: Path, source: Path) -> None:
-    with_seeds = {**append(source, "trained-{seed}"), "seeds": [3, 5]}
-    run_recipe(write(tmp_path, {"train": with_seeds, "last": append("{out}/trained-5", "last")}))
+def test_each_value_makes_a_step(tmp_path: Path, source: Path) -> None:
+    trained = {**append(source, "trained-{seed}"), "each": {"seed": [3, 5]}}
+    run_recipe(write(tmp_path, {"train": trained, "last": append("{out}/trained-5", "last")}))
     assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_file()) == [
         "last",
         "trained-3",
         "trained-5",
     ]
     assert [step.name for step in Recipe.load(tmp_path / "recipe.yaml").steps] == ["train-3", "train-5", "last"]
+    trained = {"run": "python {a} {b}", "outputs": ["{out}/{a}-{b}"], "each": {"a": [1, 2], "b": [3e-4, "c"]}}
+    steps = Recipe.load(write(tmp_path, {"train": trained})).steps
+    assert [step.run for step in steps] == ["python 1 0.0003", "python 1 c", "python 2 0.0003", "python 2 c"]
 
 
 def test_out_can_be_elsewhere(tmp_path: Path, source: Path) -> None:
@@ -250,7 +253,8 @@ def test_lerobot_train_is_told_to_resume_from_its_last_checkpoint(
         ("{name: a, out: b, steps: {c: {inputs: []}}}", "step c: expected the key run"),
         ("{name: a, out: b, steps: {c: {run: d, when: e}}}", "found when"),
         ("{name: a, out: b, steps: {c: {run: d, outputs: [/elsewhere]}}}", "inside b, found /elsewhere"),
-        ("{name: a, out: b, steps: {c: {run: d, outputs: ['{out}/e'], seeds: [0]}}}", "an output for each seed"),
+        ("{name: a, out: b, steps: {c: {run: d, outputs: ['{out}/e'], each: {seed: [0]}}}}", "an output for each seed"),
+        ("{name: a, out: b, steps: {c: {run: d, each: {seed: 0}}}}", "a list of values for seed"),
         ("{name: a", "expected a YAML file"),
     ],
 )

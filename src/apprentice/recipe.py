@@ -12,8 +12,8 @@
 step is skipped if its command, the content of its inputs and our code that it uses are what they were when it
 finished, and its outputs exist. If they are the same and it did not finish, it runs again and continues by
 itself from what it left. If they differ, its outputs are deleted first. OUT/.steps remembers this; OUT/logs
-holds what each step printed. A step with `seeds: [0, 1]` is one step for each, NAME-0 and NAME-1, with `{seed}`
-filled in.
+holds what each step printed. A step with `each: {seed: [0, 1]}` is one step for each value, NAME-0 and NAME-1,
+with `{seed}` filled in; of several keys, each value of one goes with each of the others.
 """
 
 import fcntl
@@ -25,6 +25,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -176,14 +177,20 @@ def _run_step(step: Step, label: str, out: Path, force: bool, resume: str, lock:
 
 
 def _steps(name: str, given: Any, out: str) -> list[Step]:
-    kinds: dict[str, type] = {"run": str, "inputs": list, "outputs": list, "seeds": list}
+    kinds: dict[str, type] = {"run": str, "inputs": list, "outputs": list, "each": dict}
     _expect_keys(given, kinds, f"step {name}", required={"run"})
-    if "seeds" not in given:
-        return [_step(name, given, {"{out}": out}, out)]
-    for path in given.get("outputs", []):
-        if "{seed}" not in str(path):
-            raise UserError(f"step {name}: expected an output for each seed, found {path}; fix: {path}-{{seed}}")
-    return [_step(f"{name}-{seed}", given, {"{out}": out, "{seed}": str(seed)}, out) for seed in given["seeds"]]
+    each: dict[str, list[Any]] = given.get("each", {})
+    for key, values in each.items():
+        if not isinstance(values, list):
+            raise UserError(f"step {name}: expected a list of values for {key}, found {values!r}; fix: [{values}]")
+        for path in given.get("outputs", []):
+            if f"{{{key}}}" not in str(path):
+                raise UserError(f"step {name}: expected an output for each {key}, found {path}; fix: {path}-{{{key}}}")
+    steps = []
+    for chosen in product(*each.values()):
+        filled = {f"{{{key}}}": str(value) for key, value in zip(each, chosen, strict=True)}
+        steps.append(_step("-".join([name, *filled.values()]), given, {"{out}": out, **filled}, out))
+    return steps
 
 
 def _step(name: str, given: dict[str, Any], values: dict[str, str], out: str) -> Step:
