@@ -26,7 +26,7 @@ from apprentice.vlm.nano.batches import Chat, Corpus
 from apprentice.vlm.nano.checks import Check
 from apprentice.vlm.nano.model import NanoConfig, build_model, build_processor
 from apprentice.vlm.nano.pretrain import PretrainConfig, PretrainTrainer, tokenizer_of
-from apprentice.vlm.nano.trainer import rows_of
+from apprentice.vlm.nano.trainer import batches
 
 TOWERS = {
     "patch16": NanoConfig(patch=16, scale=2, vision_width=256, vision_layers=6, vision_mlp=1024, vision_heads=4),
@@ -53,16 +53,16 @@ def learn(name: str, minutes: float, work: Work) -> dict[str, float]:
     nano, folder = TOWERS[name], work.output / name
     folder.mkdir(exist_ok=True)
     config = PretrainConfig(
-        work.data, str(folder), steps=1_000_000, vision_share=1.0, warmup=50e-6, ema=0.99, nano=nano
+        work.data, str(folder), steps=1_000_000, questions=1, vision_share=1.0, warmup=50e-6, ema=0.99, nano=nano
     )
     trainer, state = PretrainTrainer(config, work.tokenizer), folder / "state.json"
     trainer.resume(folder / "checkpoint.safetensors")
     used = float(read_json(state)["cpu"]) if state.exists() else 0.0
     begun = saved = time.process_time() - used
-    while used < 60 * minutes:
-        rng = np.random.default_rng([config.seed, trainer.step, 7])
-        rows = rows_of(trainer.step, config, len(work.corpus))
-        trainer.update(work.corpus.batch(rows, rng, 1, augment=True))
+    for batch in batches(work.corpus, config, trainer.step):
+        if used >= 60 * minutes:
+            break
+        trainer.update(batch)
         used = time.process_time() - begun
         if used - saved > REPORT or used >= 60 * minutes:
             trainer.save(folder / "checkpoint.safetensors")

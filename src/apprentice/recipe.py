@@ -188,16 +188,16 @@ def _steps(name: str, given: Any, out: str) -> list[Step]:
                 raise UserError(f"step {name}: expected an output for each {key}, found {path}; fix: {path}-{{{key}}}")
     steps = []
     for chosen in product(*each.values()):
-        filled = {f"{{{key}}}": str(value) for key, value in zip(each, chosen, strict=True)}
-        steps.append(_step("-".join([name, *filled.values()]), given, {"{out}": out, **filled}, out))
+        named = {key: str(value) for key, value in zip(each, chosen, strict=True)}
+        steps.append(_step("-".join([name, *named.values()]), given, out, named))
     return steps
 
 
-def _step(name: str, given: dict[str, Any], values: dict[str, str], out: str) -> Step:
+def _step(name: str, given: dict[str, Any], out: str, values: dict[str, str]) -> Step:
     def filled(text: Any) -> str:
         text = str(text)
-        for key, value in values.items():
-            text = text.replace(key, value)
+        for key, value in {"out": out, **values}.items():
+            text = text.replace(f"{{{key}}}", value)
         return text
 
     inputs, outputs = ([filled(path) for path in given.get(key, [])] for key in ("inputs", "outputs"))

@@ -22,7 +22,7 @@ from apprentice.progress import console, track
 from apprentice.vlm.graft import graft, language_model
 from apprentice.vlm.nano.batches import Chat, Corpus, pack
 from apprentice.vlm.nano.catalogue import CATEGORIES
-from apprentice.vlm.nano.passes import answer_logits, image_tokens
+from apprentice.vlm.nano.passes import answer_logits, image_tokens, pixels_of
 from apprentice.vlm.nano.scenes import load
 from apprentice.vlm.nano.score import Exam, answers, constant_answers
 from apprentice.vlm.nano.trainer import Trainer, train
@@ -134,7 +134,7 @@ def begin_with_words(model: Any, tokenizer: Any, corpus: Corpus) -> None:
     seen: list[Tensor] = []
     handle = linear.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     for start in track(range(0, len(corpus), 16), "what image tokens show"):
-        image_tokens(model, _pixels(corpus.images[start : start + 16], model))
+        image_tokens(model, pixels_of(corpus.images[start : start + 16], model.device))
         features = seen.pop()
         shown = _shown(corpus.category[start : start + 16], features.shape[1]).to(model.device) @ names
         squares = squares + features.flatten(0, 1).T @ features.flatten(0, 1)
@@ -179,12 +179,7 @@ def _loss(model: Any, exam: Exam) -> float:
     for images, items in zip(exam.images, exam.items, strict=True):
         batch = {key: value.to(model.device) for key, value in pack([items], exam.prefix, exam.pad).items()}
         with mixed_precision(model.device):
-            logits = answer_logits(model, image_tokens(model, _pixels(images[None], model)), batch)
+            logits = answer_logits(model, image_tokens(model, pixels_of(images[None], model.device)), batch)
         total += float(F.cross_entropy(logits.float(), batch["target"], reduction="sum"))
         count += len(batch["target"])
     return total / count
-
-
-def _pixels(images: Any, model: Any) -> Tensor:
-    """Pictures (B, 2, S, S, 3), uint8, as the vision tower reads them (B, 2, 3, S, S)."""
-    return torch.from_numpy(images).permute(0, 1, 4, 2, 3).to(model.device).float().div(127.5).sub(1.0)

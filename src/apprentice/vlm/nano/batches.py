@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from apprentice.vlm.nano.catalogue import CATEGORIES, CELL, NAMES, SIZE, instructions, problems
 from apprentice.vlm.nano.mixtures import CENTRE, room_of
+from apprentice.vlm.nano.passes import pixels_of
 from apprentice.vlm.nano.questions import KINDS, Question, questions
 from apprentice.vlm.nano.scenes import load
 from apprentice.vlm.nano.tokenizer import DISTANCES, LOCATIONS
@@ -135,7 +136,7 @@ class Corpus:
         category = np.stack([_shift(self.category[r], s, CELL) for r, s in zip(rows, shifts, strict=True)])
         depth = np.stack([_shift(self.depth[r], s, CELL) for r, s in zip(rows, shifts, strict=True)])
         still = (shifts == 0).all(axis=(1, 2))
-        pixels = torch.from_numpy(images).permute(0, 1, 4, 2, 3).float().div_(127.5).sub_(1.0)
+        pixels = pixels_of(images, torch.device("cpu"))
         if augment:
             pixels = _relight(pixels, rng)
         return {

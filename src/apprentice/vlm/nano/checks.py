@@ -10,7 +10,8 @@ from apprentice.vlm.nano.batches import Chat, Corpus
 from apprentice.vlm.nano.catalogue import CATEGORIES
 from apprentice.vlm.nano.dense import FIRST_THING, DenseHead
 from apprentice.vlm.nano.passes import image_tokens
-from apprentice.vlm.nano.score import Exam, answers, rows_of_part
+from apprentice.vlm.nano.scenes import rows_of_part
+from apprentice.vlm.nano.score import Exam, answers
 
 BATCH = 24  # layouts
 POINTED = ("point", "point_wrist", "offset")  # kinds of questions whose answers are reported one by one

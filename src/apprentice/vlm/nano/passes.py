@@ -1,5 +1,6 @@
 """Passes through a VLM over packed questions: image tokens, and the logits of answers."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,6 +18,11 @@ def answer_logits(model: SmolVLMForConditionalGeneration, tokens: Tensor, batch:
         use_cache=False,
     ).last_hidden_state
     return model.lm_head(hidden.flatten(0, 1)[batch["at"]])
+
+
+def pixels_of(images: np.ndarray, device: torch.device) -> Tensor:
+    """Pictures (B, 2, S, S, 3), uint8, as a vision tower reads them: (B, 2, 3, S, S), in [-1, 1]."""
+    return torch.from_numpy(images).permute(0, 1, 4, 2, 3).to(device).float().div_(127.5).sub_(1.0)
 
 
 def image_tokens(model: SmolVLMForConditionalGeneration, pixels: Tensor, blind: bool = False) -> Tensor:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from apprentice.vlm.nano.batches import ENTITIES, positions
-from apprentice.vlm.nano.passes import image_tokens
-from apprentice.vlm.nano.scenes import load
+from apprentice.vlm.nano.passes import image_tokens, pixels_of
+from apprentice.vlm.nano.scenes import load, rows_of_part
 
 FITTED = 3000  # at most so many layouts
 FEWEST = 40  # places of a name, below which no map is fitted
@@ -95,12 +95,11 @@ class _Reading:
 @torch.inference_mode()
 def _read(model: Any, data: Path | str, part: str, most: int) -> _Reading:
     stored = load(data, part, ("images",))
-    rows = np.linspace(0, len(stored["facts"]) - 1, min(most, len(stored["facts"]))).astype(int)
+    rows = rows_of_part(len(stored["facts"]), most)
     places, known = positions([stored["facts"][row] for row in rows])
     tokens = []
     for some in np.array_split(rows, max(1, len(rows) // 32)):
-        pixels = torch.from_numpy(stored["images"][some]).permute(0, 1, 4, 2, 3).to(model.device)
-        seen = image_tokens(model, pixels.float().div(127.5).sub(1.0)).float().cpu()
+        seen = image_tokens(model, pixels_of(stored["images"][some], model.device)).float().cpu()
         tokens.append(seen.reshape(len(some), 2, -1))
     both = torch.cat(tokens)
     return _Reading((both[:, 0], both.flatten(1)), torch.from_numpy(places), torch.from_numpy(known))

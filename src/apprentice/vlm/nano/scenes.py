@@ -128,3 +128,8 @@ def _chosen(folder: Path | str, part: str) -> list[tuple[Path, slice]]:
         elif is_of == part:  # the first layouts of the first shard are never trained on
             chosen.append((path, slice(UNSEEN_LAYOUTS if first else 0, None)))
     return chosen
+
+
+def rows_of_part(size: int, most: int) -> np.ndarray:
+    """At most so many row numbers out of `size`, evenly spread."""
+    return np.linspace(0, size - 1, min(size, most)).astype(int)

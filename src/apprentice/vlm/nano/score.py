@@ -20,10 +20,10 @@ from apprentice.vlm.nano.batches import Chat, Corpus, Item, pack
 from apprentice.vlm.nano.card import PARTS, Score, card
 from apprentice.vlm.nano.catalogue import CATEGORIES
 from apprentice.vlm.nano.marks import Mark, Marker
-from apprentice.vlm.nano.passes import answer_logits, image_tokens
+from apprentice.vlm.nano.passes import answer_logits, image_tokens, pixels_of
 from apprentice.vlm.nano.probe import probe
 from apprentice.vlm.nano.questions import KINDS
-from apprentice.vlm.nano.scenes import available, load
+from apprentice.vlm.nano.scenes import available, load, rows_of_part
 
 LAYOUTS, QUESTIONS = 200, 16  # at most so many layouts of a part, and questions about each
 BATCH = 20  # layouts
@@ -106,8 +106,7 @@ def _answers(model: Any, exam: Exam, rows: slice, blind: bool) -> list[list[np.n
     Words are read off behind the right ones in one pass: what is all right is what generating would give, and only
     that counts. Numbers are fed back as they are predicted, one a pass.
     """
-    pixels = torch.from_numpy(exam.images[rows]).permute(0, 1, 4, 2, 3).to(model.device).float().div(127.5).sub(1.0)
-    tokens = image_tokens(model, pixels, blind)
+    tokens = image_tokens(model, pixels_of(exam.images[rows], model.device), blind)
     items = exam.items[rows]
     guesses = [[item.answer.copy() for item in row] for row in items]
     numbers = [[sum(token < 0 for token in exam.marker.form(item.answer)) for item in row] for row in items]
@@ -151,11 +150,6 @@ def tally(
         median = float(np.median(errors)) if errors else None
         scores.append(Score(part, kind, examples[kind], len(mine), right, text_only, constant, median))
     return scores
-
-
-def rows_of_part(size: int, most: int) -> np.ndarray:
-    """At most so many row numbers out of `size`, evenly spread."""
-    return np.linspace(0, size - 1, min(size, most)).astype(int)
 
 
 def _config(folder: Path, blind: bool) -> dict[str, Any]:

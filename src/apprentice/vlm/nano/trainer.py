@@ -127,7 +127,7 @@ def rows_of(step: int, config: Settings, size: int) -> np.ndarray:
     return np.array([epochs[int(i // size)][i % size] for i in index])
 
 
-def _batches(corpus: Corpus, config: Settings, first: int) -> Iterator[dict[str, Tensor]]:
+def batches(corpus: Corpus, config: Settings, first: int) -> Iterator[dict[str, Tensor]]:
     """Batches from step `first` on, the next one made while the last one is used."""
 
     def make(step: int) -> dict[str, Tensor]:
@@ -151,7 +151,7 @@ def train(trainer: Trainer, corpus: Corpus, output: Path, what: str) -> None:
     trainer.resume(output / CHECKPOINT)
     saved, computed = time.monotonic(), time.process_time()
     with Meter(what, config.steps, trainer.step) as meter, (output / "log.jsonl").open("a") as log:
-        for batch in _batches(corpus, config, trainer.step):
+        for batch in batches(corpus, config, trainer.step):
             losses = trainer.update(batch)
             meter.advance(note=" ".join(f"{name} {loss:.3f}" for name, loss in losses.items()))
             now = time.monotonic()
