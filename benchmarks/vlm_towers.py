@@ -78,7 +78,7 @@ def learn(name: str, minutes: float, work: Work) -> dict[str, float]:
 def plan(nano: NanoConfig, tokenizer: PreTrainedTokenizerBase) -> float:
     """CPU milliseconds of a pass over two images, 16 words and the 51 tokens that a policy appends; the median."""
     model = build_model(nano, tokenizer).eval()
-    images = torch.zeros(1, 2, 3, nano.image, nano.image)
+    images = torch.full((1, 2, 3, nano.image, nano.image), 0.1)  # SmolVLM takes black images for padding
     ids = torch.full((1, 2 * nano.image_tokens + 16 + 51), 7)
     ids[:, : 2 * nano.image_tokens] = model.config.image_token_id
     times = []
