@@ -42,7 +42,8 @@ from apprentice.distill.samples import Samples, order
 from apprentice.distill.stages import StageConfig, fresh_student
 from apprentice.policy.modeling_apprentice import ApprenticePolicy
 from apprentice.progress import console
-from apprentice.vlm.nano.model import NanoConfig, build_processor
+from apprentice.vlm.graft import IMAGE, SMOLVLM_MARKS, smolvlm_processor
+from apprentice.vlm.nano.tokenizer import CHAT_TEMPLATE
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 DEMONSTRATIONS = ASSETS / "demonstrations" / "libero_goal"
@@ -194,6 +195,7 @@ def large(dataset: LeRobotDataset, frames: int, steps: int = 3) -> tuple[float, 
 def large_vlm(folder: Path) -> None:
     """SmolVLM-256M without its weights: sizes of SmolLM2-135M and of SigLIP-B; the nano VLM's tokenizer."""
     tokenizer = AutoTokenizer.from_pretrained(ASSETS / "nano-vlm")
+    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE, *SMOLVLM_MARKS]})
     text = LlamaConfig(
         vocab_size=49280,
         hidden_size=576,
@@ -224,7 +226,7 @@ def large_vlm(folder: Path) -> None:
     )
     config.architectures = ["SmolVLMForConditionalGeneration"]
     config.save_pretrained(folder)
-    build_processor(NanoConfig(image=512, patch=16, scale=4), tokenizer).save_pretrained(folder)
+    smolvlm_processor(512, 64, tokenizer, CHAT_TEMPLATE).save_pretrained(folder)
 
 
 if __name__ == "__main__":

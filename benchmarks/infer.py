@@ -35,8 +35,8 @@ from apprentice.policy.configuration_apprentice import ApprenticeConfig
 from apprentice.policy.modeling_apprentice import ApprenticePolicy
 from apprentice.policy.processor_apprentice import make_apprentice_pre_post_processors
 from apprentice.progress import console
-from apprentice.vlm.nano.model import NanoConfig, build_processor
-from apprentice.vlm.nano.tokenizer import train_tokenizer
+from apprentice.vlm.graft import IMAGE, SMOLVLM_MARKS, smolvlm_processor
+from apprentice.vlm.nano.tokenizer import CHAT_TEMPLATE, train_tokenizer
 
 HORIZON = 50  # SmolVLA's own
 INSTRUCTION = "put the bowl on the plate"
@@ -63,7 +63,8 @@ class Backbone:
     def save(self, folder: Path) -> Path:
         """Configuration and processor, no weights."""
         tokenizer = train_tokenizer([INSTRUCTION] * 10, vocab_size=560)
-        for name, token in (("fake_image_token", "<fake_token_around_image>"), ("global_image_token", "<global-img>")):
+        tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE, *SMOLVLM_MARKS]})
+        for name, token in zip(("fake_image_token", "global_image_token"), SMOLVLM_MARKS, strict=True):
             tokenizer._set_model_specific_special_tokens({name: token})
         ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
         names = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "num_key_value_heads")
@@ -76,18 +77,17 @@ class Backbone:
             image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
             **ids,
         ).save_pretrained(folder)
-        build_processor(NanoConfig(image=self.image, patch=self.patch, scale=self.scale), tokenizer).save_pretrained(
-            folder
-        )
+        tokens = (self.image // self.patch // self.scale) ** 2
+        smolvlm_processor(self.image, tokens, tokenizer, CHAT_TEMPLATE).save_pretrained(folder)
         return folder
 
 
 BACKBONES = {
-    "nano": Backbone("the built-in VLM", 128, 2, (256, 6, 1024, 4), (256, 4, 768, 4, 2)),
-    "135M": Backbone("135 M language model, nano's tower", 128, 2, (256, 6, 1024, 4), (576, 30, 1536, 9, 3)),
+    "8M": Backbone("a VLM of 8 M parameters", 128, 2, (256, 6, 1024, 4), (256, 4, 768, 4, 2)),
+    "135M": Backbone("135 M language model, the same tower", 128, 2, (256, 6, 1024, 4), (576, 30, 1536, 9, 3)),
     "256M": Backbone("SmolVLM2-256M", 512, 4, (768, 12, 3072, 12), (576, 30, 1536, 9, 3)),
 }
-COUNTS = {"nano": 100, "135M": 40, "256M": 2}
+COUNTS = {"8M": 100, "135M": 40, "256M": 2}
 
 
 def features(image: int) -> dict[str, dict[str, PolicyFeature]]:

@@ -1,7 +1,7 @@
 """Which vision tower of the nano VLM sees best for equal computing time, and what it costs a policy.
 
     python benchmarks/vlm_towers.py --data scenes --output towers --minutes 25           # each tower, in turn
-    python benchmarks/vlm_towers.py --data scenes --output towers --minutes 25 --towers patch8 patch8-64
+    python benchmarks/vlm_towers.py --data scenes --output towers --minutes 25 --towers 16-tokens 64-tokens
 
 Each tower learns from the dense read-outs alone (no questions) for so many CPU minutes, at a level rate, from the same
 layouts in the same order. Reported: layouts it got through, what the average of its weights finds on layouts that it
@@ -29,9 +29,9 @@ from apprentice.vlm.nano.pretrain import PretrainConfig, PretrainTrainer, tokeni
 from apprentice.vlm.nano.trainer import batches
 
 TOWERS = {
-    "patch16": NanoConfig(patch=16, scale=2, vision_width=256, vision_layers=6, vision_mlp=1024, vision_heads=4),
-    "patch8": NanoConfig(patch=8, scale=4, vision_width=160, vision_layers=5, vision_mlp=640, vision_heads=2),
-    "patch8-64": NanoConfig(patch=8, scale=2, vision_width=160, vision_layers=5, vision_mlp=640, vision_heads=2),
+    "16-tokens": NanoConfig(),
+    "64-tokens": NanoConfig(vision_widths=(32, 64, 256), vision_depths=(0, 1, 3)),
+    "shallow": NanoConfig(vision_depths=(0, 1, 1, 1)),
 }
 SHOWN = ("heat", "workspace", "hand", "loss category", "loss heat", "loss search")
 PASSES = 20  # timed
@@ -78,7 +78,7 @@ def learn(name: str, minutes: float, work: Work) -> dict[str, float]:
 def plan(nano: NanoConfig, tokenizer: PreTrainedTokenizerBase) -> float:
     """CPU milliseconds of a pass over two images, 16 words and the 51 tokens that a policy appends; the median."""
     model = build_model(nano, tokenizer).eval()
-    images = torch.full((1, 2, 3, nano.image, nano.image), 0.1)  # SmolVLM takes black images for padding
+    images = torch.zeros(2, 3, nano.image, nano.image)
     ids = torch.full((1, 2 * nano.image_tokens + 16 + 51), 7)
     ids[:, : 2 * nano.image_tokens] = model.config.image_token_id
     times = []

@@ -34,5 +34,5 @@ def small_expert(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="session")
 def small_vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a small SmolVLM with random weights."""
-    return support.make_vlm(tmp_path_factory.mktemp("vlm") / "smolvlm")
+    """The folder of a small VLM with random weights."""
+    return support.make_vlm(tmp_path_factory.mktemp("vlm") / "nano")

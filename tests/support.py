@@ -98,17 +98,13 @@ def make_expert(folder: Path, dataset: LeRobotDataset) -> Path:
 
 
 def make_vlm(folder: Path) -> Path:
-    """A SmolVLM of two narrow layers with random weights, and its processor."""
+    """A nano VLM of two narrow layers with random weights, and its processor."""
     torch.manual_seed(0)
     config = NanoConfig(
         image=64,
-        patch=16,
-        scale=2,
+        vision_widths=(8, 16, 32, 64),
+        vision_depths=(0, 0, 1, 1),
         width=64,
-        vision_width=64,
-        vision_layers=1,
-        vision_mlp=64,
-        vision_heads=2,
         text_layers=2,
         text_mlp=64,
         heads=2,

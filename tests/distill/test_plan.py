@@ -118,18 +118,15 @@ def test_of_experts_that_look_at_numbers(kind: str, small_dataset: Path, small_v
 def middling(folder: Path) -> Path:
     """A VLM that takes more memory to train than Python takes to start."""
     torch.manual_seed(0)
-    sizes = {
-        "patch": 16,
-        "scale": 2,
+    sizes: dict[str, Any] = {
         "width": 256,
-        "vision_width": 256,
-        "vision_mlp": 64,
-        "vision_heads": 4,
+        "vision_widths": (16, 32, 64, 256),
+        "vision_depths": (0, 0, 0, 1),
         "text_mlp": 768,
         "heads": 4,
         "kv_heads": 2,
     }
-    config = NanoConfig(image=64, vision_layers=1, text_layers=8, **sizes)
+    config = NanoConfig(image=64, text_layers=8, **sizes)
     tokenizer = train_tokenizer(TASKS, vocab_size=560)
     build_model(config, tokenizer).save_pretrained(folder)
     build_processor(config, tokenizer).save_pretrained(folder)

@@ -56,7 +56,7 @@ def test_align_moves_ours_alone_and_finetune_spares_vision_and_head(config: Stag
     language = {name for name in moved if name.startswith("vlm")}
     assert all(".text_model." in name and "embed_tokens" not in name for name in language)
     frozen = {name for name in weights(tuned) if name.startswith("vlm")} - language
-    assert any("vision_model" in name for name in frozen) and any("connector" in name for name in frozen)
+    assert any("vision_tower" in name for name in frozen) and any("projector" in name for name in frozen)
 
 
 def test_alignment_loss_falls_and_log_and_cost_tell_it(config: StageConfig) -> None:

@@ -72,7 +72,7 @@ def test_lerobot_train_aligns_and_then_finetunes(aligned: Path, small_dataset: P
     before, after = load_file(aligned / "model.safetensors"), load_file(tuned / "model.safetensors")
     moved = {key for key in before if not torch.equal(before[key], after[key])}
     assert any(".text_model.layers" in key for key in moved) and any(key.startswith("decoder") for key in moved)
-    assert not any("vision_model" in key or "connector" in key for key in moved)
+    assert not any("vision_tower" in key or "projector" in key for key in moved)
 
 
 def test_lerobot_train_teaches_a_history(

@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 import torch
+from tests.vlm.tiny_nano import TINY
 
 from apprentice.vlm.nano.batches import ENTITIES, Chat
 from apprentice.vlm.nano.catalogue import CATEGORIES, CELL
 from apprentice.vlm.nano.checks import Check
 from apprentice.vlm.nano.dense import DenseHead, heat_loss
-from apprentice.vlm.nano.model import NanoConfig, build_model, build_processor, waves
+from apprentice.vlm.nano.model import build_model, build_processor
 from apprentice.vlm.nano.probe import _ridge, linear
 from apprentice.vlm.nano.scenes import load
 
-TINY = NanoConfig(width=32, vision_width=32, vision_layers=1, vision_mlp=32, vision_heads=2)
 PLATE, BOWL = CATEGORIES.index("plate"), CATEGORIES.index("black bowl")
 
 
@@ -108,14 +108,6 @@ def test_the_searcher_learns_where_things_are():
         optimizer.zero_grad(), loss.backward(), optimizer.step()
     tokens, places = draw(100)
     assert (head(tokens)[:, 1, :4] - places).abs().mean() < 0.3 < (places - places.mean(0)).abs().mean()
-
-
-def test_places_in_a_grid_are_told_apart_and_near_ones_are_alike():
-    grid = waves(16, 160)
-    assert grid.shape == (256, 160) and 0.12 < grid.std().item() < 0.2
-    alike = torch.nn.functional.cosine_similarity(grid[:, None], grid[None], dim=-1)
-    assert alike.fill_diagonal_(0).max() < 0.9999
-    assert alike[0, 1] > alike[0, 4] > alike[0, 12] and alike[0, 16] > alike[0, 64]
 
 
 def test_checks_measure_what_they_say(tokenizer, fake_scenes, tmp_path):

@@ -139,7 +139,7 @@ def test_the_card_holds_the_numbers(trained):
         assert f"| {s.example} | {s.asked} | {s.right / s.asked:.1%} (" in body
         assert max(s.right, s.text_only, s.constant) <= s.asked
     assert "36 random layouts" not in body and "9 random layouts" in body  # 24, less the first 15, of one scene
-    assert "16 tokens" in body and f"patches of {TINY.patch} px" in body and "of 0 scenes of our own" in body
+    assert "16 tokens" in body and "one for 32 px squares" in body and "of 0 scenes of our own" in body
     assert "--steps 2 --batch 4" in body and str(trained) not in text
     assert AutoProcessor.from_pretrained(trained / "vlm" / "model")  # the card does no harm
 

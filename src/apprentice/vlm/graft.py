@@ -1,7 +1,8 @@
-"""A vision tower on a pretrained language model, joined by a new projector, in Transformers' SmolVLM classes.
+"""A vision tower on a pretrained language model, joined by a new projector, in Transformers' classes.
 
-Neither changes: of a text alone the VLM says what the language model said. Its vocabulary grows by the three tokens
-that mark images; their embeddings are the mean of all others, so none of them is ever the likeliest next token.
+These are FastVLM's for a ConvNeXt and SmolVLM's for a vision transformer. Neither part changes: of a text alone the VLM
+says what the language model said. Its vocabulary grows by the tokens that mark images; their embeddings are the mean of
+all others, so none of them is ever the likeliest next token.
 """
 
 from importlib.util import find_spec
@@ -21,14 +22,17 @@ from transformers import (
     PreTrainedTokenizerFast,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
+    SmolVLMImageProcessor,
     SmolVLMProcessor,
 )
 from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
+from transformers.models.smolvlm.video_processing_smolvlm import SmolVLMVideoProcessor
 
 from apprentice.errors import UserError
-from apprentice.vlm.nano.model import NanoConfig, build_processor
+from apprentice.vlm.nano.model import NanoConfig, assembled, build_processor
 
-IMAGE, MARKS = "<image>", ["<image>", "<fake_token_around_image>", "<global-img>"]
+IMAGE = "<image>"
+SMOLVLM_MARKS = ["<fake_token_around_image>", "<global-img>"]
 CONTROL = 3  # kind of token in a GGUF
 # Before the language model's own template, which knows messages of text alone.
 PICTURES_TO_TEXT = (
@@ -60,20 +64,52 @@ def language_model(name: str) -> tuple[Any, PreTrainedTokenizerBase]:
         ) from error
 
 
-def graft(llm: Any, tokenizer: PreTrainedTokenizerBase, tower: str) -> tuple[Any, SmolVLMProcessor]:
+def graft(llm: Any, tokenizer: PreTrainedTokenizerBase, tower: str) -> tuple[Any, Any]:
     """A VLM with a fresh projector, and its processor. The language model and its tokenizer are used up.
 
     Args:
         llm: the language model.
         tokenizer: its tokenizer.
-        tower: folder or hub name of a SmolVLM, an Idefics3 or a SigLIP, whose vision tower is taken.
+        tower: folder or hub name of a SmolVLM, an Idefics3, a SigLIP or a nano VLM, whose vision tower is taken.
 
-    Raises UserError if that has none that the SmolVLM classes hold.
+    Raises UserError if that has none that can be joined.
     """
     eyes, scale = _tower(tower)
-    tokenizer.add_special_tokens({"additional_special_tokens": MARKS})
+    convolutional = eyes.config.model_type == "convnext"
+    marks = [IMAGE] if convolutional else [IMAGE, *SMOLVLM_MARKS]
+    tokenizer.add_special_tokens({"additional_special_tokens": marks})
     _widen(llm, len(tokenizer))
-    ends = _ends(tokenizer)
+    join = _as_fastvlm if convolutional else _as_smolvlm
+    model, processor = join(llm, tokenizer, eyes, scale)
+    model.get_decoder().load_state_dict(llm.base_model.state_dict())
+    model.lm_head.load_state_dict(llm.get_output_embeddings().state_dict())
+    model.generation_config = GenerationConfig(**_ends(tokenizer))
+    return model.float(), processor
+
+
+def projector(model: Any) -> Any:
+    """What lies between the vision tower and the language model of a grafted VLM."""
+    return getattr(model.model, "multi_modal_projector", None) or model.model.connector
+
+
+def smolvlm_processor(image: int, tokens: int, tokenizer: PreTrainedTokenizerBase, template: str) -> SmolVLMProcessor:
+    """A SmolVLM's processor that makes of an image one tile, a square of `image` px with so many tokens."""
+    size = {"longest_edge": image}
+    images = SmolVLMImageProcessor(size=size, max_image_size=size, do_image_splitting=False)
+    videos = SmolVLMVideoProcessor(size=size, max_image_size=size, do_image_splitting=False)
+    return SmolVLMProcessor(images, tokenizer, videos, image_seq_len=tokens, chat_template=template)
+
+
+def _as_fastvlm(llm: Any, tokenizer: PreTrainedTokenizerBase, eyes: Any, _: int) -> tuple[Any, Any]:
+    config = eyes.config
+    size = NanoConfig(config.image_size, config.patch_size, tuple(config.hidden_sizes), tuple(config.depths))
+    image = int(tokenizer.convert_tokens_to_ids(IMAGE))  # type: ignore[arg-type]
+    model = assembled(config, llm.config, image, size.image_tokens)
+    model.model.vision_tower.load_state_dict(eyes.state_dict())
+    return model, build_processor(size, tokenizer, PICTURES_TO_TEXT + str(tokenizer.chat_template))
+
+
+def _as_smolvlm(llm: Any, tokenizer: PreTrainedTokenizerBase, eyes: Any, scale: int) -> tuple[Any, Any]:
     whole: dict[str, Any] = {
         "vision_config": {name: getattr(eyes.config, name) for name in SHAPE},
         "text_config": llm.config.to_dict(),
@@ -81,15 +117,12 @@ def graft(llm: Any, tokenizer: PreTrainedTokenizerBase, tower: str) -> tuple[Any
         "image_token_id": tokenizer.convert_tokens_to_ids(IMAGE),
         "tie_word_embeddings": llm.config.tie_word_embeddings,
     }
-    model: Any = SmolVLMForConditionalGeneration(SmolVLMConfig(**whole, **ends))
-    model.model.text_model.load_state_dict(llm.base_model.state_dict())
-    model.lm_head.load_state_dict(llm.get_output_embeddings().state_dict())
+    model: Any = SmolVLMForConditionalGeneration(SmolVLMConfig(**whole, **_ends(tokenizer)))
     state = {key: value for key, value in eyes.state_dict().items() if not key.startswith("head.")}
     model.model.vision_model.load_state_dict(state)
-    model.generation_config = GenerationConfig(**ends)
+    tokens = (eyes.config.image_size // eyes.config.patch_size // scale) ** 2
     template = PICTURES_TO_TEXT + str(tokenizer.chat_template)
-    size = NanoConfig(image=eyes.config.image_size, patch=eyes.config.patch_size, scale=scale)
-    return model.float(), build_processor(size, tokenizer, template)
+    return model, smolvlm_processor(eyes.config.image_size, tokens, tokenizer, template)
 
 
 def _smollm2() -> tuple[Any, PreTrainedTokenizerBase]:
@@ -140,15 +173,15 @@ def _smollm2_tokenizer(fields: dict[str, Any]) -> PreTrainedTokenizerBase:
 
 
 def _tower(name: str) -> tuple[Any, int]:
-    """A vision transformer, and how many of its patches in a row one token of the language model holds."""
+    """A vision tower, and how many patches of a vision transformer in a row one token of the language model holds."""
     try:
         whole: Any = AutoModel.from_pretrained(name, dtype=torch.float32)
-        eyes = whole.vision_model
-        assert all(hasattr(eyes.config, key) for key in SHAPE)
+        eyes = whole.vision_tower if whole.config.model_type == "fast_vlm" else whole.vision_model
+        assert eyes.config.model_type == "convnext" or all(hasattr(eyes.config, key) for key in SHAPE)
         return eyes, getattr(whole.config, "scale_factor", 2)
     except (OSError, ValueError, HFValidationError, AttributeError, AssertionError) as error:
         raise UserError(
-            f"expected a SmolVLM, an Idefics3 or a SigLIP at '{name}', found {error}; "
+            f"expected a SmolVLM, an Idefics3, a SigLIP or a nano VLM at '{name}', found {error}; "
             "fix: name another --tower, or go online once to fetch it"
         ) from error
 

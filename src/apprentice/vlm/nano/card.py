@@ -40,14 +40,14 @@ license: apache-2.0
 library_name: transformers
 pipeline_tag: image-text-to-text
 language: en
-tags: [robotics, libero, smolvlm]
+tags: [robotics, libero, fastvlm]
 ---
 # Nano VLM
 
 A vision-language model of {size:.1f} M parameters that knows one thing: what a robot's table in LIBERO looks like. It
-exists so that a VLM can be taught to act in minutes on a CPU, offline. Hugging Face's SmolVLM classes; a tokenizer of
+exists so that a VLM can be taught to act in minutes on a CPU, offline. Hugging Face's FastVLM classes; a tokenizer of
 its own with 128 tokens for pixels and 128 for centimetres; two {image} px images (agent view, wrist), {tokens} tokens
-each, of patches of {patch} px.
+each, one for {square} px squares.
 
 ```python
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -126,7 +126,7 @@ def card(
         size=parameters / 1e6,
         image=nano.image,
         tokens=nano.image_tokens,
-        patch=nano.patch,
+        square=nano.square,
         layouts=len(scenes),
         published=len(scenes) - len(own),
         own=len(own),
