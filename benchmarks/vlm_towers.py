@@ -59,7 +59,7 @@ def learn(name: str, minutes: float, work: Work) -> dict[str, float]:
     trainer.resume(folder / "checkpoint.safetensors")
     used = float(read_json(state)["cpu"]) if state.exists() else 0.0
     begun = saved = time.process_time() - used
-    for batch in batches(work.corpus, config, trainer.step):
+    for batch in batches(work.corpus, trainer):
         if used >= 60 * minutes:
             break
         trainer.update(batch)
@@ -100,7 +100,7 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     tokenizer = tokenizer_of(PretrainConfig(options.data, str(options.output)), options.output / "tokenizer")
     chat = Chat.of(build_processor(NanoConfig(), tokenizer))
-    work = Work(options.data, options.output, tokenizer, Corpus(options.data, "train", chat, pool=1))
+    work = Work(options.data, options.output, tokenizer, Corpus(options.data, "train", chat))
     table = Table(
         "tower", "layouts", "ms a plan", "bytes a frame", *(f"{s} ({p})" for p in ("layouts", "own") for s in SHOWN)
     )

@@ -54,7 +54,7 @@ def test_align_moves_ours_alone_and_finetune_spares_vision_and_head(config: Stag
     moved = changed(weights(aligned), weights(tuned))
     assert {name.split(".")[0] for name in moved} == {"action_tokens", "state_encoder", "mapper", "decoder", "vlm"}
     language = {name for name in moved if name.startswith("vlm")}
-    assert all(".text_model." in name and "embed_tokens" not in name for name in language)
+    assert all(".language_model." in name and "embed_tokens" not in name for name in language)
     frozen = {name for name in weights(tuned) if name.startswith("vlm")} - language
     assert any("vision_tower" in name for name in frozen) and any("projector" in name for name in frozen)
 

@@ -71,7 +71,7 @@ def test_lerobot_train_aligns_and_then_finetunes(aligned: Path, small_dataset: P
     assert json.loads((tuned / "config.json").read_text())["stage"] == "finetune"
     before, after = load_file(aligned / "model.safetensors"), load_file(tuned / "model.safetensors")
     moved = {key for key in before if not torch.equal(before[key], after[key])}
-    assert any(".text_model.layers" in key for key in moved) and any(key.startswith("decoder") for key in moved)
+    assert any(".language_model.layers" in key for key in moved) and any(key.startswith("decoder") for key in moved)
     assert not any("vision_tower" in key or "projector" in key for key in moved)
 
 
@@ -94,7 +94,7 @@ def lora(aligned: Path, small_dataset: Path, tmp_path_factory: pytest.TempPathFa
 def test_lerobot_train_finetunes_adapters_and_resumes(lora: Path) -> None:
     adapter = load_file(lora / "adapter_model.safetensors")
     language = {key for key in adapter if ".vlm." in key}
-    assert language and all(".text_model.layers" in key and ".lora_" in key for key in language)
+    assert language and all(".language_model.layers" in key and ".lora_" in key for key in language)
     ours = {key.split(".")[2] for key in adapter.keys() - language}
     assert ours == {"state_encoder", "action_tokens", "mapper", "decoder"}
     first, second = (lora.parent.parent / step / lora.name / "adapter_model.safetensors" for step in STEPS)

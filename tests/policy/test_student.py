@@ -127,5 +127,5 @@ def test_an_expert_of_another_contract_is_refused(
 def test_vlm_random_weights_differ_from_pretrained(small_vlm: Path) -> None:
     torch.manual_seed(1)
     pretrained, scratch = VLM.from_pretrained(str(small_vlm)), VLM.from_config(small_vlm)
-    key = "model.text_model.layers.0.self_attn.q_proj.weight"
+    key = "model.language_model.layers.0.self_attn.q_proj.weight"
     assert not torch.equal(pretrained.model.state_dict()[key], scratch.model.state_dict()[key])

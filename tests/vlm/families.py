@@ -187,6 +187,25 @@ def llava_onevision() -> Built:
     return hf.LlavaOnevisionForConditionalGeneration(config), processor
 
 
+def fastvlm() -> Built:
+    """With a ConvNeXt in place of timm's FastViT, as the built-in VLM has it."""
+    tokenizer = tiny_tokenizer(None, "<|im_end|>", ["<|im_start|>", "<image>"])
+    processor = hf.LlavaProcessor(
+        hf.SiglipImageProcessor(size={"height": 64, "width": 64}),
+        tokenizer,
+        patch_size=32,
+        vision_feature_select_strategy="full",
+        chat_template=CHATML.replace("IMAGE", "<image>\n"),
+    )
+    tower = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "initializer_range": 0.2}
+    config = hf.FastVlmConfig(
+        text_config=hf.Qwen2Config(**TEXT, **ids(tokenizer)),
+        vision_config=hf.ConvNextConfig(**tower, image_size=64, hidden_size=32),
+        image_token_index=processor.image_token_id,
+    )
+    return hf.FastVlmForConditionalGeneration(config), processor
+
+
 FAMILIES: dict[str, Callable[[], Built]] = {
     "SmolVLM2": smolvlm,
     "Idefics3": idefics3,
@@ -196,4 +215,5 @@ FAMILIES: dict[str, Callable[[], Built]] = {
     "Gemma 3": gemma3,
     "InternVL3": internvl3,
     "LLaVA-OneVision": llava_onevision,
+    "FastVLM": fastvlm,
 }

@@ -159,7 +159,7 @@ def test_the_projector_learns_and_nothing_else_moves(
 def test_image_tokens_begin_as_the_names_of_what_they_show(llm: Path, config: BuildConfig) -> None:
     """Pictures that show their categories: each quarter of each is a plain colour, one for each category."""
     model, processor = graft(*language_model(str(llm)), config.tower)
-    corpus = Corpus(config.data, "train", Chat.of(processor), pool=2)
+    corpus = Corpus(config.data, "train", Chat.of(processor))
     rng = np.random.default_rng(0)
     quarters = rng.integers(5, 9, (len(corpus), 2, 2, 2), dtype=np.uint8)
     corpus.category = quarters.repeat(16, 2).repeat(16, 3)

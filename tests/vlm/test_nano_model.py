@@ -72,7 +72,7 @@ def test_a_packed_question_is_answered_as_if_it_were_alone(tokenizer, attention)
 
 def test_shifted_images_move_their_locations(tokenizer, fake_scenes, tmp_path):
     fake_scenes(tmp_path, "KITCHEN_SCENE1", 20)
-    corpus = Corpus(tmp_path, "train", Chat.of(build_processor(TINY, tokenizer)), pool=8)
+    corpus = Corpus(tmp_path, "train", Chat.of(build_processor(TINY, tokenizer)))
     first = corpus.first
     item = Item(0, np.array([1]), np.array([first + 10, first + 20, 2]), image=1)
     moved = corpus._move(item, np.array([[0, 0], [4, -4]]))
@@ -84,7 +84,7 @@ def test_killed_and_resumed_training_ends_with_the_same_weights(fake_scenes, tmp
     fake_scenes(tmp_path, "KITCHEN_SCENE1", 24)
 
     def config(name: str) -> PretrainConfig:
-        return PretrainConfig(str(tmp_path), str(tmp_path / name), steps=6, batch=4, questions=3, pool=6, nano=TINY)
+        return PretrainConfig(str(tmp_path), str(tmp_path / name), steps=6, batch=4, questions=3, nano=TINY)
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -105,7 +105,7 @@ def test_answers_are_what_generating_gives(tokenizer, fake_scenes, tmp_path):
 
 
 def test_a_scholar_gets_full_marks_and_constants_do_not(tokenizer, fake_scenes, tmp_path):
-    fake_scenes(tmp_path, "KITCHEN_SCENE1", 24)
+    fake_scenes(tmp_path, "KITCHEN_SCENE1", 60)
     chat = Chat.of(build_processor(TINY, tokenizer))
     exam = Exam(tmp_path, "layouts", chat)
     assert len(exam.items) == 15  # the layouts that are never trained on

@@ -44,7 +44,6 @@ class BuildConfig:
         steps: of the optimizer.
         batch: layouts a step.
         questions: asked about each of them.
-        pool: questions drawn, once, for every layout; those asked are drawn from them.
         lr: peak learning rate.
         warmup: share of the steps in which the rate rises.
         seed: of the projector's weights, questions and order.
@@ -59,7 +58,6 @@ class BuildConfig:
     steps: int = 110
     batch: int = 4
     questions: int = 8
-    pool: int = 24
     lr: float = 1e-3
     warmup: float = 0.05
     seed: int = 0
@@ -100,7 +98,7 @@ def build_vlm(config: BuildConfig) -> Path:
         "eager"
     )  # a third faster than "sdpa" on a CPU at these lengths
     chat = Chat.of(processor)
-    corpus = Corpus(config.data, "train", chat, config.pool, config.seed)
+    corpus = Corpus(config.data, "train", chat)
     exam = Exam(config.data, PART, chat, config.held_out)
     before = marks(model, exam)
     begin_with_words(model, chat.tokenizer, corpus)

@@ -75,8 +75,8 @@ class Chat:
         return "".join(self.tokenizer.batch_decode(item.ask)).split(self.close)[0].strip()
 
     def tokenise(self, drawn: list[list[Question]]) -> list[list[Item]]:
-        """Tokenise pools of questions."""
-        flat = [question for pool in drawn for question in pool]
+        """Tokenise the questions about each of some layouts."""
+        flat = [question for layout in drawn for question in layout]
         if not flat:
             return [[] for _ in drawn]
         asks = self.tokenizer([q.ask + self.close for q in flat], add_special_tokens=False)["input_ids"]
@@ -85,23 +85,22 @@ class Chat:
             Item(KINDS.index(q.kind), np.array(ask), np.array(answer), q.image)
             for q, ask, answer in zip(flat, asks, answers, strict=True)
         )
-        return [[next(items) for _ in pool] for pool in drawn]
+        return [[next(items) for _ in layout] for layout in drawn]
 
 
 class Corpus:
-    """Layouts in memory with a pool of questions each. `batch` is a pure function of its arguments.
+    """Layouts, mapped from their files. `batch` is a pure function of its arguments.
 
     Attributes:
         images, category, depth, facts: as stored, see `scenes`.
         positions, known: see `positions`.
     """
 
-    def __init__(self, folder: Path | str, part: str, chat: Chat, pool: int, seed: int = 0):
+    def __init__(self, folder: Path | str, part: str, chat: Chat):
         data = load(folder, part)
         self.images, self.category, self.depth = data["images"], data["category"], data["depth"]
         self.facts: list[dict[str, Any]] = data["facts"]
-        self.chat, self.pool, self.seed = chat, pool, seed
-        self._asked: dict[int, list[Item]] = {}
+        self.chat = chat
         self.positions, self.known = positions(self.facts)
         self.prefix = chat.start
         self.first = chat.tokenizer.get_vocab().get(LOCATIONS[0], -SIZE)
@@ -110,28 +109,19 @@ class Corpus:
     def __len__(self) -> int:
         return len(self.facts)
 
-    def items(self, row: int) -> list[Item]:
-        """A layout's pool of questions: drawn when first needed, the same each time."""
-        if row not in self._asked:
-            drawn = self.chat.questions(self.facts[row], np.random.default_rng([self.seed, row]), self.pool)
-            (self._asked[row],) = self.chat.tokenise([drawn])
-        return self._asked[row]
-
     def batch(self, rows: np.ndarray, rng: np.random.Generator, count: int, augment: bool) -> dict[str, Tensor]:
         """Images (B, 2, 3, S, S) float in [-1, 1], packed text (see `pack`), and the auxiliary targets.
 
         `rng` draws `count` questions a row and, if `augment`, shifts, light and noise.
         """
-        chosen, shifts = [], np.zeros((len(rows), 2, 2), int)
-        for i, row in enumerate(rows):
-            pool = self.items(int(row))
-            picks = [pool[k] for k in rng.choice(len(pool), min(count, len(pool)), replace=False)]
+        chosen = self.chat.tokenise([self.chat.questions(self.facts[row], rng, count) for row in rows])
+        shifts = np.zeros((len(rows), 2, 2), int)
+        for i, items in enumerate(chosen):
             if augment and rng.random() < 0.5:
                 shift = rng.integers(-1, 2, (2, 2)) * SHIFT
-                moved = [self._move(item, shift) for item in picks]
+                moved = [self._move(item, shift) for item in items]
                 if None not in moved:
-                    picks, shifts[i] = [item for item in moved if item], shift
-            chosen.append(picks)
+                    chosen[i], shifts[i] = [item for item in moved if item], shift
         images = np.stack([_shift(self.images[r], s, 1) for r, s in zip(rows, shifts, strict=True)])
         category = np.stack([_shift(self.category[r], s, CELL) for r, s in zip(rows, shifts, strict=True)])
         depth = np.stack([_shift(self.depth[r], s, CELL) for r, s in zip(rows, shifts, strict=True)])

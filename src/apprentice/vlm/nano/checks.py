@@ -22,7 +22,7 @@ class Check:
 
     def __init__(self, data: Path | str, part: str, chat: Chat, layouts: int = 165):
         self.part, self.exam = part, Exam(data, part, chat, layouts)
-        corpus = Corpus(data, part, chat, pool=1)
+        corpus = Corpus(data, part, chat)
         rng = np.random.default_rng(0)
         chosen = np.array_split(rows_of_part(len(corpus), layouts), -(-layouts // BATCH))
         self.batches = [corpus.batch(rows, rng, 1, augment=False) for rows in chosen if len(rows)]

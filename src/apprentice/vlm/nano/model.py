@@ -67,16 +67,17 @@ def build_model(config: NanoConfig, tokenizer: PreTrainedTokenizerBase) -> FastV
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    vision = ConvNextConfig(
-        image_size=config.image,
-        patch_size=config.patch,
-        num_stages=len(config.vision_widths),
-        hidden_sizes=list(config.vision_widths),
-        depths=list(config.vision_depths),
-        layer_scale_init_value=0.0,
-        hidden_size=config.vision_widths[-1],  # where FastVLM looks for it
-    )
-    model = assembled(vision, LlamaConfig(**text), tokenizer.convert_tokens_to_ids("<image>"), config.image_tokens)
+    vision: dict[str, Any] = {
+        "image_size": config.image,
+        "patch_size": config.patch,
+        "num_stages": len(config.vision_widths),
+        "hidden_sizes": list(config.vision_widths),
+        "depths": list(config.vision_depths),
+        "layer_scale_init_value": 0.0,
+        "hidden_size": config.vision_widths[-1],  # where FastVLM looks for it
+    }
+    image = int(tokenizer.convert_tokens_to_ids("<image>"))  # type: ignore[arg-type]
+    model = assembled(ConvNextConfig(**vision), LlamaConfig(**text), image, config.image_tokens)
     for parameter in model.model.vision_tower.parameters():
         if parameter.ndim > 1:  # Transformers' 0.02 lets a picture fade on its way through the convolutions
             nn.init.kaiming_normal_(parameter, nonlinearity="linear")
@@ -90,14 +91,14 @@ def assembled(
 
     `image_token` is the id that stands where an image token is to be, `image_tokens` how many an image has.
     """
-    whole = FastVlmConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_index=image_token,
-        image_seq_length=image_tokens,
-        tie_word_embeddings=text.tie_word_embeddings,
-    )
-    model = FastVlmForConditionalGeneration(whole)
+    whole: dict[str, Any] = {
+        "vision_config": vision,
+        "text_config": text,
+        "image_token_index": image_token,
+        "image_seq_length": image_tokens,
+        "tie_word_embeddings": text.tie_word_embeddings,
+    }
+    model = FastVlmForConditionalGeneration(FastVlmConfig(**whole))
     for layer in (model.model.multi_modal_projector.linear_1, model.model.multi_modal_projector.linear_2):
         nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
     return model

@@ -36,7 +36,6 @@ class PretrainConfig:
             something, questions cost half of the time and teach nothing.
         batch: layouts a step.
         questions: asked about each of them.
-        pool: questions drawn, once, for every layout; those asked are drawn from them.
         lr: peak learning rate.
         warmup: share of the steps in which the rate rises.
         weight_decay: of AdamW, on matrices but the embeddings.
@@ -54,7 +53,6 @@ class PretrainConfig:
     vision_share: float = 0.4
     batch: int = 16
     questions: int = 8
-    pool: int = 24
     lr: float = 8e-4
     warmup: float = 0.01
     weight_decay: float = 0.05
@@ -117,6 +115,9 @@ class PretrainTrainer(Trainer):
             losses["answer"] = self.targets(answer_logits(self.model, tokens, batch), batch["target"])
         return losses
 
+    def asked(self, step: int) -> int:
+        return self.config.questions if self.blind or step >= self.first_answers else 1
+
     def check(self) -> dict[str, float]:
         """What the average of the weights finds on layouts that are not trained on."""
         answering = self.step > self.first_answers
@@ -142,7 +143,7 @@ def pretrain(config: PretrainConfig) -> Path:
     if config.check_every and not config.blind:
         trainer.checks = [Check(config.data, part, chat) for part in available(config.data, ("layouts", "own"))]
         trainer.check_every = config.check_every
-    train(trainer, Corpus(config.data, "train", chat, config.pool, config.seed), output, "pre-training")
+    train(trainer, Corpus(config.data, "train", chat), output, "pre-training")
     with trainer.averaged(), replacing(output / "model") as fresh:
         trainer.model.to(torch.bfloat16).save_pretrained(fresh)  # type: ignore[arg-type]
         processor.save_pretrained(fresh)

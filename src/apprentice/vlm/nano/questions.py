@@ -287,6 +287,8 @@ def questions(facts: Facts, rng: np.random.Generator, count: int) -> list[Questi
     weights = np.array([WEIGHTS.get(kind, 1) for kind in KINDS], dtype=float)
     drawn: dict[str, Question] = {}
     for _ in range(8):
+        if len(drawn) == count:
+            break
         asker = Asker(facts, rng)  # new names
         for kind in rng.choice(KINDS, size=count // 4 + 1, p=weights / weights.sum()):
             question = asker.draw(str(kind))

@@ -71,11 +71,12 @@ class Exam:
     """
 
     def __init__(self, data: Path | str, part: str, chat: Chat, layouts: int = LAYOUTS):
-        corpus = Corpus(data, part, chat, QUESTIONS, seed=1)
+        corpus = Corpus(data, part, chat)
         rows = rows_of_part(len(corpus), layouts)
         self.part, self.marker, self.prefix, self.pad = part, Marker(chat.tokenizer), corpus.prefix, corpus.pad
         self.images, self.category = corpus.images[rows], corpus.category[rows]
-        self.items = [corpus.items(int(row)) for row in rows]
+        asked = [chat.questions(corpus.facts[row], np.random.default_rng([1, row]), QUESTIONS) for row in rows]
+        self.items = chat.tokenise(asked)
         names = [Counter(thing["name"] for thing in corpus.facts[row]["things"]) for row in rows]
         self.single = [{CATEGORIES.index(name) for name, count in held.items() if count == 1} for held in names]
         longest_first = sorted((item for items in self.items for item in items), key=lambda item: -len(item.ask))

@@ -53,6 +53,10 @@ class Trainer(ABC):
     def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """What is minimised, in parts (scalars)."""
 
+    def asked(self, step: int) -> int:
+        """How many questions are drawn for a layout at a step."""
+        return self.config.questions
+
     def rate(self) -> float:
         """Learning rate: up linearly, level, and down to nothing over the last COOL_DOWN of the steps."""
         config = self.config
@@ -127,12 +131,13 @@ def rows_of(step: int, config: Settings, size: int) -> np.ndarray:
     return np.array([epochs[int(i // size)][i % size] for i in index])
 
 
-def batches(corpus: Corpus, config: Settings, first: int) -> Iterator[dict[str, Tensor]]:
-    """Batches from step `first` on, the next one made while the last one is used."""
+def batches(corpus: Corpus, trainer: Trainer) -> Iterator[dict[str, Tensor]]:
+    """Batches from the trainer's step on, the next one made while the last one is used."""
+    config, first = trainer.config, trainer.step
 
     def make(step: int) -> dict[str, Tensor]:
         rng = np.random.default_rng([config.seed, step, 7])
-        return corpus.batch(rows_of(step, config, len(corpus)), rng, config.questions, augment=True)
+        return corpus.batch(rows_of(step, config, len(corpus)), rng, trainer.asked(step), augment=True)
 
     with ThreadPoolExecutor(1) as pool:
         following = pool.submit(make, first)
@@ -151,7 +156,7 @@ def train(trainer: Trainer, corpus: Corpus, output: Path, what: str) -> None:
     trainer.resume(output / CHECKPOINT)
     saved, computed = time.monotonic(), time.process_time()
     with Meter(what, config.steps, trainer.step) as meter, (output / "log.jsonl").open("a") as log:
-        for batch in batches(corpus, config, trainer.step):
+        for batch in batches(corpus, trainer):
             losses = trainer.update(batch)
             meter.advance(note=" ".join(f"{name} {loss:.3f}" for name, loss in losses.items()))
             now = time.monotonic()
