@@ -184,7 +184,7 @@ def test_a_step_can_be_interrupted_though_a_shell_had_us_ignore_it(tmp_path: Pat
 def test_two_runs_do_not_share_a_folder(tmp_path: Path, counting: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = start(counting)
     wait_for(tmp_path / "out/count/ticks")
-    monkeypatch.setattr("apprentice.recipe.PATIENCE", 0.1)
+    monkeypatch.setattr("apprentice.files.PATIENCE", 0.1)
     with pytest.raises(UserError, match="another run"):
         run_recipe(counting)
     (tmp_path / "go on").touch()

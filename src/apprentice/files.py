@@ -1,14 +1,20 @@
-"""Atomic writes and content fingerprints: a killed process leaves the old file or the new one, never a half."""
+"""Atomic writes, content fingerprints and locks: a killed process leaves the old file or the new one, never a half."""
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from apprentice.errors import UserError
+
+PATIENCE = 10.0  # s for what a killed run left behind to end
 
 
 @contextmanager
@@ -28,6 +34,44 @@ def replacing(target: Path | str) -> Iterator[Path]:
         os.replace(fresh, target)
     finally:
         shutil.rmtree(workspace, ignore_errors=True)
+
+
+@contextmanager
+def only_one(folder: Path | str) -> Iterator[int]:
+    """Work in `folder`, which is made if it is not there, as the only process; yield the lock's file descriptor.
+
+    A process that inherits it holds the lock as long as it lives. Raises UserError, with the number of the process that
+    works there already.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
+    deadline = time.monotonic() + PATIENCE
+    try:
+        while not _locked(descriptor):
+            if time.monotonic() > deadline:
+                other = os.pread(descriptor, 20, 0).decode() or "unknown"
+                raise UserError(
+                    f"expected {folder} to be free, found another run at work in it (process {other}); "
+                    "fix: wait for it, stop it, or choose another folder"
+                )
+            time.sleep(0.1)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        try:
+            yield descriptor
+        finally:
+            os.ftruncate(descriptor, 0)
+    finally:
+        os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def write_text(path: Path | str, text: str) -> None:

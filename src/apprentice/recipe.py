@@ -16,14 +16,11 @@ holds what each step printed. A step with `each: {seed: [0, 1]}` is one step for
 with `{seed}` filled in; of several keys, each value of one goes with each of the others.
 """
 
-import fcntl
 import os
 import shlex
 import shutil
 import sysconfig
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -32,11 +29,10 @@ from typing import Any
 import yaml
 
 from apprentice.errors import UserError
-from apprentice.files import fingerprint, read_json, write_json
+from apprentice.files import fingerprint, only_one, read_json, write_json
 from apprentice.process import run_logged
 from apprentice.progress import console
 
-PATIENCE = 10.0  # s for what a killed run left behind to end
 ROOMS = ["data", "libero", "experts", "vlm", "policy", "distill", "evaluate", "serve"]
 # A room imports only rooms before it, so what a command does can depend on its room and those before, not on
 # others.
@@ -121,7 +117,7 @@ def run_recipe(path: Path | str, out: Path | str | None = None, force: list[str]
             raise UserError(f"--force: expected one of {', '.join(names)}, found {name}")
     resume = shlex.join(["apprentice", "run", str(path), *(["--out", str(out)] if out else [])])
     start = time.monotonic()
-    with _only_one(recipe.out) as lock:
+    with only_one(recipe.out / ".steps") as lock:
         for number, step in enumerate(recipe.steps, 1):
             label = f"[{number}/{len(names)}] {step.name}"
             _run_step(step, label, recipe.out, step.name in (force or []), resume, lock)
@@ -254,31 +250,6 @@ def _delete(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _only_one(out: Path) -> Iterator[int]:
-    """Hold the lock of an output folder. A step inherits it and holds it as long as it lives."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / ".steps").mkdir(exist_ok=True)
-    descriptor = os.open(out / ".steps" / "lock", os.O_RDWR | os.O_CREAT)
-    deadline = time.monotonic() + PATIENCE
-    try:
-        while not _locked(descriptor):
-            if time.monotonic() > deadline:
-                raise UserError(f"expected {out} to be free, found another run at work in it; fix: stop that one")
-            time.sleep(0.1)
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _say(text: str) -> None:

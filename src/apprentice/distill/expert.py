@@ -101,13 +101,20 @@ def train_expert(config: ExpertConfig) -> Path:
     Raises UserError if the datasets do not fit together, or the policy's settings or inputs do not fit to them.
     """
     run = Path(config.out)
-    checkpoint = run / "checkpoint"
     policy_config = configured(config)  # before the other processes, for its errors
     accelerator = processes(STAGE, config.accumulate)
-    done = begun(accelerator, run, {"stage": STAGE, **asdict(config)})
-    if (run / "cost.json").exists():
-        console.print(f"{STAGE}: {run} is finished already")
-        return checkpoint
+    with begun(accelerator, run, {"stage": STAGE, **asdict(config)}) as done:
+        if (run / "cost.json").exists():
+            console.print(f"{STAGE}: {run} is finished already")
+        else:
+            _train(config, policy_config, accelerator, done)
+    return run / "checkpoint"
+
+
+def _train(config: ExpertConfig, policy_config: Any, accelerator: Accelerator, done: int) -> None:
+    """Train it, from step `done` on."""
+    run = Path(config.out)
+    checkpoint = run / "checkpoint"
     torch.manual_seed(config.seed)
     mixture = open_mixture(config.dataset)
     init = checkpoint if done else checkpoint_of(config.init) if config.init else None
@@ -143,7 +150,6 @@ def train_expert(config: ExpertConfig) -> Path:
     with tracked(kind, run, {"stage": STAGE, **asdict(config)}) as tell:
         watch = Watch(held_out, config.validate_every, tell=tell)
         train(learner, samples, schedule, run, done, watch, accelerator)
-    return checkpoint
 
 
 def configured(config: ExpertConfig) -> Any:

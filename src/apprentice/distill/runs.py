@@ -1,6 +1,8 @@
 """Folders of runs: a run belongs to one configuration, and goes on from its checkpoint."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -8,20 +10,22 @@ from accelerate import Accelerator
 
 from apprentice.distill.checkpoint import check_whole, recover
 from apprentice.errors import UserError
-from apprentice.files import read_json, write_json
+from apprentice.files import only_one, read_json, write_json
 
 WATCHING = ("validate_every", "rollouts", "rollout_every", "track")  # what may change when a run goes on
 
 
-def begun(accelerator: Accelerator, run: Path, config: dict[str, object]) -> int:
-    """Claim the folder for this configuration; return the steps of its checkpoint. Raises UserError if it belongs to
-    another.
+@contextmanager
+def begun(accelerator: Accelerator, run: Path, config: dict[str, object]) -> Iterator[int]:
+    """Hold the folder for this configuration; yield the steps of its checkpoint. Raises UserError if it belongs to
+    another, or another run is at work in it.
     """
     done = 0
-    if accelerator.is_main_process:
-        _same_run(run, config)
-        done = 0 if (run / "cost.json").exists() else recover(run)
-    return int(accelerator.reduce(torch.tensor(done, device=accelerator.device), "sum"))
+    with only_one(run) if accelerator.is_main_process else nullcontext():
+        if accelerator.is_main_process:
+            _same_run(run, config)
+            done = 0 if (run / "cost.json").exists() else recover(run)
+        yield int(accelerator.reduce(torch.tensor(done, device=accelerator.device), "sum"))
 
 
 def checkpoint_of(path: str) -> Path:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from accelerate import Accelerator
 from lerobot.configs import FeatureType
 from rich.table import Table
 
@@ -117,12 +118,19 @@ def finetune(config: StageConfig, rollout: Rollout | None = None) -> Path:
 
 def _stage(stage: str, config: StageConfig, rollout: Rollout | None) -> Path:
     run = Path(config.out)
-    checkpoint = run / "checkpoint"
     accelerator = processes(stage, config.accumulate)
-    done = begun(accelerator, run, {"stage": stage, **asdict(config)})
-    if (run / "cost.json").exists():
-        console.print(f"{stage}: {run} is finished already")
-        return checkpoint
+    with begun(accelerator, run, {"stage": stage, **asdict(config)}) as done:
+        if (run / "cost.json").exists():
+            console.print(f"{stage}: {run} is finished already")
+        else:
+            _teach(stage, config, rollout, accelerator, done)
+    return run / "checkpoint"
+
+
+def _teach(stage: str, config: StageConfig, rollout: Rollout | None, accelerator: Accelerator, done: int) -> None:
+    """Train the student, from step `done` on."""
+    run = Path(config.out)
+    checkpoint = run / "checkpoint"
     torch.manual_seed(config.seed)
     mixture = open_mixture(config.dataset)
     if done:
@@ -168,7 +176,6 @@ def _stage(stage: str, config: StageConfig, rollout: Rollout | None) -> Path:
     with tracked(kind, run, {"stage": stage, **asdict(config)}) as tell:
         watch = Watch(held_out, config.validate_every, rollout, config.rollout_every, tell)
         train(learner, samples, schedule, run, done, watch, accelerator)
-    return checkpoint
 
 
 def parameter_table(policy: ApprenticePolicy) -> Table:

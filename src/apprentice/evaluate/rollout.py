@@ -20,7 +20,7 @@ from apprentice.evaluate.results import Episode, Evaluation, append_episode, dro
 from apprentice.evaluate.selfcheck import before_hours
 from apprentice.evaluate.sequential import Question, verdict
 from apprentice.evaluate.trace import write_table
-from apprentice.files import replacing
+from apprentice.files import only_one, replacing
 from apprentice.libero.suites import STEP_LIMITS, initial_states
 from apprentice.libero.suites import tasks as suite_tasks
 from apprentice.pool import spread
@@ -106,21 +106,22 @@ def evaluate(
     question = Question.parse(until, policies) if until else None
     environment = Contract.for_libero(size, render)
     cards = {name: inspect(name, place, environment, protocol) for name, place in policies.items()}
-    evaluation = Evaluation(Path(out_dir), protocol, cards, [])
-    evaluation.save()
-    drop_half_line(evaluation.log)
-    evaluation = Evaluation.load(out_dir)
-    finished = {episode.key for episode in evaluation.episodes}
-    jobs = [
-        Job(name, policies[name], checkpoint, task, other, state, protocol, film, rerun, probe)
-        for name, checkpoint, conditions, task, other, probe, state in evaluation.wanted
-        if (name, checkpoint, conditions, task, other, probe, state) not in finished
-    ]
-    if jobs and not (question and verdict(question, evaluation).decided):
-        before_hours(protocol, policies)
-        _run(jobs, evaluation, min(workers, len(jobs)), question, ray)
-    evaluation = Evaluation.load(out_dir)
-    write_table(evaluation)
+    with only_one(out_dir):
+        evaluation = Evaluation(Path(out_dir), protocol, cards, [])
+        evaluation.save()
+        drop_half_line(evaluation.log)
+        evaluation = Evaluation.load(out_dir)
+        finished = {episode.key for episode in evaluation.episodes}
+        jobs = [
+            Job(name, policies[name], checkpoint, task, other, state, protocol, film, rerun, probe)
+            for name, checkpoint, conditions, task, other, probe, state in evaluation.wanted
+            if (name, checkpoint, conditions, task, other, probe, state) not in finished
+        ]
+        if jobs and not (question and verdict(question, evaluation).decided):
+            before_hours(protocol, policies)
+            _run(jobs, evaluation, min(workers, len(jobs)), question, ray)
+        evaluation = Evaluation.load(out_dir)
+        write_table(evaluation)
     print(summary(evaluation))
     if question:
         print(verdict(question, evaluation).text(question))

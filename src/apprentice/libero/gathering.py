@@ -19,7 +19,7 @@ from rich.table import Table
 
 from apprentice.data.contract import Contract
 from apprentice.errors import UserError
-from apprentice.files import read_json, replacing, write_json
+from apprentice.files import only_one, read_json, replacing, write_json
 from apprentice.libero.suites import tasks as tasks_of
 from apprentice.libero.wording import paraphrases
 from apprentice.libero.worlds import find_task
@@ -152,17 +152,19 @@ def gather[J: Job](
     jobs = [make(task=task, episode=episode) for task in chosen for episode in range(episodes)]
     for task in chosen:
         find_task(suite, task, 0 if worlds else None)
-    scratch = _scratch(out, settings)
-    if failures := _run(run, jobs, scratch, workers, ray):
-        raise UserError(_explained(failures, scratch))
-    summary = {**settings, "tasks": chosen, "episodes": episodes, **_summary(jobs, scratch)}
-    with replacing(out) as fresh:
-        files = [scratch / job.file for job in jobs]
-        assemble(list(zip(files, (job.instruction for job in jobs), strict=True)), fresh, jobs[0].size, images)
-        Contract.for_libero(size=jobs[0].size, render=jobs[0].render).save(fresh / "meta")
-        write_json(fresh / "meta" / "collection.json", summary)
-        _keep_starts(files, fresh / "meta" / STARTS)
-    shutil.rmtree(scratch)
+    scratch = out.with_name(f".{out.name}.episodes")
+    with only_one(scratch):
+        _check_settings(scratch, settings)
+        if failures := _run(run, jobs, scratch, workers, ray):
+            raise UserError(_explained(failures, scratch))
+        summary = {**settings, "tasks": chosen, "episodes": episodes, **_summary(jobs, scratch)}
+        with replacing(out) as fresh:
+            files = [scratch / job.file for job in jobs]
+            assemble(list(zip(files, (job.instruction for job in jobs), strict=True)), fresh, jobs[0].size, images)
+            Contract.for_libero(size=jobs[0].size, render=jobs[0].render).save(fresh / "meta")
+            write_json(fresh / "meta" / "collection.json", summary)
+            _keep_starts(files, fresh / "meta" / STARTS)
+        shutil.rmtree(scratch)
     _show(summary)
     return summary
 
@@ -208,18 +210,16 @@ def scenes(root: Path) -> list[Scene]:
     return found
 
 
-def _scratch(out: Path, settings: dict[str, Any]) -> Path:
-    """The folder of finished episodes. Raises UserError if it holds episodes of other settings.
+def _check_settings(scratch: Path, settings: dict[str, Any]) -> None:
+    """Raises UserError if the folder of finished episodes holds those of other settings.
 
     Tasks and number of episodes may differ: an episode does not depend on which others are wanted.
     """
-    scratch = out.with_name(f".{out.name}.episodes")
     if (scratch / "settings.json").exists():
         found = read_json(scratch / "settings.json")
         if found != settings:
             raise UserError(f"expected episodes collected with {settings} in {scratch}, found {found}; fix: remove it")
     write_json(scratch / "settings.json", settings)
-    return scratch
 
 
 def _run[J: Job](

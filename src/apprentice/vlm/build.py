@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from apprentice.device import best_device, mixed_precision
-from apprentice.files import read_json, replacing, write_json
+from apprentice.files import only_one, read_json, replacing, write_json
 from apprentice.progress import console, track
 from apprentice.vlm.graft import graft, language_model, projector
 from apprentice.vlm.nano.batches import Chat, Corpus, pack
@@ -87,16 +87,20 @@ def build_vlm(config: BuildConfig) -> Path:
     logging.set_verbosity_error()  # what it warns of does not concern us: how a picture is made smaller
     logging.disable_progress_bar()
     output = Path(config.output)
-    if (output / "score.json").exists() and read_json(output / "config.json") == asdict(config):
-        console.print(f"{output} is finished already")
-        return output / "model"
-    output.mkdir(parents=True, exist_ok=True)
+    with only_one(output):
+        if (output / "score.json").exists() and read_json(output / "config.json") == asdict(config):
+            console.print(f"{output} is finished already")
+        else:
+            _build(config, output)
+    return output / "model"
+
+
+def _build(config: BuildConfig, output: Path) -> None:
     write_json(output / "config.json", asdict(config))
     torch.manual_seed(config.seed)
     model, processor = graft(*language_model(config.llm), config.tower)
-    model.to(best_device()).get_decoder().set_attn_implementation(
-        "eager"
-    )  # a third faster than "sdpa" on a CPU at these lengths
+    model.to(best_device())
+    model.get_decoder().set_attn_implementation("eager")  # on a CPU a third faster than "sdpa" at these lengths
     chat = Chat.of(processor)
     corpus = Corpus(config.data, "train", chat)
     exam = Exam(config.data, PART, chat, config.held_out)
@@ -119,7 +123,6 @@ def build_vlm(config: BuildConfig) -> Path:
     write_json(output / "score.json", found)
     for name, values in found.items():
         console.print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in values.items()))
-    return output / "model"
 
 
 @torch.no_grad()

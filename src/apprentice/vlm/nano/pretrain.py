@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from apprentice.device import best_device
-from apprentice.files import replacing, write_json
+from apprentice.files import only_one, replacing, write_json
 from apprentice.vlm.nano.batches import Chat, Corpus, special_values, texts
 from apprentice.vlm.nano.checks import Check
 from apprentice.vlm.nano.dense import DenseHead
@@ -134,8 +134,11 @@ def pretrain(config: PretrainConfig) -> Path:
 
     Killed at any moment and called again with the same configuration, it ends with the same weights.
     """
-    output = Path(config.output)
-    output.mkdir(parents=True, exist_ok=True)
+    with only_one(config.output):
+        return _pretrain(config, Path(config.output))
+
+
+def _pretrain(config: PretrainConfig, output: Path) -> Path:
     write_json(output / "config.json", asdict(config))
     tokenizer = tokenizer_of(config, output / "tokenizer")
     processor = build_processor(config.nano, tokenizer)
