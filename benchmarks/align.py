@@ -42,7 +42,7 @@ from apprentice.distill.samples import Samples, order
 from apprentice.distill.stages import StageConfig, fresh_student
 from apprentice.policy.modeling_apprentice import ApprenticePolicy
 from apprentice.progress import console
-from apprentice.vlm.graft import IMAGE, SMOLVLM_MARKS, smolvlm_processor
+from apprentice.vlm.graft import SMOLVLM_MARKS, smolvlm_processor
 from apprentice.vlm.nano.tokenizer import CHAT_TEMPLATE
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -195,7 +195,7 @@ def large(dataset: LeRobotDataset, frames: int, steps: int = 3) -> tuple[float, 
 def large_vlm(folder: Path) -> None:
     """SmolVLM-256M without its weights: sizes of SmolLM2-135M and of SigLIP-B; the nano VLM's tokenizer."""
     tokenizer = AutoTokenizer.from_pretrained(ASSETS / "nano-vlm")
-    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE, *SMOLVLM_MARKS]})
+    tokenizer.add_special_tokens({"additional_special_tokens": SMOLVLM_MARKS})
     text = LlamaConfig(
         vocab_size=49280,
         hidden_size=576,

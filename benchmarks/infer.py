@@ -35,7 +35,7 @@ from apprentice.policy.configuration_apprentice import ApprenticeConfig
 from apprentice.policy.modeling_apprentice import ApprenticePolicy
 from apprentice.policy.processor_apprentice import make_apprentice_pre_post_processors
 from apprentice.progress import console
-from apprentice.vlm.graft import IMAGE, SMOLVLM_MARKS, smolvlm_processor
+from apprentice.vlm.graft import SMOLVLM_MARKS, smolvlm_processor
 from apprentice.vlm.nano.tokenizer import CHAT_TEMPLATE, train_tokenizer
 
 HORIZON = 50  # SmolVLA's own
@@ -63,8 +63,8 @@ class Backbone:
     def save(self, folder: Path) -> Path:
         """Configuration and processor, no weights."""
         tokenizer = train_tokenizer([INSTRUCTION] * 10, vocab_size=560)
-        tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE, *SMOLVLM_MARKS]})
-        for name, token in zip(("fake_image_token", "global_image_token"), SMOLVLM_MARKS, strict=True):
+        tokenizer.add_special_tokens({"additional_special_tokens": SMOLVLM_MARKS})
+        for name, token in zip(("fake_image_token", "global_image_token"), SMOLVLM_MARKS[1:], strict=True):
             tokenizer._set_model_specific_special_tokens({name: token})
         ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
         names = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "num_key_value_heads")

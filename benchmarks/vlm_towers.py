@@ -53,7 +53,7 @@ def learn(name: str, minutes: float, work: Work) -> dict[str, float]:
     nano, folder = TOWERS[name], work.output / name
     folder.mkdir(exist_ok=True)
     config = PretrainConfig(
-        work.data, str(folder), steps=1_000_000, questions=1, vision_share=1.0, warmup=50e-6, ema=0.99, nano=nano
+        work.data, str(folder), steps=1_000_000, vision_share=1.0, warmup=50e-6, ema=0.99, nano=nano
     )
     trainer, state = PretrainTrainer(config, work.tokenizer), folder / "state.json"
     trainer.resume(folder / "checkpoint.safetensors")

@@ -8,11 +8,12 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from apprentice.errors import UserError
+from apprentice.progress import console
 
 PATIENCE = 10.0  # s for what a killed run left behind to end
 
@@ -36,6 +37,51 @@ def replacing(target: Path | str) -> Iterator[Path]:
         shutil.rmtree(workspace, ignore_errors=True)
 
 
+class Lock:
+    """A file that processes hold together, to read, or one alone, to write; let go of when a process ends."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._stream: IO[bytes] | None = None
+
+    def together(self, note: str = "") -> None:
+        """Hold it with others; while another process holds it alone, `note` is printed and that is waited for."""
+        while not self._take(fcntl.LOCK_SH):
+            if note:
+                console.print(note)
+            self._take(fcntl.LOCK_SH, wait=True)
+
+    def alone(self) -> bool:
+        """Hold it alone, if no other process holds it."""
+        return self._take(fcntl.LOCK_EX)
+
+    def fileno(self) -> int:
+        """The file descriptor, while it is held: a process that inherits it holds the lock, too."""
+        assert self._stream is not None
+        return self._stream.fileno()
+
+    def release(self) -> None:
+        """Let go of it."""
+        if self._stream is not None:
+            self._stream.close()
+        self._stream = None
+
+    def _take(self, kind: int, wait: bool = False) -> bool:
+        while True:
+            if self._stream is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with suppress(FileNotFoundError):  # its folder was removed between these lines
+                    self._stream = self.path.open("a+b")
+                continue
+            try:
+                fcntl.flock(self._stream, kind if wait else kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            if os.fstat(self._stream.fileno()).st_nlink:
+                return True
+            self.release()  # it was removed while we waited: what we hold is nothing
+
+
 @contextmanager
 def only_one(folder: Path | str) -> Iterator[int]:
     """Work in `folder`, which is made if it is not there, as the only process; yield the lock's file descriptor.
@@ -43,35 +89,25 @@ def only_one(folder: Path | str) -> Iterator[int]:
     A process that inherits it holds the lock as long as it lives. Raises UserError, with the number of the process that
     works there already.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
+    lock = Lock(Path(folder) / ".lock")
     deadline = time.monotonic() + PATIENCE
     try:
-        while not _locked(descriptor):
+        while not lock.alone():
             if time.monotonic() > deadline:
-                other = os.pread(descriptor, 20, 0).decode() or "unknown"
+                other = os.pread(lock.fileno(), 20, 0).decode() or "unknown"
                 raise UserError(
                     f"expected {folder} to be free, found another run at work in it (process {other}); "
                     "fix: wait for it, stop it, or choose another folder"
                 )
             time.sleep(0.1)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        os.ftruncate(lock.fileno(), 0)
+        os.write(lock.fileno(), str(os.getpid()).encode())
         try:
-            yield descriptor
+            yield lock.fileno()
         finally:
-            os.ftruncate(descriptor, 0)
+            os.ftruncate(lock.fileno(), 0)
     finally:
-        os.close(descriptor)
-
-
-def _locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        lock.release()
 
 
 def write_text(path: Path | str, text: str) -> None:

@@ -19,8 +19,9 @@ from apprentice.distill.augment import view_of
 from apprentice.distill.cache import WHAT, Frozen, cached
 from apprentice.distill.rows import Rows, content
 from apprentice.distill.samples import Samples, order
-from apprentice.distill.store import About, Lock, entries, frames_folder
+from apprentice.distill.store import About, entries, frames_folder
 from apprentice.errors import UserError
+from apprentice.files import Lock
 from apprentice.policy.modeling_apprentice import EXPERT_LATENTS, IMAGE_TOKENS, PREFIX, ApprenticePolicy
 from apprentice.vlm.packed import packed, unpacked
 

@@ -30,7 +30,7 @@ from apprentice.device import best_device, bfloat16_is_faster
 from apprentice.distill.cache import cached_images
 from apprentice.distill.learner import Learner
 from apprentice.distill.resident import on_device
-from apprentice.distill.runs import begun, checkpoint_of
+from apprentice.distill.runs import carry_out, checkpoint_of
 from apprentice.distill.samples import Samples
 from apprentice.distill.tracking import tracked
 from apprentice.distill.trainer import Schedule, Watch, processes, train
@@ -100,15 +100,13 @@ def train_expert(config: ExpertConfig) -> Path:
 
     Raises UserError if the datasets do not fit together, or the policy's settings or inputs do not fit to them.
     """
-    run = Path(config.out)
     policy_config = configured(config)  # before the other processes, for its errors
     accelerator = processes(STAGE, config.accumulate)
-    with begun(accelerator, run, {"stage": STAGE, **asdict(config)}) as done:
-        if (run / "cost.json").exists():
-            console.print(f"{STAGE}: {run} is finished already")
-        else:
-            _train(config, policy_config, accelerator, done)
-    return run / "checkpoint"
+
+    def teach(done: int) -> None:
+        _train(config, policy_config, accelerator, done)
+
+    return carry_out(STAGE, accelerator, Path(config.out), asdict(config), teach)
 
 
 def _train(config: ExpertConfig, policy_config: Any, accelerator: Accelerator, done: int) -> None:

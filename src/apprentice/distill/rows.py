@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apprentice.distill.store import About, Lock, frames_folder
+from apprentice.distill.store import About, frames_folder
 from apprentice.errors import UserError
+from apprentice.files import Lock
 from apprentice.progress import Meter
 
 PATIENCE = 0.5  # s before another look at rows that another process is about to fill

@@ -1,8 +1,8 @@
 """Folders of runs: a run belongs to one configuration, and goes on from its checkpoint."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -11,21 +11,28 @@ from accelerate import Accelerator
 from apprentice.distill.checkpoint import check_whole, recover
 from apprentice.errors import UserError
 from apprentice.files import only_one, read_json, write_json
+from apprentice.progress import console
 
 WATCHING = ("validate_every", "rollouts", "rollout_every", "track")  # what may change when a run goes on
 
 
-@contextmanager
-def begun(accelerator: Accelerator, run: Path, config: dict[str, object]) -> Iterator[int]:
-    """Hold the folder for this configuration; yield the steps of its checkpoint. Raises UserError if it belongs to
-    another, or another run is at work in it.
+def carry_out(
+    stage: str, accelerator: Accelerator, run: Path, config: dict[str, object], train: Callable[[int], None]
+) -> Path:
+    """Hold the folder for this configuration and `train` from the steps of its checkpoint on, unless it is finished;
+    return the checkpoint. Raises UserError if the folder belongs to another, or another run is at work in it.
     """
     done = 0
     with only_one(run) if accelerator.is_main_process else nullcontext():
         if accelerator.is_main_process:
-            _same_run(run, config)
+            _same_run(run, {"stage": stage, **config})
             done = 0 if (run / "cost.json").exists() else recover(run)
-        yield int(accelerator.reduce(torch.tensor(done, device=accelerator.device), "sum"))
+        done = int(accelerator.reduce(torch.tensor(done, device=accelerator.device), "sum"))
+        if (run / "cost.json").exists():
+            console.print(f"{stage}: {run} is finished already")
+        else:
+            train(done)
+    return run / "checkpoint"
 
 
 def checkpoint_of(path: str) -> Path:

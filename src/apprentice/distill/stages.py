@@ -22,7 +22,7 @@ from apprentice.device import best_device, fast_bfloat16
 from apprentice.distill.cache import cached_each
 from apprentice.distill.learner import Learner, decay
 from apprentice.distill.resident import on_device
-from apprentice.distill.runs import begun, checkpoint_of
+from apprentice.distill.runs import carry_out, checkpoint_of
 from apprentice.distill.samples import Samples
 from apprentice.distill.tracking import tracked
 from apprentice.distill.trainer import Schedule, Watch, processes, train
@@ -117,14 +117,12 @@ def finetune(config: StageConfig, rollout: Rollout | None = None) -> Path:
 
 
 def _stage(stage: str, config: StageConfig, rollout: Rollout | None) -> Path:
-    run = Path(config.out)
     accelerator = processes(stage, config.accumulate)
-    with begun(accelerator, run, {"stage": stage, **asdict(config)}) as done:
-        if (run / "cost.json").exists():
-            console.print(f"{stage}: {run} is finished already")
-        else:
-            _teach(stage, config, rollout, accelerator, done)
-    return run / "checkpoint"
+
+    def teach(done: int) -> None:
+        _teach(stage, config, rollout, accelerator, done)
+
+    return carry_out(stage, accelerator, Path(config.out), asdict(config), teach)
 
 
 def _teach(stage: str, config: StageConfig, rollout: Rollout | None, accelerator: Accelerator, done: int) -> None:

@@ -4,23 +4,20 @@ A cache is a folder: `rows` (`rows.partial` until it is complete), `about.json`,
 rows holds alone and whoever reads them holds with others, for as long as its process lives.
 """
 
-import fcntl
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
 from rich.table import Table
 
 from apprentice.errors import UserError
-from apprentice.files import cache_folder, read_json, write_json
+from apprentice.files import Lock, cache_folder, read_json, write_json
 from apprentice.progress import console
 
 DAY = 86400.0  # s
@@ -57,46 +54,6 @@ class About:
         """Write it beside the rows, unless it is there."""
         if not (folder / "about.json").exists():
             write_json(folder / "about.json", {**asdict(self), "created": datetime.now().isoformat(timespec="seconds")})
-
-
-class Lock:
-    """A file that processes hold together, to read, or one alone, to write; let go of when a process ends."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self._stream: IO[bytes] | None = None
-
-    def together(self, note: str = "") -> None:
-        """Hold it with others; while another process holds it alone, `note` is printed and that is waited for."""
-        while not self._take(fcntl.LOCK_SH):
-            if note:
-                console.print(note)
-            self._take(fcntl.LOCK_SH, wait=True)
-
-    def alone(self) -> bool:
-        """Hold it alone, if no other process holds it."""
-        return self._take(fcntl.LOCK_EX)
-
-    def release(self) -> None:
-        """Let go of it."""
-        if self._stream is not None:
-            self._stream.close()
-        self._stream = None
-
-    def _take(self, kind: int, wait: bool = False) -> bool:
-        while True:
-            if self._stream is None:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                with suppress(FileNotFoundError):  # its folder was removed between these lines
-                    self._stream = self.path.open("ab")
-                continue
-            try:
-                fcntl.flock(self._stream, kind if wait else kind | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return False
-            if os.fstat(self._stream.fileno()).st_nlink:
-                return True
-            self.release()  # it was removed while we waited: what we hold is nothing
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,9 @@ from transformers.models.smolvlm.video_processing_smolvlm import SmolVLMVideoPro
 
 from apprentice.errors import UserError
 from apprentice.vlm.nano.model import NanoConfig, assembled, build_processor
+from apprentice.vlm.nano.tokenizer import IMAGE
 
-IMAGE = "<image>"
-SMOLVLM_MARKS = ["<fake_token_around_image>", "<global-img>"]
+SMOLVLM_MARKS = [IMAGE, "<fake_token_around_image>", "<global-img>"]
 CONTROL = 3  # kind of token in a GGUF
 # Before the language model's own template, which knows messages of text alone.
 PICTURES_TO_TEXT = (
@@ -76,7 +76,7 @@ def graft(llm: Any, tokenizer: PreTrainedTokenizerBase, tower: str) -> tuple[Any
     """
     eyes, scale = _tower(tower)
     convolutional = eyes.config.model_type == "convnext"
-    marks = [IMAGE] if convolutional else [IMAGE, *SMOLVLM_MARKS]
+    marks = [IMAGE] if convolutional else SMOLVLM_MARKS
     tokenizer.add_special_tokens({"additional_special_tokens": marks})
     _widen(llm, len(tokenizer))
     join = _as_fastvlm if convolutional else _as_smolvlm
@@ -103,8 +103,7 @@ def smolvlm_processor(image: int, tokens: int, tokenizer: PreTrainedTokenizerBas
 def _as_fastvlm(llm: Any, tokenizer: PreTrainedTokenizerBase, eyes: Any, _: int) -> tuple[Any, Any]:
     config = eyes.config
     size = NanoConfig(config.image_size, config.patch_size, tuple(config.hidden_sizes), tuple(config.depths))
-    image = int(tokenizer.convert_tokens_to_ids(IMAGE))  # type: ignore[arg-type]
-    model = assembled(config, llm.config, image, size.image_tokens)
+    model = assembled(config, llm.config, tokenizer, size.image_tokens)
     model.model.vision_tower.load_state_dict(eyes.state_dict())
     return model, build_processor(size, tokenizer, PICTURES_TO_TEXT + str(tokenizer.chat_template))
 

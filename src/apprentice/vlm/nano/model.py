@@ -18,7 +18,7 @@ from transformers import (
     SiglipImageProcessor,
 )
 
-from apprentice.vlm.nano.tokenizer import CHAT_TEMPLATE
+from apprentice.vlm.nano.tokenizer import CHAT_TEMPLATE, IMAGE
 
 HALF = [0.5, 0.5, 0.5]
 
@@ -76,8 +76,7 @@ def build_model(config: NanoConfig, tokenizer: PreTrainedTokenizerBase) -> FastV
         "layer_scale_init_value": 0.0,
         "hidden_size": config.vision_widths[-1],  # where FastVLM looks for it
     }
-    image = int(tokenizer.convert_tokens_to_ids("<image>"))  # type: ignore[arg-type]
-    model = assembled(ConvNextConfig(**vision), LlamaConfig(**text), image, config.image_tokens)
+    model = assembled(ConvNextConfig(**vision), LlamaConfig(**text), tokenizer, config.image_tokens)
     for parameter in model.model.vision_tower.parameters():
         if parameter.ndim > 1:  # Transformers' 0.02 lets a picture fade on its way through the convolutions
             nn.init.kaiming_normal_(parameter, nonlinearity="linear")
@@ -85,16 +84,16 @@ def build_model(config: NanoConfig, tokenizer: PreTrainedTokenizerBase) -> FastV
 
 
 def assembled(
-    vision: ConvNextConfig, text: Any, image_token: int, image_tokens: int
+    vision: ConvNextConfig, text: Any, tokenizer: PreTrainedTokenizerBase, image_tokens: int
 ) -> FastVlmForConditionalGeneration:
     """A FastVLM of a ConvNeXt and a language model of these configurations, with random weights.
 
-    `image_token` is the id that stands where an image token is to be, `image_tokens` how many an image has.
+    `tokenizer` knows what stands where an image token is to be, `image_tokens` is how many an image has.
     """
     whole: dict[str, Any] = {
         "vision_config": vision,
         "text_config": text,
-        "image_token_index": image_token,
+        "image_token_index": tokenizer.convert_tokens_to_ids(IMAGE),
         "image_seq_length": image_tokens,
         "tie_word_embeddings": text.tie_word_embeddings,
     }
@@ -115,5 +114,5 @@ def build_processor(
         patch_size=config.square,
         vision_feature_select_strategy="full",
         chat_template=chat_template,
-        image_token="<image>",
+        image_token=IMAGE,
     )

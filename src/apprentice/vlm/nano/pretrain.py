@@ -101,9 +101,7 @@ class PretrainTrainer(Trainer):
         device = best_device()
         self.blind, self.first_answers = config.blind, config.vision_share * config.steps
         self.model, self.head = model.to(device).train(), head.to(device)  # type: ignore[arg-type]
-        self.model.get_decoder().set_attn_implementation(
-            "eager"
-        )  # a third faster than "sdpa" on a CPU at these lengths
+        self.model.get_decoder().set_attn_implementation("eager")  # on a CPU a third faster than "sdpa" here
         self.targets = Targets(tokenizer, config.nano.vocab).to(device)
         self.checks: list[Check] = []
         super().__init__(config, named, groups, config.ema)

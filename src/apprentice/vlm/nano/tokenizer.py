@@ -7,7 +7,8 @@ from transformers import PreTrainedTokenizerFast
 
 LOCATIONS = [f"<loc{pixel:03d}>" for pixel in range(128)]
 DISTANCES = [f"<cm{value:+03d}>" for value in range(-64, 64)]
-SPECIAL = ["<pad>", "<|im_start|>", "<end_of_utterance>", "User:", "Assistant:", "<image>"]
+IMAGE = "<image>"
+SPECIAL = ["<pad>", "<|im_start|>", "<end_of_utterance>", "User:", "Assistant:", IMAGE]
 CHAT_TEMPLATE = (
     "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}:"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
