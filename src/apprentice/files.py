@@ -126,6 +126,28 @@ def read_json(path: Path | str) -> Any:
     return json.loads(Path(path).read_text())
 
 
+def inside(folder: Path | str, name: object, where: Path | str) -> Path:
+    """The path of `name` below `folder`, where a file that somebody else wrote names it; links are followed.
+
+    Args:
+        folder: where the file has to lie.
+        name: the relative path as it was read; anything that is no text is refused too.
+        where: the file in which the name stands, for the error.
+
+    Raises UserError if the name, or the link that it is, leads out of the folder. A snapshot in the cache of Hugging
+    Face's hub links to its own blobs.
+    """
+    if isinstance(name, str) and name and "\0" not in name and not Path(name).is_absolute():
+        root, found = Path(folder).resolve(), Path(folder, name).resolve()
+        homes = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
+        if ".." not in Path(name).parts and any(home in found.parents for home in homes):
+            return Path(folder, name)
+    raise UserError(
+        f"expected in {where} the name of a file inside {folder}, found {str(name)[:200]!r}; "
+        "fix: put the file there and write its name without a folder above it"
+    )
+
+
 def fingerprint(*parts: Path | str | bytes) -> str:
     """Hash strings, bytes and the content of files and folders (names included) into 16 hexadecimal digits."""
     digest = hashlib.sha256()
