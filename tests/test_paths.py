@@ -1,11 +1,25 @@
 """A name that somebody else wrote into a file does not lead out of the folder that it is about."""
 
+import hashlib
+import io
+import json
+import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from apprentice import pack, parts
 from apprentice.errors import UserError
+from apprentice.evaluate.report import Stage
+from apprentice.evaluate.results import Episode, Evaluation, read_episodes
+from apprentice.experts import read_tasks
 from apprentice.files import inside
+
+EPISODE: dict[str, Any] = dict.fromkeys(("task", "told", "init_state", "steps"), 0)
+EPISODE |= dict.fromkeys(("seconds", "reset_seconds", "policy_seconds", "render_seconds", "physics_seconds"), 1)
+EPISODE |= {"policy": "a", "checkpoint": "b", "conditions": "c", "suite": "d", "instruction": "go"}
+EPISODE |= {"success": True, "told_success": True, "video": None}
 
 
 def test_a_name_from_a_file_stays_inside_its_folder(tmp_path: Path) -> None:
@@ -17,7 +31,7 @@ def test_a_name_from_a_file_stays_inside_its_folder(tmp_path: Path) -> None:
     assert inside(home, "videos/a.mp4", "info.json") == home / "videos" / "a.mp4"
     outside = ("../secret.mp4", str(secret), "videos/../../secret.mp4", "videos/link.mp4", "up/secret.mp4", "..", ".")
     for name in (*outside, "", None, 3, ["a"], "a\0b"):
-        with pytest.raises(UserError, match="info.json"):
+        with pytest.raises(UserError, match=r"info\.json"):
             inside(home, name, "info.json")
 
 
@@ -35,3 +49,111 @@ def test_a_snapshot_of_the_hub_links_to_its_blobs(tmp_path: Path) -> None:
     blob.write_text("")
     (snapshot / "config.json").symlink_to("../../blobs/5eed")
     assert inside(snapshot, "config.json", "index.json").is_file()
+
+
+def evaluation(folder: Path, **fields: Any) -> Evaluation:
+    """An evaluation of one episode; what else stands in its folder does not matter here."""
+    (folder / "episodes.jsonl").write_text(json.dumps(EPISODE | fields) + "\n")
+    return Evaluation(folder, None, {}, read_episodes(folder / "episodes.jsonl"))  # type: ignore[arg-type]
+
+
+def test_a_film_or_a_trace_of_an_episode_lies_in_its_folder(tmp_path: Path) -> None:
+    folder, secret = tmp_path / "evaluation", tmp_path / "secret"
+    (folder / "videos").mkdir(parents=True)
+    (folder / "videos" / "film.mp4").touch()
+    (folder / "videos" / "link.mp4").symlink_to(secret)
+    secret.touch()
+    assert evaluation(folder).file("videos", None) is None
+    assert evaluation(folder).file("videos", "gone.mp4") is None
+    found = evaluation(folder, video="film.mp4")
+    assert found.file("videos", found.episodes[0].video) == folder / "videos" / "film.mp4"
+    for name in ("../../secret", str(secret), "link.mp4"):
+        for kind in ("videos", "traces"):
+            if (kind, name) != ("traces", "link.mp4"):
+                with pytest.raises(UserError, match=r"expected in .*episodes\.jsonl the name of a file inside"):
+                    evaluation(folder).file(kind, name)
+
+
+@pytest.mark.parametrize(
+    "line", ["{", "[]", "3", json.dumps(EPISODE | {"more": 1}), json.dumps({"policy": "a"}), "[" * 100_000]
+)
+def test_a_line_that_is_no_episode_is_named(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "episodes.jsonl"
+    path.write_text(f"{json.dumps(EPISODE)}\n{line}\n")
+    with pytest.raises(UserError, match=r"expected a finished episode in line 2 of .*episodes\.jsonl"):
+        read_episodes(path)
+
+
+@pytest.mark.parametrize(("field", "value"), [("video", 3), ("task", "1"), ("success", 1), ("task", True)])
+def test_so_is_a_field_of_another_type(tmp_path: Path, field: str, value: object) -> None:
+    path = tmp_path / "episodes.jsonl"
+    path.write_text(json.dumps(EPISODE | {field: value}) + "\n")
+    with pytest.raises(UserError, match=f"expected {field} to be .* in line 1 of .*, found {value!r}"):
+        read_episodes(path)
+    path.write_text(json.dumps(EPISODE | {"seconds": 1.5}) + "\n")
+    assert read_episodes(path) == [Episode(**EPISODE | {"seconds": 1.5})]
+
+
+def test_a_damaged_stage_is_named(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text("")
+    for cost in ("[]", "{", '{"other": 1}'):
+        (tmp_path / "cost.json").write_text(cost)
+        with pytest.raises(UserError, match=r"stage align: expected in .* what a stage of training writes"):
+            Stage.load("align", tmp_path)
+
+
+def listed(folder: Path, content: bytes, name: str, files: int = 1) -> None:
+    digest = hashlib.sha256(content).hexdigest()
+    part = {"name": name, "bytes": len(content), "sha256": digest}
+    (folder / "parts.json").write_text(json.dumps({"parts": [part], "files": files}))
+
+
+def test_parts_lie_beside_their_list_and_put_nothing_elsewhere(tmp_path: Path) -> None:
+    folder, stream = tmp_path / "parts", io.BytesIO()
+    folder.mkdir()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("../escaped"))
+    for place in (folder / "part-000", tmp_path / "elsewhere"):
+        place.write_bytes(stream.getvalue())
+    listed(folder, stream.getvalue(), "part-000")
+    with pytest.raises(UserError, match=r"expected files of a folder in .*escaped"):
+        parts.join(folder, tmp_path / "whole")
+    for name in ("../elsewhere", str(tmp_path / "elsewhere")):
+        listed(folder, stream.getvalue(), name)
+        with pytest.raises(UserError, match=r"found ValueError.*elsewhere"):
+            parts.join(folder, tmp_path / "whole")
+    for content in ("[]", '{"parts": [{}]}', '{"parts": 3}'):
+        (folder / "parts.json").write_text(content)
+        with pytest.raises(UserError, match=r"expected parts\.json"):
+            parts.join(folder, tmp_path / "whole")
+    assert not (tmp_path / "escaped").exists() and not (tmp_path / "whole").exists()
+
+
+def test_a_link_does_not_take_another_file_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "key").write_text("secret")
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "notes").write_text("mine")
+    (tmp_path / "disk" / "same").symlink_to("notes")
+    (tmp_path / "checkpoint").symlink_to(tmp_path / "disk")
+    parts.split(tmp_path / "checkpoint", tmp_path / "parts")
+    monkeypatch.chdir(tmp_path)
+    pack.pack(["checkpoint"], "packed", wheels=())
+    (tmp_path / "disk" / "notes.txt").symlink_to(tmp_path / "key")
+    with pytest.raises(UserError, match=r"found .*notes\.txt, a link to .*key"):
+        parts.split(tmp_path / "checkpoint", tmp_path / "other parts")
+    with pytest.raises(UserError, match=r"found .*notes\.txt, a link to .*key"):
+        pack.pack(["checkpoint"], "packed again", wheels=())
+
+
+def test_experts_yaml_holds_lines_of_text(tmp_path: Path) -> None:
+    path = tmp_path / "experts.yaml"
+    bomb = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+        f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+    )
+    for content in ("yes: act", "1: act", "go: 1", "go: [act]", "go: {a: b}", "", "- act", "go", "{", bomb):
+        path.write_text(content)
+        with pytest.raises(UserError, match=r"expected lines 'instruction: checkpoint folder' in .*; fix") as found:
+            read_tasks(path)
+        assert len(str(found.value)) < 1000
+    path.write_text("'yes': act\n")
+    assert read_tasks(path) == {"yes": tmp_path / "act"}

@@ -256,6 +256,12 @@ def test_lerobot_train_is_told_to_resume_from_its_last_checkpoint(
         ("{name: a, out: b, steps: {c: {run: d, outputs: ['{out}/e'], each: {seed: [0]}}}}", "an output for each seed"),
         ("{name: a, out: b, steps: {c: {run: d, each: {seed: 0}}}}", "a list of values for seed"),
         ("{name: a", "expected a YAML file"),
+        ("{name: a, out: b, steps: {../../c: {run: d}}}", "step '../../c': expected a name of letters"),
+        ("{name: a, out: b, steps: {/tmp/c: {run: d}}}", "step '/tmp/c': expected a name of letters"),
+        ("{name: a, out: b, steps: {.c: {run: d}}}", "step '.c': expected a name of letters"),
+        ("{name: a, out: b, steps: {c: {run: d, each: {seed: [../e]}}}}", "step 'c-../e': expected a name of letters"),
+        ("{name: a, out: b, steps: {c: {run: d, each: {x: [1]}}, c-1: {run: d}}}", "found c-1 twice"),
+        ("{name: a, out: b, steps: {c: {run: lerobot-train --output_dir=/home}}}", "inside b, found /home"),
     ],
 )
 def test_a_recipe_that_makes_no_sense_is_refused(tmp_path: Path, content: str, message: str) -> None:

@@ -17,10 +17,12 @@ with `{seed}` filled in; of several keys, each value of one goes with each of th
 """
 
 import os
+import re
 import shlex
 import shutil
 import sysconfig
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -48,6 +50,9 @@ ROOM_OF = {
     "apprentice correct": "evaluate",
     "lerobot-train": "policy",
 }
+
+
+NAME = re.compile(r"\w[\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,8 @@ class Recipe:
         _expect_keys(content, {"name": str, "out": str, "steps": dict}, str(path))
         out = str(out or content["out"])
         steps = [step for name, given in content["steps"].items() for step in _steps(str(name), given, out)]
+        if twice := [name for name, count in Counter(step.name for step in steps).items() if count > 1]:
+            raise UserError(f"{path}: expected each step to have a name of its own, found {twice[0]} twice")
         return cls(content["name"], Path(out), steps)
 
 
@@ -196,11 +203,17 @@ def _step(name: str, given: dict[str, Any], out: str, values: dict[str, str]) ->
             text = text.replace(f"{{{key}}}", value)
         return text
 
+    if not NAME.fullmatch(name):
+        raise UserError(
+            f"step {name!r}: expected a name of letters, digits, dots, hyphens and underscores, for its files bear it; "
+            "fix: another name (or other values under each)"
+        )
     inputs, outputs = ([filled(path) for path in given.get(key, [])] for key in ("inputs", "outputs"))
     step = Step(name, filled(given["run"]), inputs, outputs)
     if not step.command:
         raise UserError(f"step {name}: expected a command under run, found nothing")
-    for path in step.outputs:
+    begun = [word.partition("=")[2] for word in step.command if word.startswith("--output_dir=")]
+    for path in [*step.outputs, *(begun if step.command[0] == "lerobot-train" else [])]:
         if Path(out).resolve() not in Path(path).resolve().parents:
             raise UserError(
                 f"step {name}: expected its outputs inside {out}, found {path}; fix: begin it with {{out}}/"

@@ -22,7 +22,7 @@ from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from lerobot.utils.constants import IMAGENET_STATS
 from torch import Tensor
 
-from apprentice.adapters import load_policy
+from apprentice.adapters import load_policy, load_processors
 from apprentice.data.contract import FILE as CONTRACT
 from apprentice.data.contract import Contract, check_features
 from apprentice.data.mixture import Mixture, open_mixture
@@ -240,8 +240,7 @@ def processors(policy: Any, mixture: Mixture, init: Path | None) -> tuple[Any, A
     lerobot-train; or as they are in `init`, for the weights there were trained with them.
     """
     if init is not None:
-        override = {"device_processor": {"device": policy.config.device}}
-        return make_pre_post_processors(policy.config, str(init), preprocessor_overrides=override)
+        return load_processors(init, policy.config)
     usual = {name: torch.tensor(value, dtype=torch.float32) for name, value in IMAGENET_STATS.items()}
     stats = {key: {**mixture.meta.stats[key], **usual} for key in mixture.meta.camera_keys}
     return make_pre_post_processors(

@@ -36,6 +36,7 @@ from apprentice.policy.configuration_apprentice import ApprenticeConfig
 from apprentice.policy.history import ABSENT, EXPERT_LATENTS
 from apprentice.policy.modeling_apprentice import IMAGE_TOKENS, PREFIX, ApprenticePolicy
 from apprentice.progress import console
+from apprentice.untrusted import check_model
 
 INSTRUCTIONS = ["pick up the black bowl and place it on the plate", "turn on the stove"]  # where no dataset tells
 NO_WEIGHTS = ["*.json", "*.jinja", "*.txt", "*.model"]
@@ -324,6 +325,7 @@ def configuration(vlm: str) -> Iterator[Path]:
                 f"expected a VLM's folder or its name on the hub, found '{vlm}': {str(error).splitlines()[0]}; "
                 "fix: check the name, or go online once to fetch its configuration"
             ) from error
+    check_model(place, weights=False)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "vlm").symlink_to(place.resolve())
         Contract().save(folder)

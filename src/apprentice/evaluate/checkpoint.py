@@ -6,15 +6,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from apprentice.adapters import load_policy, whole_checkpoint
+from apprentice.adapters import load_policy, load_processors, whole_checkpoint
 from apprentice.data.contract import FILE as CONTRACT
 from apprentice.data.contract import Contract
 from apprentice.errors import UserError
 from apprentice.evaluate.protocol import Protocol
 from apprentice.evaluate.results import PolicyCard
 from apprentice.files import fingerprint, read_json
+from apprentice.untrusted import PROCESSORS, check_policy
 
-PROCESSORS = ("policy_preprocessor.json", "policy_postprocessor.json")
 ACTION_DIM = 7
 
 
@@ -68,6 +68,7 @@ def configured(name: str, folder: Path, n_action_steps: int | None = None, ensem
     from lerobot.configs import PreTrainedConfig
     from lerobot.utils.import_utils import register_third_party_plugins
 
+    check_policy(folder)
     register_third_party_plugins()  # ours are one of them
     kind = read_json(folder / "config.json").get("type")
     if kind not in PreTrainedConfig.get_known_choices():
@@ -110,15 +111,12 @@ class Checkpoint:
         ensembling: float | None = None,
     ):
         from lerobot.policies.act.modeling_act import ACTTemporalEnsembler
-        from lerobot.policies.factory import make_pre_post_processors
 
         self.name, self.action_dim = name, ACTION_DIM
         config = configured(name, folder, n_action_steps, ensembling)
         config.pretrained_path, config.device = folder, str(device)
         self.policy = load_policy(folder, config)
-        self.preprocess, self.postprocess = make_pre_post_processors(
-            config, str(folder), preprocessor_overrides={"device_processor": {"device": str(device)}}
-        )
+        self.preprocess, self.postprocess = load_processors(folder, config)
         # Only `select_action` keeps a history of observations (in queues, even of one) or an ensemble of chunks, and it
         # has to see every frame; our students remember what they planned from.
         history = config.type != "apprentice" and (config.n_obs_steps > 1 or hasattr(self.policy, "_queues"))

@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 from lerobot.configs import PreTrainedConfig
-from lerobot.policies.factory import make_pre_post_processors
 from lerobot.policies.utils import populate_queues
 from lerobot.utils.constants import OBS_ENV_STATE, OBS_IMAGES, OBS_STATE
 from torch import Tensor, nn
 
-from apprentice.adapters import load_policy
+from apprentice.adapters import load_policy, load_processors
 from apprentice.errors import UserError
 from apprentice.experts.base import ActionExpert, Batch, affine_of, scaled_images, seeded
 
@@ -30,10 +29,8 @@ class LeRobotExpert(ActionExpert):
         self.config = self.offline(config)
         try:
             self.policy = load_policy(path, config, strict=True)
-            self.preprocessor, self.postprocessor = make_pre_post_processors(
-                config, str(path), preprocessor_overrides={"device_processor": {"device": str(device)}}
-            )
-        except (OSError, RuntimeError, ImportError, KeyError) as error:
+            self.preprocessor, self.postprocessor = load_processors(path, config)
+        except (OSError, RuntimeError, ImportError, KeyError, ValueError) as error:
             raise UserError(
                 f"expected a complete checkpoint of a {config.type} policy in {path}, found: {error}; fix: name the "
                 "folder that lerobot-train calls pretrained_model, and install what the policy needs"

@@ -29,10 +29,12 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from apprentice.errors import UserError
+from apprentice.untrusted import place_of, without_weights
 from apprentice.vlm.families import CAUSAL_TOKEN_TYPE
 from apprentice.vlm.packed import unpacked
 from apprentice.vlm.pixels import told
 from apprentice.vlm.prompt import Prompt, joined, stacked
+from apprentice.vlm.template import FIX, write_chat
 
 # SmolVLM's processor complains about arguments that it adds itself, once for every prompt.
 logging.getLogger("transformers.processing_utils").setLevel(logging.ERROR)
@@ -69,10 +71,10 @@ class VLM(nn.Module):
         """Load weights and processor from a folder or, if it is not one, from the hub, or if `local` from what was
         fetched of it before. Raises UserError.
         """
-        place: dict[str, Any] = {"pretrained_model_name_or_path": name, "local_files_only": local}
         try:
+            place = place_of(name, local)
             model = AutoModelForImageTextToText.from_pretrained(**place, dtype=torch.float32)
-            return cls(model, AutoProcessor.from_pretrained(**place))
+            return cls(model, AutoProcessor.from_pretrained(**without_weights(place)))
         except (OSError, ValueError, KeyError, HFValidationError) as error:
             raise UserError(
                 f"expected a Hugging Face image-text-to-text model at '{name}' (a folder or a name on the hub), found: "
@@ -81,11 +83,13 @@ class VLM(nn.Module):
 
     @classmethod
     def from_config(cls, folder: Path | str) -> "VLM":
-        """Rebuild model (random weights) and processor from what `save_config` wrote."""
-        model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(folder))
+        """Rebuild model (random weights) and processor from what `save_config` wrote. Raises UserError."""
+        place = without_weights(place_of(folder))
+        config = AutoConfig.from_pretrained(**place)
+        model = AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
         if (Path(folder) / "generation_config.json").exists():
             model.generation_config = GenerationConfig.from_pretrained(folder)
-        return cls(model.float(), AutoProcessor.from_pretrained(folder))
+        return cls(model.float(), AutoProcessor.from_pretrained(**place))
 
     def save_config(self, folder: Path | str) -> None:
         """Write everything but the weights: configuration, how it ends an answer, tokenizer, image processor, chat
@@ -291,20 +295,41 @@ class VLM(nn.Module):
     # ---- inside
 
     def _turn(self, question: str, images: int, first: bool) -> str:
+        """The text of a user's turn. Raises UserError if the question holds a mark, or the template drops it."""
+        if mark := next((mark for mark in self._marks if mark in question), None):
+            raise UserError(
+                f"expected an instruction without the VLM's own marks, found {mark!r} in {question[:200]!r}; "
+                "fix: write it in other words"
+            )
         if self.processor.chat_template is None:
             return self.processor.image_token * images + question
         content = [{"type": "image"}] * images + [{"type": "text", "text": question}]
         user = {"role": "user", "content": content}
-        if first:
-            return self.processor.apply_chat_template([user], add_generation_prompt=True)
-        ours = {"role": "assistant", "content": [{"type": "text", "text": ANSWER}]}
-        chat = self.processor.apply_chat_template([user, ours, user], add_generation_prompt=True)
-        if chat.count(ANSWER) != 1:
+        text = write_chat(self.processor, [user])
+        if not first:
+            ours = {"role": "assistant", "content": [{"type": "text", "text": ANSWER}]}
+            text = write_chat(self.processor, [user, ours, user])
+            if text.count(ANSWER) != 1:
+                raise UserError(
+                    f"expected a chat template that repeats the assistant's answer once, found {text[:1000]!r}; "
+                    "fix: another VLM, or --n-obs-steps=1"
+                )
+            text = text.partition(ANSWER)[2]
+        if question.strip() not in text:
             raise UserError(
-                f"expected a chat template that repeats the assistant's answer once, found {chat!r}; fix: another VLM, "
-                "or --n-obs-steps=1"
+                f"expected a chat template that repeats the instruction {question[:200]!r}, found the prompt "
+                f"{text[:1000]!r}; {FIX}"
             )
-        return chat.partition(ANSWER)[2]
+        return text
+
+    @cached_property
+    def _marks(self) -> list[str]:
+        """What stands for an image, a turn's end and the like in a prompt. A mark of one character is a word, too."""
+        tokenizer = self.processor.tokenizer
+        added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+        others = [value for name, value in vars(self.processor).items() if name.endswith("_token")]
+        marks = [*tokenizer.all_special_tokens, *added, *others, ANSWER]
+        return [mark for mark in dict.fromkeys(map(str, marks)) if len(mark) > 1]
 
     def _single(self, instruction: str, images: tuple[int, int, int], first: bool) -> Prompt:
         """The prompt of one instruction, without padding. Where each token stands, the model is asked."""

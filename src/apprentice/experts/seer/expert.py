@@ -4,10 +4,9 @@ from pathlib import Path
 
 import torch
 from lerobot.configs import PreTrainedConfig
-from lerobot.policies.factory import make_pre_post_processors
 from torch import Tensor
 
-from apprentice.adapters import load_policy
+from apprentice.adapters import load_policy, load_processors
 from apprentice.experts.base import ActionExpert, Batch, affine_of, scaled_images
 
 
@@ -20,10 +19,7 @@ class SeerExpert(ActionExpert):
         config = PreTrainedConfig.from_pretrained(path, local_files_only=True)
         config.device = str(device)
         self.policy = load_policy(path, config, strict=True)
-        override = {"device_processor": {"device": str(device)}}
-        self.preprocessor, self.postprocessor = make_pre_post_processors(
-            config, str(path), preprocessor_overrides=override
-        )
+        self.preprocessor, self.postprocessor = load_processors(path, config)
         assert config.input_features and config.action_feature
         self.inputs = {key: tuple(feature.shape) for key, feature in config.input_features.items()}
         self.horizon, self.latent_dim = config.chunk_size, config.width
