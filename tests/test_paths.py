@@ -11,9 +11,7 @@ import pytest
 
 from apprentice import pack, parts
 from apprentice.errors import UserError
-from apprentice.evaluate.report import Stage
-from apprentice.evaluate.results import Episode, Evaluation, read_episodes
-from apprentice.experts import read_tasks
+from apprentice.evaluate.results import Evaluation, read_episodes
 from apprentice.files import inside
 
 EPISODE: dict[str, Any] = dict.fromkeys(("task", "told", "init_state", "steps"), 0)
@@ -74,34 +72,6 @@ def test_a_film_or_a_trace_of_an_episode_lies_in_its_folder(tmp_path: Path) -> N
                     evaluation(folder).file(kind, name)
 
 
-@pytest.mark.parametrize(
-    "line", ["{", "[]", "3", json.dumps(EPISODE | {"more": 1}), json.dumps({"policy": "a"}), "[" * 100_000]
-)
-def test_a_line_that_is_no_episode_is_named(tmp_path: Path, line: str) -> None:
-    path = tmp_path / "episodes.jsonl"
-    path.write_text(f"{json.dumps(EPISODE)}\n{line}\n")
-    with pytest.raises(UserError, match=r"expected a finished episode in line 2 of .*episodes\.jsonl"):
-        read_episodes(path)
-
-
-@pytest.mark.parametrize(("field", "value"), [("video", 3), ("task", "1"), ("success", 1), ("task", True)])
-def test_so_is_a_field_of_another_type(tmp_path: Path, field: str, value: object) -> None:
-    path = tmp_path / "episodes.jsonl"
-    path.write_text(json.dumps(EPISODE | {field: value}) + "\n")
-    with pytest.raises(UserError, match=f"expected {field} to be .* in line 1 of .*, found {value!r}"):
-        read_episodes(path)
-    path.write_text(json.dumps(EPISODE | {"seconds": 1.5}) + "\n")
-    assert read_episodes(path) == [Episode(**EPISODE | {"seconds": 1.5})]
-
-
-def test_a_damaged_stage_is_named(tmp_path: Path) -> None:
-    (tmp_path / "log.jsonl").write_text("")
-    for cost in ("[]", "{", '{"other": 1}'):
-        (tmp_path / "cost.json").write_text(cost)
-        with pytest.raises(UserError, match=r"stage align: expected in .* what a stage of training writes"):
-            Stage.load("align", tmp_path)
-
-
 def listed(folder: Path, content: bytes, name: str, files: int = 1) -> None:
     digest = hashlib.sha256(content).hexdigest()
     part = {"name": name, "bytes": len(content), "sha256": digest}
@@ -143,17 +113,3 @@ def test_a_link_does_not_take_another_file_along(tmp_path: Path, monkeypatch: py
         parts.split(tmp_path / "checkpoint", tmp_path / "other parts")
     with pytest.raises(UserError, match=r"found .*notes\.txt, a link to .*key"):
         pack.pack(["checkpoint"], "packed again", wheels=())
-
-
-def test_experts_yaml_holds_lines_of_text(tmp_path: Path) -> None:
-    path = tmp_path / "experts.yaml"
-    bomb = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
-        f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
-    )
-    for content in ("yes: act", "1: act", "go: 1", "go: [act]", "go: {a: b}", "", "- act", "go", "{", bomb):
-        path.write_text(content)
-        with pytest.raises(UserError, match=r"expected lines 'instruction: checkpoint folder' in .*; fix") as found:
-            read_tasks(path)
-        assert len(str(found.value)) < 1000
-    path.write_text("'yes': act\n")
-    assert read_tasks(path) == {"yes": tmp_path / "act"}

@@ -241,7 +241,13 @@ def test_code_is_found_however_deep(vlm: Path) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("trust_remote_code", True), ("attn_implementation", "evil/kernel"), ("_attn_implementation", "evil/kernel")],
+    [
+        ("trust_remote_code", True),
+        ("attn_implementation", "evil/kernel"),
+        ("_attn_implementation", "evil/kernel"),
+        ("checkpoint_path", "evil.pth"),
+        ("audio_tokenizer_name_or_path", "evil/audio"),
+    ],
 )
 def test_nor_does_it_ask_for_any(vlm: Path, key: str, value: object) -> None:
     change(vlm / "config.json", lambda content: content["text_config"].update({key: value}))
@@ -291,6 +297,31 @@ def test_shards_lie_beside_their_index(vlm: Path, shard: object) -> None:
     (vlm / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match=r"model\.safetensors\.index\.json"):
         VLM.from_pretrained(str(vlm))
+
+
+def test_a_template_of_another_name_is_not_written_elsewhere(vlm: Path, tmp_path: Path) -> None:
+    """A student's checkpoint holds the VLM's chat templates, a file for each."""
+    own = (vlm / "chat_template.jinja").read_text()
+    (vlm / "chat_template.jinja").unlink()
+    (tmp_path / "saved" / "additional_chat_templates").mkdir(parents=True)
+    named = [{"name": "default", "template": own}, {"name": "../../escaped", "template": "evil"}]
+    change(vlm / "tokenizer_config.json", lambda content: content.update(chat_template=named))
+    AutoProcessor.from_pretrained(vlm).tokenizer.save_pretrained(tmp_path / "saved")
+    assert (tmp_path / "escaped.jinja").exists()  # so Transformers does it
+    for templates in (named, {"default": own, "../../escaped": "evil"}, [{"template": "evil"}]):
+        change(vlm / "tokenizer_config.json", lambda c, templates=templates: c.update(chat_template=templates))
+        with pytest.raises(UserError, match="expected chat templates with plain names"):
+            VLM.from_pretrained(str(vlm))
+    change(vlm / "tokenizer_config.json", lambda content: content.update(chat_template=named[:1]))
+    check_model(vlm)
+
+
+def test_named_weights_lie_in_the_folder(vlm: Path) -> None:
+    (vlm / "adapter_model.bin").touch()
+    for name in ("../other.safetensors", "adapter_model.bin"):
+        change(vlm / "config.json", lambda content, name=name: content.update(transformers_weights=name))
+        with pytest.raises(UserError, match=r"config\.json"):
+            check_model(vlm)
 
 
 def test_a_tokenizers_files_lie_beside_it(vlm: Path, tmp_path: Path) -> None:

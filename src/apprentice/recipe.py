@@ -52,7 +52,7 @@ ROOM_OF = {
 }
 
 
-NAME = re.compile(r"\w[\w.-]*")
+NAME = re.compile(r"\w[\w.-]*")  # it becomes the name of files
 
 
 @dataclass(frozen=True)
@@ -204,10 +204,7 @@ def _step(name: str, given: dict[str, Any], out: str, values: dict[str, str]) ->
         return text
 
     if not NAME.fullmatch(name):
-        raise UserError(
-            f"step {name!r}: expected a name of letters, digits, dots, hyphens and underscores, for its files bear it; "
-            "fix: another name (or other values under each)"
-        )
+        raise UserError(f"expected a step's name of letters, digits, . _ and -, found {name}; fix: another name")
     inputs, outputs = ([filled(path) for path in given.get(key, [])] for key in ("inputs", "outputs"))
     step = Step(name, filled(given["run"]), inputs, outputs)
     if not step.command:

@@ -11,6 +11,7 @@ What a name on the hub stands for is checked likewise, and then loaded in exactl
 """
 
 import json
+import re
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,7 +42,20 @@ STEPS = frozenset(
 # wall_x, gaussian_actor), or have steps that are not listed.
 POLICIES = frozenset({"act", "diffusion", "vqbet", "multi_task_dit", "tdmpc", "smolvla", "pi0", "pi05"})
 NAMES = ("tokenizer_name", "vlm_model_name", "vision_encoder_name", "text_encoder_name")  # of models, in such files
-CODE = ("auto_map", "trust_remote_code", "custom_generate", "custom_pipelines", "megatron_config")  # unless empty
+# Keys that ask for code, or for a model of somebody else, unless they are empty. PEFT imports a module that it calls
+# Megatron, timm unpickles a checkpoint, a processor fetches its audio tokenizer.
+CODE = frozenset(
+    {
+        "auto_map",
+        "trust_remote_code",
+        "custom_generate",
+        "custom_pipelines",
+        "megatron_config",
+        "checkpoint_path",
+        "audio_tokenizer",
+        "audio_tokenizer_name_or_path",
+    }
+)
 KERNELS = ("attn_implementation", "experts_implementation")  # "owner/name" would be fetched and run
 # Their keys are the words of a vocabulary; and what a training run notes for itself, which nothing here reads.
 WORDS = frozenset({"tokenizer.json", "vocab.json", "added_tokens.json", "train_config.json"})
@@ -120,6 +134,8 @@ def _checked(folder: Path) -> dict[Path, dict[str, Any]]:
                 _refuse("no code to run", file, f"{key}: {_short(value)}", f"take out {key}, or use another checkpoint")
             if key.endswith(KERNELS) and "/" in str(value):
                 _refuse("no code to run", file, f"{key}: {_short(value)}", 'write "sdpa" or "eager"')
+            if key == "chat_template":
+                _check_templates(file, value)
         if isinstance(content, dict):
             found[file] = content
             _check_names(file, content)
@@ -129,11 +145,11 @@ def _checked(folder: Path) -> dict[Path, dict[str, Any]]:
 
 def _check_names(file: Path, content: dict[str, Any]) -> None:
     """The files that a model's or a tokenizer's configuration names, and the models that a policy's does."""
-    if "weight_map" in content:
-        shards = content["weight_map"]
-        for shard in set(shards.values()) if isinstance(shards, dict) and _texts(shards.values()) else [shards]:
-            if not inside(file.parent, shard, file).name.endswith(".safetensors"):
-                _refuse("weights in safetensors", file, shard, "convert them: model.save_pretrained(folder)")
+    shards = content.get("weight_map")
+    names = list(shards.values()) if isinstance(shards, dict) else [shards]
+    for name in {json.dumps(name): name for name in [*names, content.get("transformers_weights")]}.values():
+        if name and not inside(file.parent, name, file).name.endswith((".safetensors", ".safetensors.index.json")):
+            _refuse("weights in safetensors", file, name, "convert them: model.save_pretrained(folder)")
     if file.name == "tokenizer_config.json":
         for key, value in content.items():
             if key.endswith("_file") and isinstance(value, str) and Path(value).exists():
@@ -165,6 +181,14 @@ def _check_steps(file: Path, content: dict[str, Any]) -> None:
             )
         if "state_file" in step and not inside(file.parent, step["state_file"], file).name.endswith(".safetensors"):
             _refuse("a step's state in safetensors", file, _short(step["state_file"]), "train or copy it again")
+
+
+def _check_templates(file: Path, templates: Any) -> None:
+    """Several chat templates have names, and each is written to a file of its name when a student is saved."""
+    names = list(templates) if isinstance(templates, dict | list) else []
+    for name in (each.get("name") if isinstance(each, dict) else each for each in names):
+        if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
+            _refuse("chat templates with plain names", file, _short(name), "another name")
 
 
 def _check_weights(folder: Path) -> None:
@@ -208,10 +232,6 @@ def _pairs(content: Any) -> Iterator[tuple[str, Any]]:
                 open_ends += items.values()
             case list() as items:
                 open_ends += items
-
-
-def _texts(values: Any) -> bool:
-    return all(isinstance(value, str) for value in values)
 
 
 def _short(value: object) -> str:

@@ -8,7 +8,6 @@ import json
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
@@ -56,24 +55,15 @@ class Stage:
 
     @classmethod
     def load(cls, name: str, run: Path) -> "Stage":
-        """Read `cost.json` and `log.jsonl` of a run. Raises UserError if the run is not finished, or damaged."""
+        """Read `cost.json` and `log.jsonl` of a run. Raises UserError if the run is not finished."""
         try:
             cost = read_json(run / "cost.json")
             log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-            return cls._of(name, cost, log)
         except FileNotFoundError as error:
             raise UserError(
                 f"stage {name}: expected a finished run in {run}, found no {Path(error.filename).name}; "
                 "fix: run the stage again, it goes on from where it stopped"
             ) from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"stage {name}: expected in {run} what a stage of training writes, found {type(error).__name__} "
-                f"({error}); fix: run the stage again, or leave it out"
-            ) from error
-
-    @classmethod
-    def _of(cls, name: str, cost: dict[str, Any], log: list[dict[str, Any]]) -> "Stage":
         held_out = [
             (entry["samples"], entry.get("validation_action_loss", entry["validation_loss"]))
             for entry in log

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 from apprentice.errors import UserError
 from apprentice.evaluate.probes import PLAIN
@@ -77,14 +77,6 @@ class Episode:
         whose = fingerprint(self.policy, self.checkpoint, self.conditions)
         probe = "" if self.probe == PLAIN else f"-{self.probe}"
         return f"task{self.task}-told{self.told}{probe}-state{self.init_state}-{whose}"
-
-
-# What each field of an episode may be, as it is read; a whole number is a float, too.
-KINDS = {
-    name: (*kinds, int) if float in kinds else kinds
-    for name, kind in get_type_hints(Episode).items()
-    for kinds in [get_args(kind) or (kind,)]
-}
 
 
 @dataclass(frozen=True)
@@ -213,29 +205,9 @@ def _protocol(folder: Path, content: dict[str, Any]) -> Protocol:
 
 
 def read_episodes(path: Path) -> list[Episode]:
-    """Read finished episodes; a last line without its end is still being written, or was cut off by a kill.
-
-    Raises UserError for a line that is no episode.
-    """
+    """Read finished episodes; a last line without its end is still being written, or was cut off by a kill."""
     text = path.read_text() if path.exists() else ""
-    lines = text[: text.rfind("\n") + 1].splitlines()
-    return [_episode(line, f"line {number} of {path}") for number, line in enumerate(lines, 1)]
-
-
-def _episode(line: str, where: str) -> Episode:
-    try:
-        values = json.loads(line)
-        episode = Episode(**values)
-    except (ValueError, TypeError, RecursionError) as error:
-        raise UserError(
-            f"expected a finished episode in {where}, found {line[:200]!r} ({error}); fix: take that line out"
-        ) from error
-    for name, kind in KINDS.items():
-        value = getattr(episode, name)
-        if not isinstance(value, kind) or (isinstance(value, bool) and bool not in kind):
-            wanted = " or ".join(each.__name__ for each in kind)
-            raise UserError(f"expected {name} to be {wanted} in {where}, found {value!r}; fix: take that line out")
-    return episode
+    return [Episode(**json.loads(line)) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
 def drop_half_line(path: Path) -> None:

@@ -178,7 +178,8 @@ def _smollm2() -> tuple[Any, PreTrainedTokenizerBase]:
     about: dict[str, Any] = {"tie_word_embeddings": True, **_ends(tokenizer)}
     about |= {name: fields[f"llama.{key}"].contents() for key, name in names.items() if f"llama.{key}" in fields}
     config = LlamaConfig(**about)
-    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, config=config, dtype=torch.float32)
+    place = {"gguf_file": file.name, "local_files_only": True, "trust_remote_code": False}
+    model = AutoModelForCausalLM.from_pretrained(file.parent, **place, config=config, dtype=torch.float32)
     return model, tokenizer
 
 
