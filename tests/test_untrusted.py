@@ -196,6 +196,8 @@ def test_a_tokenizer_that_a_step_names_is_checked(
 
 
 def test_policies_whose_loading_runs_foreign_code(expert: Path) -> None:
+    change(expert / "config.json", lambda content: content.update(vlm_model_name=str(expert)))  # it names itself
+    check_policy(expert)
     for kind in ("pi0_fast", "groot", "gaussian_actor", "wall_x", "xvla"):
         change(expert / "config.json", lambda content, kind=kind: content.update(type=kind))
         with pytest.raises(UserError, match=f"found {kind}; fix"):

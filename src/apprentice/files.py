@@ -137,11 +137,14 @@ def inside(folder: Path | str, name: object, where: Path | str) -> Path:
     Raises UserError if the name, or the link that it is, leads out of the folder. A snapshot in the cache of Hugging
     Face's hub links to its own blobs.
     """
-    if isinstance(name, str) and name and "\0" not in name and not Path(name).is_absolute():
-        root, found = Path(folder).resolve(), Path(folder, name).resolve()
-        homes = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
-        if ".." not in Path(name).parts and any(home in found.parents for home in homes):
-            return Path(folder, name)
+    if isinstance(name, str) and not Path(name).is_absolute() and ".." not in Path(name).parts:
+        with suppress(OSError, ValueError):  # of a name that no file can have
+            root, found = Path(folder).resolve(), Path(folder, name).resolve()
+            homes = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
+            with suppress(FileNotFoundError, NotADirectoryError):
+                found.lstat()
+            if any(home in found.parents for home in homes):
+                return Path(folder, name)
     raise UserError(
         f"expected in {where} the name of a file inside {folder}, found {str(name)[:200]!r}; "
         "fix: put the file there and write its name without a folder above it"

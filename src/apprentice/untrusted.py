@@ -11,6 +11,7 @@ What a name on the hub stands for is checked likewise, and then loaded in exactl
 """
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -76,6 +77,10 @@ def check_policy(folder: Path | str) -> None:
             kind,
             "put it behind its own policy server and evaluate that",
         )
+    for name in ("config.json", *PROCESSORS):
+        for key, value in _pairs(found.get(folder / name)):
+            if key in NAMES and value and isinstance(value, str) and os.path.isdir(value):
+                check_model(value)
     for name in PROCESSORS:
         if (folder / name).exists() and not isinstance(found.get(folder / name, {}).get("steps"), list):
             _refuse("a list of steps", folder / name, "none", "train or copy the checkpoint again")
@@ -108,7 +113,7 @@ def place_of(name: Path | str, local: bool = False) -> dict[str, Any]:
     from huggingface_hub import snapshot_download
 
     safe: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True}
-    if str(name) and Path(name).is_dir():
+    if str(name) and os.path.isdir(name):
         check_model(name)
         return {"pretrained_model_name_or_path": str(name), "local_files_only": True, **safe}
     snapshot = Path(snapshot_download(str(name), allow_patterns=["*.json", "*/*.json"], local_files_only=local))
@@ -144,7 +149,7 @@ def _checked(folder: Path) -> dict[Path, dict[str, Any]]:
 
 
 def _check_names(file: Path, content: dict[str, Any]) -> None:
-    """The files that a model's or a tokenizer's configuration names, and the models that a policy's does."""
+    """The files that a model's or a tokenizer's configuration names, and the kind of adapters."""
     shards = content.get("weight_map")
     names = list(shards.values()) if isinstance(shards, dict) else [shards]
     for name in {json.dumps(name): name for name in [*names, content.get("transformers_weights")]}.values():
@@ -152,16 +157,13 @@ def _check_names(file: Path, content: dict[str, Any]) -> None:
             _refuse("weights in safetensors", file, name, "convert them: model.save_pretrained(folder)")
     if file.name == "tokenizer_config.json":
         for key, value in content.items():
-            if key.endswith("_file") and isinstance(value, str) and Path(value).exists():
+            if key.endswith("_file") and isinstance(value, str) and os.path.exists(value):
                 inside(file.parent, str(Path(value).resolve().relative_to(file.parent.resolve(), walk_up=True)), file)
-        for name in content.get("fast_tokenizer_files") or ():
+        versions = content.get("fast_tokenizer_files")
+        for name in versions if isinstance(versions, list) else []:
             inside(file.parent, name, file)
     if file.name == ADAPTER and content.get("peft_type") != "LORA":
         _refuse("adapters of type LORA", file, _short(content.get("peft_type")), "train adapters with LoRA")
-    if file.name in ("config.json", *PROCESSORS):
-        for key, value in _pairs(content):
-            if key in NAMES and isinstance(value, str) and value and Path(value).is_dir():
-                check_model(value)
 
 
 def _check_steps(file: Path, content: dict[str, Any]) -> None:

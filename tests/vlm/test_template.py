@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from tests import support
 from tests.support import TASKS
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from apprentice import cli
+from apprentice.distill.stages import StageConfig, align
 from apprentice.errors import UserError
 from apprentice.vlm import template_worker
 from apprentice.vlm.base import VLM
@@ -40,7 +42,7 @@ HOSTILE = {
     "pads": "{{ '%0999999999d' % 3 }}",
     "calls itself": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     "branches": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(90) }}",
-    "a large number": "{{ (9 ** 9 ** 9) is odd }}",
+    "a large number": "{{ (9 ** (9 ** 9)) is odd }}",
     "looks around": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
     "is none": "{% if",
     "complains": "{{ raise_exception('roles must alternate') }}",
@@ -129,6 +131,17 @@ def test_marks_in_an_instruction_are_refused(vlm: VLM, mark: str) -> None:
         with pytest.raises(UserError, match="expected an instruction without the VLM's own marks, found") as found:
             vlm.prompt([f"put {mark} there"], (1, 64, 64), first=first)
         assert json.dumps(mark)[1:-1] in str(found.value)
+
+
+def test_so_are_those_of_a_dataset_before_anything_is_computed(
+    small_vlm: Path, small_expert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(support, "TASKS", ("put the bowl on the stove", "turn on the <image>"))
+    dataset = support.make_dataset(tmp_path / "data", episodes=2)
+    given = {"vlm": str(small_vlm), "expert": str(small_expert), "dataset": str(dataset)}
+    with pytest.raises(UserError, match="own marks, found '<image>' in 'turn on the <image>'"):
+        align(StageConfig(**given, out=str(tmp_path / "run"), steps=1))
+    assert not (tmp_path / "run" / "caches.json").exists()
 
 
 def test_they_are_where_a_family_has_no_template(vlm: VLM) -> None:

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from apprentice.adapters import load_policy
 from apprentice.data.contract import check_features
+from apprentice.data.dataset import instructions
 from apprentice.data.mixture import Mixture, open_mixture
 from apprentice.device import best_device, fast_bfloat16
 from apprentice.distill.cache import cached_each
@@ -146,6 +147,7 @@ def _teach(stage: str, config: StageConfig, rollout: Rollout | None, accelerator
     policy.set_stage(stage)
     policy.config.device = best_device().type  # of its expert too, wherever the checkpoint comes from
     policy.to(best_device())
+    policy.vlm.check({task for dataset in mixture.datasets for task in instructions(dataset)})
     console.print(parameter_table(policy))
     # The first process fills the caches; then, if it has another disk, the first of each machine; then all find them.
     with accelerator.main_process_first(), accelerator.local_main_process_first():

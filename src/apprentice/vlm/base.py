@@ -145,6 +145,11 @@ class VLM(nn.Module):
         inputs.pop("labels", None)  # PaliGemma's processor thinks of training
         return inputs.to(self.device)
 
+    def check(self, instructions: Iterable[str]) -> None:
+        """Raise UserError for an instruction that no prompt can hold: before what takes hours begins."""
+        for instruction in sorted(instructions):
+            self._turn(instruction, 1, first=True)
+
     def prompt(
         self,
         instructions: Sequence[str],
