@@ -34,12 +34,10 @@ from apprentice.vlm.families import CAUSAL_TOKEN_TYPE
 from apprentice.vlm.packed import unpacked
 from apprentice.vlm.pixels import told
 from apprentice.vlm.prompt import Prompt, joined, stacked
-from apprentice.vlm.template import FIX, write_chat
+from apprentice.vlm.template import marks_of, turn
 
 # SmolVLM's processor complains about arguments that it adds itself, once for every prompt.
 logging.getLogger("transformers.processing_utils").setLevel(logging.ERROR)
-
-ANSWER = "[[our tokens]]"  # what stands for them while a template writes a chat
 
 
 @dataclass
@@ -136,7 +134,10 @@ class VLM(nn.Module):
 
         A turn that is not the `first` begins with the end of the assistant's turn before it.
         """
-        texts = [self._turn(question, len(row), first) for question, row in zip(questions, images, strict=True)]
+        texts = [
+            turn(self.processor, question, len(row), first, self._marks)
+            for question, row in zip(questions, images, strict=True)
+        ]
         start = self.processor.tokenizer.bos_token
         doubled = start is not None and texts[0].startswith(start)  # a template that begins a text, as most do
         settings = {"add_special_tokens": False} if doubled or not first else {}
@@ -148,7 +149,7 @@ class VLM(nn.Module):
     def check(self, instructions: Iterable[str]) -> None:
         """Raise UserError for an instruction that no prompt can hold: before what takes hours begins."""
         for instruction in sorted(instructions):
-            self._turn(instruction, 1, first=True)
+            turn(self.processor, instruction, 1, True, self._marks)
 
     def prompt(
         self,
@@ -299,42 +300,9 @@ class VLM(nn.Module):
 
     # ---- inside
 
-    def _turn(self, question: str, images: int, first: bool) -> str:
-        """The text of a user's turn. Raises UserError if the question holds a mark, or the template drops it."""
-        if mark := next((mark for mark in self._marks if mark in question), None):
-            raise UserError(
-                f"expected an instruction without the VLM's own marks, found {mark!r} in {question[:200]!r}; "
-                "fix: write it in other words"
-            )
-        if self.processor.chat_template is None:
-            return self.processor.image_token * images + question
-        content = [{"type": "image"}] * images + [{"type": "text", "text": question}]
-        user = {"role": "user", "content": content}
-        text = write_chat(self.processor, [user])
-        if not first:
-            ours = {"role": "assistant", "content": [{"type": "text", "text": ANSWER}]}
-            text = write_chat(self.processor, [user, ours, user])
-            if text.count(ANSWER) != 1:
-                raise UserError(
-                    f"expected a chat template that repeats the assistant's answer once, found {text[:1000]!r}; "
-                    "fix: another VLM, or --n-obs-steps=1"
-                )
-            text = text.partition(ANSWER)[2]
-        if question.strip() not in text:
-            raise UserError(
-                f"expected a chat template that repeats the instruction {question[:200]!r}, found the prompt "
-                f"{text[:1000]!r}; {FIX}"
-            )
-        return text
-
     @cached_property
     def _marks(self) -> list[str]:
-        """What stands for an image, a turn's end and the like in a prompt. A mark of one character is a word, too."""
-        tokenizer = self.processor.tokenizer
-        added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-        others = [value for name, value in vars(self.processor).items() if name.endswith("_token")]
-        marks = [*tokenizer.all_special_tokens, *added, *others, ANSWER]
-        return [mark for mark in dict.fromkeys(map(str, marks)) if len(mark) > 1]
+        return marks_of(self.processor)
 
     def _single(self, instruction: str, images: tuple[int, int, int], first: bool) -> Prompt:
         """The prompt of one instruction, without padding. Where each token stands, the model is asked."""

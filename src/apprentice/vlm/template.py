@@ -16,6 +16,7 @@ from typing import Any
 from apprentice.errors import UserError
 from apprentice.vlm import template_worker
 
+ANSWER = "[[our tokens]]"  # what stands for them while a template writes a chat
 PATIENCE = 120.0  # s until an answer, however busy the machine is
 LIMITS = f"at most {template_worker.LONGEST:,} characters within {template_worker.SECONDS:.0f} s"
 FIX = "fix: mend the model's chat template (chat_template.jinja, or in tokenizer_config.json), or use another VLM"
@@ -63,6 +64,52 @@ class Writer:
             self._process.kill()
             self._process.wait()
         self._process = None
+
+
+def turn(processor: Any, question: str, images: int, first: bool, marks: list[str]) -> str:
+    """The text of a user's turn with images before the question, the assistant's turn opened.
+
+    Args:
+        processor: of a VLM; without a chat template (PaliGemma) a turn is images and text.
+        question: what the user says.
+        images: how many.
+        first: whether it begins the chat; else it begins with the end of the assistant's turn before it.
+        marks: the VLM's own, see `marks_of`.
+
+    Raises UserError if the question holds one of them, or the template drops it.
+    """
+    if mark := next((mark for mark in marks if mark in question), None):
+        raise UserError(
+            f"expected an instruction without the VLM's own marks, found {mark!r} in {question[:200]!r}; "
+            "fix: write it in other words"
+        )
+    if processor.chat_template is None:
+        return str(processor.image_token) * images + question
+    user = {"role": "user", "content": [{"type": "image"}] * images + [{"type": "text", "text": question}]}
+    ours = {"role": "assistant", "content": [{"type": "text", "text": ANSWER}]}
+    text = write_chat(processor, [user] if first else [user, ours, user])
+    if not first:
+        if text.count(ANSWER) != 1:
+            raise UserError(
+                f"expected a chat template that repeats the assistant's answer once, found {text[:1000]!r}; "
+                "fix: another VLM, or --n-obs-steps=1"
+            )
+        text = text.partition(ANSWER)[2]
+    if question.strip() not in text:
+        raise UserError(
+            f"expected a chat template that repeats the instruction {question[:200]!r}, found the prompt "
+            f"{text[:1000]!r}; {FIX}"
+        )
+    return text
+
+
+def marks_of(processor: Any) -> list[str]:
+    """What stands for an image, a turn's end and the like in a prompt. A mark of one character is a word, too."""
+    tokenizer = processor.tokenizer
+    added = [token for token in tokenizer.added_tokens_decoder.values() if token.special]
+    others = [value for name, value in vars(processor).items() if name.endswith("_token") and value]
+    marks = dict.fromkeys(map(str, [*tokenizer.all_special_tokens, *added, *others, ANSWER]))
+    return [mark for mark in marks if len(mark) > 1]
 
 
 def write_chat(processor: Any, turns: list[dict[str, Any]]) -> str:
