@@ -15,6 +15,7 @@ import pytest
 import torch
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies.factory import make_pre_post_processors
+from PIL import Image
 from transformers import AutoConfig, AutoProcessor, dynamic_module_utils
 
 from apprentice import cli
@@ -23,6 +24,7 @@ from apprentice.errors import UserError
 from apprentice.experts import load_expert
 from apprentice.untrusted import check_model, check_policy, place_of
 from apprentice.vlm.base import VLM
+from apprentice.vlm.graft import graft
 from tests import support
 from tests.experts import zoo
 
@@ -231,6 +233,51 @@ def test_a_vlm_brings_no_code(vlm: Path, marker: Path, file: str, monkeypatch: p
     for load in (VLM.from_pretrained, VLM.from_config):
         with pytest.raises(UserError, match=f"expected no code to run in .*{file}"):
             load(str(vlm))
+    assert not marker.exists()
+
+
+VLM_WAYS = {
+    "align": ["align", "--vlm", "VLM", "--expert", "POLICY", "--dataset", "DATA", "--out", "OUT", "--steps", "1"],
+    "plan": ["plan", "--vlm", "VLM", "--expert", "POLICY"],
+    "ask": ["ask", "VLM", "PICTURE", "what is this?"],
+    "build-vlm": ["build-vlm", "--data", "OUT", "--output", "OUT", "--llm", "VLM"],
+    "score-vlm": ["score-vlm", "--data", "OUT", "--run", "RUN", "--twin", "TWIN"],
+}
+
+
+@pytest.mark.parametrize("way", VLM_WAYS)
+def test_no_way_in_runs_a_vlms_code(
+    way: str,
+    vlm: Path,
+    small_expert: Path,
+    small_dataset: Path,
+    tmp_path: Path,
+    marker: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda _: "y")
+    module(vlm, marker)
+    change(vlm / "tokenizer_config.json", lambda content: content.update(auto_map=ASKING["tokenizer_config.json"]))
+    places = {"VLM": vlm, "POLICY": small_expert, "DATA": small_dataset, "OUT": tmp_path / "out"}
+    places |= {"PICTURE": tmp_path / "a.png", "RUN": tmp_path / "run", "TWIN": tmp_path / "twin"}
+    Image.new("RGB", (64, 64)).save(places["PICTURE"])
+    places["OUT"].mkdir()
+    for name, blind in (("RUN", False), ("TWIN", True)):
+        places[name].mkdir()
+        (places[name] / "model").symlink_to(vlm)
+        (places[name] / "config.json").write_text(json.dumps({"blind": blind}))
+    assert cli.main([str(places.get(word, word)) for word in VLM_WAYS[way]]) == 2
+    told = capsys.readouterr().err
+    assert "expected no code to run in" in told and "tokenizer_config.json, found auto_map" in told
+    assert not marker.exists()
+
+
+def test_nor_does_a_vision_towers(vlm: Path, marker: Path) -> None:
+    module(vlm, marker)
+    change(vlm / "config.json", lambda content: content.update(auto_map=ASKING["config.json"]))
+    with pytest.raises(UserError, match="expected no code to run"):
+        graft(None, None, str(vlm))  # type: ignore[arg-type]
     assert not marker.exists()
 
 
