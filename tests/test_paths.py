@@ -86,7 +86,7 @@ def test_parts_lie_beside_their_list_and_put_nothing_elsewhere(tmp_path: Path) -
     for place in (folder / "part-000", tmp_path / "elsewhere"):
         place.write_bytes(stream.getvalue())
     listed(folder, stream.getvalue(), "part-000")
-    with pytest.raises(UserError, match=r"expected files of a folder in .*escaped"):
+    with pytest.raises(UserError, match=r"expected files of one folder in .*escaped"):
         parts.join(folder, tmp_path / "whole")
     for name in ("../elsewhere", str(tmp_path / "elsewhere")):
         listed(folder, stream.getvalue(), name)
