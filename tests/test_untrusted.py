@@ -142,6 +142,12 @@ def test_nor_does_a_students(
     assert not marker.exists()
 
 
+def test_a_student_that_lost_its_vlm_asks_no_hub_for_it(student: Path) -> None:
+    shutil.rmtree(student / "vlm")
+    with pytest.raises(UserError, match=r"expected a student's checkpoint in .* no such folder: .*vlm"):
+        load_policy(student, PreTrainedConfig.from_pretrained(student))
+
+
 OTHERS: dict[str, dict[str, Any]] = {
     "of a class of LeRobot's": {"class": "lerobot.processor.DeviceProcessorStep", "config": {}},
     "with a name and a class": {"registry_name": "device_processor", "class": "os.system", "config": {}},

@@ -14,6 +14,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from errno import ENOENT
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
@@ -105,10 +106,10 @@ def place_of(name: Path | str, local: bool = False) -> dict[str, Any]:
     """Where Transformers is to load a checked model from: keyword arguments of `from_pretrained`.
 
     Args:
-        name: folder, or name on the hub.
+        name: folder, or name on the hub; of a Path, a folder alone.
         local: take what was fetched of it before; ask no hub.
 
-    Raises UserError if the check fails, and what huggingface_hub raises if there is no such name or no network.
+    Raises UserError if the check fails, OSError or ValueError if there is no such folder, no such name, or no network.
     """
     from huggingface_hub import snapshot_download
 
@@ -116,6 +117,8 @@ def place_of(name: Path | str, local: bool = False) -> dict[str, Any]:
     if str(name) and os.path.isdir(name):
         check_model(name)
         return {"pretrained_model_name_or_path": str(name), "local_files_only": True, **safe}
+    if isinstance(name, Path):
+        raise FileNotFoundError(ENOENT, "no such folder", str(name))
     snapshot = Path(snapshot_download(str(name), allow_patterns=["*.json", "*/*.json"], local_files_only=local))
     check_model(snapshot, weights=False)
     return {"pretrained_model_name_or_path": str(name), "revision": snapshot.name, "local_files_only": local, **safe}
