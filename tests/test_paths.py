@@ -94,7 +94,7 @@ def test_parts_lie_beside_their_list_and_put_nothing_elsewhere(tmp_path: Path) -
             parts.join(folder, tmp_path / "whole")
     for content in ("[]", '{"parts": [{}]}', '{"parts": 3}'):
         (folder / "parts.json").write_text(content)
-        with pytest.raises(UserError, match=r"expected parts\.json"):
+        with pytest.raises(UserError, match=r"parts\.json, found"):
             parts.join(folder, tmp_path / "whole")
     assert not (tmp_path / "escaped").exists() and not (tmp_path / "whole").exists()
 

@@ -125,8 +125,7 @@ def _listed(file: Path) -> dict[str, Any]:
             int(part["bytes"]), str(part["sha256"]), int(listed["files"])
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(
-            f"expected {file.name} with a list of the parts beside it in {file.parent}, found {error!r}; "
-            "fix: copy it from where the parts are"
+            f"expected a list of the parts beside it in {file}, found {error!r}; fix: copy it from where the parts are"
         ) from error
     return listed
 
