@@ -255,7 +255,8 @@ class Frozen:
     def latents(self) -> Kind:
         """The expert's latents (N, D)."""
         config = self.policy.config
-        files = sorted({Path(config.expert), *checkpoints(config.expert)})
+        place = config.find_expert()
+        files = sorted({Path(place), *checkpoints(place)})
         key = fingerprint(str(config.expert_obs_steps), *files)
         rows = self._rows(EXPERT_LATENTS, key, next(self._fill_latents(0, 0, 1)), torch.float32, 1)
         return Kind(EXPERT_LATENTS, rows, self._fill_latents, self._latents_at)

@@ -28,9 +28,10 @@ from apprentice.data.contract import Contract, check_features
 from apprentice.data.mixture import Mixture, open_mixture
 from apprentice.device import best_device, bfloat16_is_faster
 from apprentice.distill.cache import cached_images
+from apprentice.distill.checkpoint import Position
 from apprentice.distill.learner import Learner
 from apprentice.distill.resident import on_device
-from apprentice.distill.runs import carry_out, checkpoint_of
+from apprentice.distill.runs import RATES, carry_out, checkpoint_of
 from apprentice.distill.samples import Samples
 from apprentice.distill.tracking import tracked
 from apprentice.distill.trainer import Schedule, Watch, processes, train
@@ -43,6 +44,7 @@ from apprentice.progress import console
 
 STAGE = "train-expert"
 PROBED = 8  # samples on which precisions are compared on a CPU; a GPU needs a whole batch to be busy
+FIXED = {"device", "push_to_hub", "pretrained_path", "output_features", "use_amp", "use_peft"}  # not for --set
 HORIZONS = ("n_action_steps", "chunk_size", "action_chunk_size")
 
 
@@ -72,6 +74,8 @@ class ExpertConfig:
             others; 1 for alike.
         validate: episodes of the datasets that nothing trains on; their loss is logged.
         validate_every: steps from one look at them to the next.
+        keep: which weights the run ends with: the last, or those that had the least loss of `validate`'s episodes.
+        patience: stop early, when so many looks in a row found no lesser loss; 0 for never.
         track: also draw the log's curves with trackio, if it is installed, or wandb; both stay on this machine.
     """
 
@@ -92,6 +96,8 @@ class ExpertConfig:
     gripper_change_factor: float = 1.0
     validate: int = 0
     validate_every: int = 500
+    keep: Literal["last", "best"] = "last"
+    patience: int = 0
     track: Literal["trackio", "wandb", "none"] = "trackio"
 
 
@@ -100,25 +106,47 @@ def train_expert(config: ExpertConfig) -> Path:
 
     Raises UserError if the datasets do not fit together, or the policy's settings or inputs do not fit to them.
     """
+    _check_settings(config)
     policy_config = configured(config)  # before the other processes, for its errors
     accelerator = processes(STAGE, config.accumulate)
 
-    def teach(done: int) -> None:
-        _train(config, policy_config, accelerator, done)
+    def teach(position: Position) -> None:
+        _train(config, policy_config, accelerator, position)
 
     return carry_out(STAGE, accelerator, Path(config.out), asdict(config), teach)
 
 
-def _train(config: ExpertConfig, policy_config: Any, accelerator: Accelerator, done: int) -> None:
-    """Train it, from step `done` on."""
+def _check_settings(config: ExpertConfig) -> None:
+    """Raise UserError for a setting that would do nothing."""
+    unseen = "no episodes are kept out without --validate"
+    idle = {name: unseen for name in ("validate_every", "keep", "patience") if not config.validate}
+    idle |= {"cameras": "the checkpoint of --init says which cameras it reads"} if config.init else {}
+    for name, reason in idle.items():
+        if (value := getattr(config, name)) != getattr(ExpertConfig, name):
+            raise UserError(
+                f"expected settings that do something, found --{name.replace('_', '-')} {value}, but {reason}; "
+                "fix: leave it out"
+            )
+    if fixed := sorted(FIXED & set(config.set or {})):
+        raise UserError(
+            f"expected settings that training here reads, found --set {fixed[0]}, which does nothing; fix: leave it "
+            "out (--precision chooses bfloat16, --dataset the features, --init the weights)"
+        )
+
+
+def _train(config: ExpertConfig, policy_config: Any, accelerator: Accelerator, position: Position) -> None:
+    """Train it, from `position` on."""
+    done = position.step
     run = Path(config.out)
     checkpoint = run / "checkpoint"
     torch.manual_seed(config.seed)
     mixture = open_mixture(config.dataset)
     init = checkpoint if done else checkpoint_of(config.init) if config.init else None
     if done:  # a policy may have filled in what it found in pretrained encoders
+        pace = {name: getattr(policy_config, name) for name in config.set or {} if name.startswith(RATES)}
         policy_config = PreTrainedConfig.from_pretrained(checkpoint, local_files_only=True)
-        policy_config.device = best_device().type
+        for name, value in {**pace, "device": best_device().type}.items():
+            setattr(policy_config, name, value)
     policy, contract = built(policy_config, mixture, config.cameras, init)
     before, after = processors(policy, mixture, init)
     with accelerator.main_process_first(), accelerator.local_main_process_first():
@@ -135,7 +163,7 @@ def _train(config: ExpertConfig, policy_config: Any, accelerator: Accelerator, d
     learner = Learner(
         policy,
         STAGE,
-        *optimization(policy, config.steps),
+        *optimization(policy, config.steps, position.begun),
         processors=(before, after),
         contract=contract,
         bfloat16=_in_bfloat16(config, policy, samples, run, accelerator),
@@ -146,8 +174,8 @@ def _train(config: ExpertConfig, policy_config: Any, accelerator: Accelerator, d
     schedule = Schedule(config.steps, config.batch_size, config.seed, config.accumulate, config.ema)
     kind = config.track if accelerator.is_main_process else "none"
     with tracked(kind, run, {"stage": STAGE, **asdict(config)}) as tell:
-        watch = Watch(held_out, config.validate_every, tell=tell)
-        train(learner, samples, schedule, run, done, watch, accelerator)
+        watch = Watch(held_out, config.validate_every, keep=config.keep, patience=config.patience, tell=tell)
+        train(learner, samples, schedule, run, position, watch, accelerator)
 
 
 def configured(config: ExpertConfig) -> Any:
@@ -260,13 +288,18 @@ def prepared(before: Any) -> Callable[[Batch], Batch]:
     return prepare
 
 
-def optimization(policy: Any, steps: int) -> tuple[torch.optim.Optimizer, Callable[[int], float], float]:
-    """The policy's own optimizer, with its peak rates, the factor of these in each step, and its limit of gradients."""
+def optimization(
+    policy: Any, steps: int, begun: int = 0
+) -> tuple[torch.optim.Optimizer, Callable[[int], float], float]:
+    """The policy's own optimizer, with its peak rates, the factor of these in each step from `begun` on, and its limit
+    of gradients.
+    """
     preset, schedule = policy.config.get_optimizer_preset(), policy.config.get_scheduler_preset()
     rate: Callable[[int], float] = lambda step: 1.0  # noqa: E731
     if schedule is not None:
         anything = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-        rate = schedule.build(anything, steps).lr_lambdas[0]
+        own = schedule.build(anything, steps - begun).lr_lambdas[0]
+        rate = lambda step: own(step - begun)  # noqa: E731
     optimizer = preset.build(policy.get_optim_params())
     for group in optimizer.param_groups:
         group |= {"fused": True} if "fused" in group else {}  # the same numbers in a fifth of the time

@@ -171,9 +171,9 @@ class Samples:
         each *= (of_source / np.maximum(groups, 1))[source] / np.bincount(group, each)[group]
         self.weights = None if np.allclose(each, each[0], rtol=1e-9) else Weights(each, group)
 
-    def order(self, step: int, batch_size: int, seed: int) -> np.ndarray:
+    def order(self, step: int, batch_size: int, seed: int, moved: int = 0) -> np.ndarray:
         """Which samples (batch_size,) step number `step` trains on."""
-        return order(step, batch_size, len(self), seed, self.views, self.weights)
+        return order(step, batch_size, len(self), seed, self.views, self.weights, moved)
 
     def some(self, count: int) -> Iterator[Batch]:
         """Batches of about `count` samples of view 0, taken evenly."""
@@ -222,12 +222,18 @@ def near_gripper_change(dataset: LeRobotDataset) -> NDArray[np.bool_]:
 
 
 def order(
-    step: int, batch_size: int, count: int, seed: int, views: int = 1, weights: Weights | None = None
+    step: int,
+    batch_size: int,
+    count: int,
+    seed: int,
+    views: int = 1,
+    weights: Weights | None = None,
+    moved: int = 0,
 ) -> np.ndarray:
     """Which samples (batch_size,) step number `step` trains on: an endless chain of epochs of `count` frames, cut into
-    batches; from one epoch to the next a frame shows its next view, beginning with any.
+    batches, after `moved` samples more; from one epoch to the next a frame shows its next view, beginning with any.
     """
-    positions = np.arange(step * batch_size, (step + 1) * batch_size)
+    positions = np.arange(step * batch_size, (step + 1) * batch_size) + moved
     epochs = positions // count
     shuffled = {int(e): epoch(int(e), count, seed, weights) for e in np.unique(epochs)}
     frames = np.array([shuffled[int(e)][p % count] for e, p in zip(epochs, positions, strict=True)])

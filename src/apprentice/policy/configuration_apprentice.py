@@ -1,6 +1,7 @@
 """Configuration of the student policy."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from lerobot.optim import AdamWConfig, CosineDecayWithWarmupSchedulerConfig
 from apprentice.errors import UserError
 from apprentice.experts import load_expert
 from apprentice.experts.base import ActionExpert
+from apprentice.experts.by_task import read_tasks
+from apprentice.files import fingerprint
 
 STAGES = ("align", "finetune")
 
@@ -41,6 +44,8 @@ class ApprenticeConfig(PreTrainedConfig):
         chunk_size: T, actions in a chunk.
         latent_count, latent_dim: N latents of D numbers, from which the decoder makes a chunk; an action token each.
         action_window: first step, and the one after the last, of the actions that the decoder's loss is told.
+        expert_place, expert_weights: where the expert lay, as an absolute path, and a fingerprint of its weights: by
+            these it is found, and known, when its latents count again.
         expert_obs_steps: steps of observation that the expert reads, right before each step of the student.
         history_spacing: `n_action_steps` of the training, frames between the steps of a history.
     """
@@ -58,6 +63,8 @@ class ApprenticeConfig(PreTrainedConfig):
     learning_rate: float = 1e-3
     language_rate_factor: float = 0.3
     weight_decay: float = 1e-4
+    expert_place: str = ""
+    expert_weights: str = ""
     decoder_kind: str = ""
     decoder_settings: dict[str, Any] = field(default_factory=dict)
     chunk_size: int = 0
@@ -135,6 +142,20 @@ class ApprenticeConfig(PreTrainedConfig):
         if not self.chunk_size:
             self.adopt(load_expert(self.expert, torch.device("cpu")))
 
+    def find_expert(self) -> str:
+        """Where the expert is: as named, or else where it lay. Raises UserError if neither holds its weights."""
+        places = dict.fromkeys(place for place in (self.expert, self.expert_place) if place)
+        there = [place for place in places if Path(place).exists()]
+        for place in there:
+            if self.expert_weights in ("", weights_fingerprint(place)):
+                return place
+        found = f"another in {' and '.join(there)}" if there else f"nothing at {' or '.join(places)}"
+        raise UserError(
+            f"expected the expert whose latents the student learns, found {found}; fix: name the folder where it is "
+            "now, --expert=FOLDER (lerobot-train: --policy.expert=FOLDER), or do without it, --latent-weight=0 to "
+            "fine-tune"
+        )
+
     def adopt(self, expert: ActionExpert) -> None:
         """Take over the shape of the expert's latents and the recipe of its decoder."""
         self.chunk_size, self.action_window = expert.horizon, expert.action_window
@@ -143,8 +164,18 @@ class ApprenticeConfig(PreTrainedConfig):
         self.n_action_steps = self.n_action_steps or (expert.horizon + 1) // 2
         self.history_spacing = self.n_action_steps
         self.decoder_kind, self.decoder_settings = expert.kind, dict(expert.decoder.settings)
+        self.expert_place, self.expert_weights = str(Path(self.expert).resolve()), weights_fingerprint(self.expert)
 
     @property
     def reward_delta_indices(self) -> None:
         """No rewards."""
         return None
+
+
+def weights_fingerprint(expert: str) -> str:
+    """A fingerprint of an expert's weights, or of those for each instruction; the same wherever the folders lie."""
+    tasks = read_tasks(expert) if Path(expert).is_file() else {"": Path(expert)}
+    parts: list[Path | str] = []
+    for task, folder in sorted(tasks.items()):
+        parts += [task, *sorted(folder.glob("*.safetensors"))]
+    return fingerprint(*parts)

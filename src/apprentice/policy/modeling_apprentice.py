@@ -33,6 +33,7 @@ from apprentice.errors import UserError
 from apprentice.experts import DECODERS, checkpoints, load_expert
 from apprentice.experts.base import ACTIONS, ActionDecoder, ActionExpert, Batch
 from apprentice.experts.realtime import RealTime
+from apprentice.files import read_json
 from apprentice.policy.configuration_apprentice import ApprenticeConfig
 from apprentice.policy.history import EXPERT_LATENTS, STEPS, History, Step, absent_steps, each_step, own_steps
 from apprentice.vlm.base import VLM, Prefix
@@ -145,7 +146,7 @@ class ApprenticePolicy(RealTime, PreTrainedPolicy):
     def expert(self) -> ActionExpert:
         """The teacher, loaded when first needed, never part of the weights. Raises UserError if it is gone."""
         if self._expert is None:
-            self._expert = load_expert(self.config.expert, torch.device(self.config.device or "cpu"))
+            self._expert = load_expert(self.config.find_expert(), torch.device(self.config.device or "cpu"))
         return self._expert
 
     def parts(self) -> dict[str, list[nn.Parameter]]:
@@ -350,6 +351,7 @@ class ApprenticePolicy(RealTime, PreTrainedPolicy):
         if not folder.is_dir():
             folder = Path(snapshot_download(str(pretrained_name_or_path), revision=kwargs.get("revision")))
         config = config or PreTrainedConfig.from_pretrained(folder)
+        _check_same(config, folder)
         kwargs = {**kwargs, "strict": True, "checkpoint": folder}
         try:
             return cast(ApprenticePolicy, super().from_pretrained(folder, config=config, **kwargs))
@@ -388,6 +390,24 @@ class ApprenticePolicy(RealTime, PreTrainedPolicy):
         """Stack the cameras, in the configuration's order, to uint8 (B, N, 3, h, w), or (B, K, N, 3, h, w)."""
         images = torch.stack([batch[key] for key in self.config.image_features], -4)
         return images if images.dtype == torch.uint8 else (images * 255).round().to(torch.uint8)
+
+
+def _check_same(config: Any, folder: Path) -> None:
+    """Raise UserError if a checkpoint is to be loaded as a student of another VLM; an expert that is named anew is
+    looked for there alone.
+    """
+    try:
+        known = read_json(folder / "config.json")
+    except (OSError, ValueError):
+        return  # the loader's error is clearer
+    for name in ("vlm", "scratch"):
+        if (now := getattr(config, name)) != known.get(name, now):
+            raise UserError(
+                f"expected {name} {known[name]} as in {folder}, found {now}; a trained student keeps its VLM; fix: "
+                f"leave --policy.{name} out, or --policy.path, to begin with a new one"
+            )
+    if config.expert != known.get("expert", config.expert):
+        config.expert_place = ""
 
 
 def shapes(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
