@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,14 +52,49 @@ def student(small_dataset: Path, small_expert: Path, small_vlm: Path) -> Apprent
 
 def test_goes_on_after_a_torn_write() -> None:
     rows, begun = make_rows(), []
-    rows.partial.parent.mkdir(parents=True)
-    rows.partial.write_bytes(VALUES[:4].view(torch.uint8).numpy().tobytes() + b"torn")
+
+    def killed(first: int) -> Iterator[torch.Tensor]:
+        yield VALUES[:4]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rows.prepare(killed)
+    rows._lock.release()
+    with rows.partial.open("ab") as stream:
+        stream.write(b"torn")
     assert rows.done() == 4 and not rows.complete
     rows.prepare(lambda first: begun.append(first) or batches(first))  # type: ignore[func-returns-value]
     assert begun == [4] and rows.done() == 10 and rows.complete
     assert torch.equal(rows[np.array([[9, 0], [5, 9]])], VALUES[torch.tensor([[9, 0], [5, 9]])])
     with pytest.raises(IndexError):
         rows[np.array([10])]
+
+
+@pytest.mark.parametrize(
+    ("harm", "first"),
+    [
+        (lambda rows: rows.path.write_bytes(bytes(rows.size)), 0),
+        (lambda rows: rows.path.write_bytes(rows.path.read_bytes()[:60] + bytes(60)), 5),
+        (lambda rows: rows.path.write_bytes(rows.path.read_bytes()[:-1] + b"?"), 9),
+        (lambda rows: os.truncate(rows.path, 31), 2),
+        (lambda rows: os.truncate(rows.sums, 30), 7),
+        (lambda rows: rows.sums.unlink(), 0),
+    ],
+)
+def test_damaged_rows_are_computed_again(
+    harm: Callable[[Rows], Any], first: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the first that differs; whole ones are not."""
+    made = make_rows()
+    made.prepare(batches)
+    made._lock.release()
+    harm(made)
+    rows, begun = make_rows(), []
+    rows.prepare(lambda first: begun.append(first) or batches(first))  # type: ignore[func-returns-value]
+    assert begun == [first] and torch.equal(rows[np.arange(10)], VALUES) and rows.intact() == 10
+    assert f"numbers on the disk are damaged from row {first} on" in capsys.readouterr().out or first == 2
+    rows._lock.release()
+    make_rows().prepare(lambda first: pytest.fail("they are whole"))
 
 
 def test_full_disk_is_an_error_that_says_what_to_do() -> None:

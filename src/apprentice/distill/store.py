@@ -1,7 +1,7 @@
 """Where caches lie, what they hold, who uses them; `apprentice cache`.
 
-A cache is a folder: `rows` (`rows.partial` until it is complete), `about.json`, and `lock`, which whoever fills the
-rows holds alone and whoever reads them holds with others, for as long as its process lives.
+A cache is a folder: `rows` (`rows.partial` until it is complete), `sums`, their checksums, `about.json`, and `lock`,
+which whoever fills the rows holds alone and whoever reads them holds with others, for as long as its process lives.
 """
 
 import json
