@@ -154,11 +154,16 @@ class Samples:
         `balance` "task", each instruction as often as every other; inside an instruction, samples around a change of
         the gripper so many times as often as others.
 
-        Raises UserError for a factor that is not above 0.
+        Raises UserError for a factor that is not above 0, or that has no change of the gripper to count for.
         """
         if not 0 < gripper_change_factor < np.inf:
             raise UserError(
                 f"expected a factor above 0, found {gripper_change_factor}; fix: --gripper-change-factor=1 for none"
+            )
+        if gripper_change_factor != 1 and not self.changes[self.frames].any():
+            raise UserError(
+                "expected a gripper, the last column of the action, that opens or closes, found none that does; "
+                "fix: leave --gripper-change-factor out"
             )
         source = self.source[self.frames]
         names = [self.task[frame] if balance == "task" else "" for frame in self.frames]
