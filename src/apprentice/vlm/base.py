@@ -89,8 +89,11 @@ class VLM(nn.Module):
 
     def save_config(self, folder: Path | str) -> None:
         """Write everything but the weights: configuration, how it ends an answer, tokenizer, image processor, chat
-        template.
+        template; the same again after it was read from there.
         """
+        if self.processor.tokenizer.is_fast:  # it keeps how it last padded, which would be read as a setting
+            self.processor.tokenizer.backend_tokenizer.no_padding()
+            self.processor.tokenizer.backend_tokenizer.no_truncation()
         self.model.config.save_pretrained(folder)
         self.model.generation_config.save_pretrained(folder)
         self.processor.save_pretrained(folder)

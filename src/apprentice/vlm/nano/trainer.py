@@ -110,8 +110,8 @@ class Trainer(ABC):
             tensors |= {f"{key}/{name}": value.detach().cpu().contiguous() for key, value in state.items()}
         if not all(bool(value.isfinite().all()) for value in tensors.values()):
             raise UserError(
-                f"expected finite weights after step {self.step}, found some that are not; they are not saved, {path} is "
-                "as it was before; fix: a smaller --lr and another output folder"
+                f"expected finite weights after step {self.step}, found some that are not; they are not saved, and "
+                f"{path} is as it was before; fix: a smaller --lr and another output folder"
             )
         with replacing(path) as fresh:
             save_file(tensors, fresh, metadata={"step": str(self.step)})
