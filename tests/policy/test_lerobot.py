@@ -89,7 +89,7 @@ def test_lerobot_train_finds_an_expert_that_was_moved_and_swallows_no_vlm(
     with pytest.raises(UserError, match=r"found nothing at expert or .*gone; .*--policy\.expert=FOLDER"):
         train(small_dataset, tmp_path / "lost", *flags)
     tuned = train(small_dataset, tmp_path / "found", *flags, "--policy.expert=moved", "--steps=1")
-    assert json.loads((tuned / "config.json").read_text())["expert"] == "moved"
+    assert json.loads((tuned / "config.json").read_text())["expert_place"] == str(tmp_path / "moved")
     with pytest.raises(UserError, match=r"expected vlm .* found another; .* leave --policy\.vlm out"):
         train(small_dataset, tmp_path / "other", f"--policy.path={student}", "--policy.vlm=another")
 

@@ -144,9 +144,10 @@ class Trainee:
 
     def finite(self) -> bool:
         """Whether all weights that train, and their average, are numbers. All processes take part."""
-        with torch.no_grad():
-            here = [_here(p) for p in self.trained.values()] + self.average
-            lost = torch.stack([~each.isfinite().all() for each in here if each.numel()]).any().float()
+        here = [_here(p) for p in self.trained.values()] + self.average
+        lost = torch.zeros((), device=self.accelerator.device)
+        for each in here:
+            lost += (~each.isfinite()).any().float()
         return not float(self.accelerator.reduce(lost, "sum"))
 
     def write(self, folder: Path | None) -> None:

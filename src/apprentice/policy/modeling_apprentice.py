@@ -407,7 +407,7 @@ def _check_same(config: Any, folder: Path) -> None:
                 f"leave --policy.{name} out, or --policy.path, to begin with a new one"
             )
     if config.expert != known.get("expert", config.expert):
-        config.expert_place = ""
+        config.expert_place = str(Path(config.expert).resolve())
 
 
 def shapes(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
