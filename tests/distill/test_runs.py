@@ -359,11 +359,12 @@ def test_a_run_that_kept_its_best_keeps_it_when_more_steps_find_nothing_better(
     config: StageConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks(monkeypatch, [2.0, 1.0, 3.0, 3.0, 3.0])
-    config = dataclasses.replace(config, steps=3, validate=1, validate_every=1, keep="best")
+    config = dataclasses.replace(config, steps=3, validate=1, validate_every=1, keep="best", patience=2)
     align(config)
     best = weights(config.out)
     align(dataclasses.replace(config, steps=5))
-    assert same(best, weights(config.out)) and Position.of(Path(config.out) / "checkpoint").weights == 2
+    position = Position.of(Path(config.out) / "checkpoint")
+    assert same(best, weights(config.out)) and (position.step, position.weights) == (5, 2)
 
 
 def test_the_best_by_roll_outs(config: StageConfig, monkeypatch: pytest.MonkeyPatch) -> None:

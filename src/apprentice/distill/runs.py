@@ -59,7 +59,7 @@ def same_place(one: Any, other: Any, cwd: str = ".") -> bool:
     What is not there any more, or was never a path, is the same if it is written alike.
     """
     if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(lambda a, b: same_place(a, b, cwd), one, other))
+        return len(one) == len(other) and all(same_place(a, b, cwd) for a, b in zip(one, other, strict=True))
     if not (isinstance(one, str) and isinstance(other, str)) or not (one and other):
         return bool(one == other)
     was = Path(cwd, one).resolve()
@@ -102,7 +102,7 @@ def _begun(run: Path, config: dict[str, Any]) -> Position | None:
             "fix: more --steps, or another --out"
         )
     if took and took != steps:
-        position = replace(position, begun=position.step, finished=0)
+        position = replace(position, begun=position.step, finished=0, worse=0)
         (run / "cost.json").unlink(missing_ok=True)
     config |= {HISTORY: known[HISTORY]} if HISTORY in known else {}
     if changed:
