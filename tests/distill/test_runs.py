@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from apprentice import cli
 from apprentice.distill import checkpoint, stages, trainer
 from apprentice.distill.best import Best
-from apprentice.distill.checkpoint import MANIFEST, Position, damage
+from apprentice.distill.checkpoint import MANIFEST, Position
 from apprentice.distill.learner import decay
 from apprentice.distill.runs import same_place
 from apprentice.distill.samples import Samples, order
@@ -75,7 +75,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-def stopped(monkeypatch: pytest.MonkeyPatch, config: StageConfig, after: int) -> None:
+def stopped(monkeypatch: pytest.MonkeyPatch, config: StageConfig, after: int, stage: Any = align) -> None:
     """A run that saves at every step and ends after so many of them."""
 
     def save(*arguments: Any) -> None:
@@ -86,7 +86,7 @@ def stopped(monkeypatch: pytest.MonkeyPatch, config: StageConfig, after: int) ->
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Clock, "due", lambda self, every: True)
         patch.setattr(trainer, "save", save)
-        align(config)
+        stage(config)
 
 
 def indices(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
@@ -405,32 +405,20 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_a_run_that_went_on_equals_one_that_was_not_killed_file_by_file(
     config: StageConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: Callable[[StageConfig], Path]
 ) -> None:
-    """Killed after the first of the two renames of a checkpoint, of the last one too."""
+    """Killed between the two renames of a checkpoint, of the last one too."""
     whole = contents(stage(config))
-    rename = os.replace
     for number in (1, 2, 4):
         other = dataclasses.replace(config, out=str(tmp_path / f"killed{number}"))
-        saved = []
-
-        def replace(source: Any, target: Any, saved: list[Any] = saved, number: int = number) -> None:
-            if Path(target).name == "checkpoint":
-                saved.append(source)
-                if len(saved) == number:
-                    raise KeyboardInterrupt
-            rename(source, target)
-
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(Clock, "due", lambda self, every: True)
-            patch.setattr(os, "replace", replace)
-            stage(other)
+        stopped(monkeypatch, other, number, stage)
         run = Path(other.out)
-        assert not (run / "checkpoint").exists() and not damage(run / ".checkpoint")
+        os.replace(run / "checkpoint", run / ".checkpoint")
         for litter in (".config.json.x1y2z3a4", ".cost.json.x1y2z3a4", ".best.x1y2z3a4"):
             (run / litter).mkdir()
         stage(other)
         assert contents(run / "checkpoint") == whole
         left = {".lock", "caches.json", "checkpoint", "config.json", "cost.json", "log.jsonl"}
         assert {file.name for file in run.iterdir()} == left
+        assert [entry["step"] for entry in log(other.out)] == list(range(config.steps))
     assert MANIFEST in whole
 
 
