@@ -216,9 +216,14 @@ def test_a_student_that_is_none_is_named(
         (tmp_path / "nowhere", "no config.json"),
         (small_dataset, "no config.json"),
         (small_expert, "a policy of type seer"),
+        (small_vlm, "another model"),
     ):
         with pytest.raises(UserError, match=f"expected a student.*found {found}; fix: --student=FOLDER"):
             settled("finetune", tuning(place, config))
+    for damaged in ("{", "[]", '{"type": "apprentice", "no_such_field": 1}', '{"type": "apprentice", "scratch": {}}'):
+        (tmp_path / "empty" / "config.json").write_text(damaged)
+        with pytest.raises(UserError, match=r"expected a student's settings in .*config\.json, found: .* fix: copy"):
+            settled("finetune", tuning(tmp_path / "empty", config))
 
 
 def test_no_recipe_has_a_setting_that_does_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

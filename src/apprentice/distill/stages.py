@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from draccus.utils import DecodingError
 from lerobot.configs import FeatureType, PreTrainedConfig
 from rich.table import Table
 
@@ -28,6 +29,7 @@ from apprentice.distill.samples import Samples
 from apprentice.distill.tracking import tracked
 from apprentice.distill.trainer import Schedule, Watch, processes, train
 from apprentice.errors import UserError
+from apprentice.files import read_json
 from apprentice.policy.configuration_apprentice import ApprenticeConfig
 from apprentice.policy.modeling_apprentice import TRAINED, ApprenticePolicy, shapes
 from apprentice.policy.processor_apprentice import make_apprentice_pre_post_processors
@@ -187,9 +189,18 @@ def _own(config: StageConfig) -> ApprenticeConfig:
     folder = folder if folder.exists() else Path(config.student)
     if not (folder / "config.json").is_file():
         raise UserError(f"expected a student's checkpoint in {folder}, found no config.json; fix: --student=FOLDER")
-    own = PreTrainedConfig.from_pretrained(folder, local_files_only=True)
-    if not isinstance(own, ApprenticeConfig):
-        raise UserError(f"expected a student in {folder}, found a policy of type {own.type}; fix: --student=FOLDER")
+    try:
+        kind = read_json(folder / "config.json").get("type")
+        if kind != ApprenticeConfig.get_choice_name(ApprenticeConfig):
+            found = f"a policy of type {kind}" if kind else "another model"
+            raise UserError(f"expected a student in {folder}, found {found}; fix: --student=FOLDER")
+        own = PreTrainedConfig.from_pretrained(folder, local_files_only=True)
+    except (ValueError, TypeError, AttributeError, DecodingError) as error:
+        raise UserError(
+            f"expected a student's settings in {folder / 'config.json'}, found: {str(error).splitlines()[0]}; "
+            "fix: copy or train it again"
+        ) from error
+    assert isinstance(own, ApprenticeConfig)
     return own
 
 
