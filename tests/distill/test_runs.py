@@ -211,12 +211,15 @@ def test_a_student_that_is_none_is_named(
     config: StageConfig, small_dataset: Path, small_expert: Path, small_vlm: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "config.json").write_text('{"stage": "align"}')
     for place, found in (
         (tmp_path / "empty", "no config.json"),
         (tmp_path / "nowhere", "no config.json"),
         (small_dataset, "no config.json"),
         (small_expert, "a policy of type seer"),
         (small_vlm, "another model"),
+        (tmp_path / "begun", "a run without a checkpoint"),
     ):
         with pytest.raises(UserError, match=f"expected a student.*found {found}; fix: --student=FOLDER"):
             settled("finetune", tuning(place, config))

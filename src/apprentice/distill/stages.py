@@ -190,9 +190,10 @@ def _own(config: StageConfig) -> ApprenticeConfig:
     if not (folder / "config.json").is_file():
         raise UserError(f"expected a student's checkpoint in {folder}, found no config.json; fix: --student=FOLDER")
     try:
-        kind = read_json(folder / "config.json").get("type")
-        if kind != ApprenticeConfig.get_choice_name(ApprenticeConfig):
-            found = f"a policy of type {kind}" if kind else "another model"
+        known = read_json(folder / "config.json")
+        if (kind := known.get("type")) != ApprenticeConfig.get_choice_name(ApprenticeConfig):
+            other = "a run without a checkpoint" if "stage" in known else "another model"
+            found = f"a policy of type {kind}" if kind else other
             raise UserError(f"expected a student in {folder}, found {found}; fix: --student=FOLDER")
         own = PreTrainedConfig.from_pretrained(folder, local_files_only=True)
     except (ValueError, TypeError, AttributeError, DecodingError) as error:
