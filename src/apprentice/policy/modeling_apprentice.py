@@ -310,15 +310,26 @@ class ApprenticePolicy(RealTime, PreTrainedPolicy):
 
         A student with a history remembers: every call is the next step of the episode, `n_action_steps` frames after
         the last, until `reset`. Given all K steps of observation (B, K, ...) it plans from these and remembers nothing.
+        Raises UserError if the plan is not finite; a step whose plan failed is not remembered.
         """
         self.eval()
+        history = self._history
         if self.config.n_obs_steps > 1 and batch[OBS_STATE].ndim == 2:
             step = Step(batch["task"], self._image_tokens(batch), self._tokens(batch))
-            latents = self._mapped(self._history.read(self.vlm, self._image_size, step))
+            hidden, history = self._history.read(self.vlm, self._image_size, step)
+            latents = self._mapped(hidden)
         else:
             latents = self.latents(batch)
             latents = latents[:, -1] if latents.ndim == 4 else latents
         actions = self.decoder.decode(latents.float()) * self.action_scale + self.action_offset
+        if not actions.isfinite().all():
+            found, state = actions[~actions.isfinite()][0].item(), batch[OBS_STATE]
+            raise UserError(
+                f"expected finite actions, found {found} from a state with numbers from {state.min().item():.3g} to "
+                f"{state.max().item():.3g}; "
+                "fix: check the state, or the training if the state is right"
+            )
+        self._history = history
         return self.continued(actions, **kwargs)
 
     @torch.no_grad()
@@ -332,7 +343,7 @@ class ApprenticePolicy(RealTime, PreTrainedPolicy):
     def reset(self) -> None:
         """Forget the planned chunk and the episode."""
         self._queue.clear()
-        self._history.clear()
+        self._history = History(self.config.n_obs_steps)
 
     # ---- checkpoints
 

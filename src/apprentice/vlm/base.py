@@ -32,11 +32,12 @@ from apprentice.errors import UserError
 from apprentice.vlm.families import CAUSAL_TOKEN_TYPE
 from apprentice.vlm.packed import unpacked
 from apprentice.vlm.pixels import told
-from apprentice.vlm.prompt import Prompt, joined, stacked
+from apprentice.vlm.prompt import Prompt, Recent, joined, stacked
 
 # SmolVLM's processor complains about arguments that it adds itself, once for every prompt.
 logging.getLogger("transformers.processing_utils").setLevel(logging.ERROR)
 
+PROMPT_TOKENS = 2**22  # of prompts that are kept, of 24 bytes each
 ANSWER = "[[our tokens]]"  # what stands for them while a template writes a chat
 
 
@@ -62,7 +63,7 @@ class VLM(nn.Module):
         self.model = model
         self.processor = processor
         self.hidden_size: int = model.get_input_embeddings().embedding_dim
-        self._prompts: dict[tuple[str, tuple[int, int, int], bool], Prompt] = {}
+        self._prompts = Recent(self._single, PROMPT_TOKENS)  # by instruction, images, and whether it begins a chat
 
     @classmethod
     def from_pretrained(cls, name: str, local: bool = False) -> "VLM":
@@ -161,14 +162,10 @@ class VLM(nn.Module):
                 either place, so that turns of a chat are of one length.
         """
         places = (True,) if first is None else (True, False)
-        for instruction in set(instructions):
-            for place in places:
-                if (instruction, images, place) not in self._prompts:
-                    self._prompts[instruction, images, place] = self._single(instruction, images, place)
-        known = [self._prompts[instruction, images, place] for instruction in instructions for place in places]
-        length, padding = max(length, *map(len, known)), self.processor.tokenizer.pad_token_id or 0
+        known = {(text, place): self._prompts[text, images, place] for text in set(instructions) for place in places}
+        length, padding = max(length, *map(len, known.values())), self.processor.tokenizer.pad_token_id or 0
         begins = [True] * len(instructions) if first is None else first
-        rows = [self._prompts[key, images, place] for key, place in zip(instructions, begins, strict=True)]
+        rows = [known[text, place] for text, place in zip(instructions, begins, strict=True)]
         return stacked([row.padded(length, padding) for row in rows]).to(self.device)
 
     def pixels(self, images: Tensor) -> dict[str, Tensor]:

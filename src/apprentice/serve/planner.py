@@ -1,0 +1,115 @@
+"""The thread that plans, for one client after the other, and what the policy remembers of each."""
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from apprentice.evaluate.checkpoint import Checkpoint
+from apprentice.serve.questions import Question
+
+# What `reset` begins anew lies in attributes of these policies, none in a module inside. Others have one client.
+COPIED = ("act", "apprentice", "diffusion", "multi_task_dit", "seer", "seer_full", "smolvla", "tdmpc", "vqbet")
+NOT_MEMORY = {*vars(nn.Module()), "config"}
+
+
+@dataclass
+class Episode:
+    """What a policy knows of one client: its random numbers, what it remembers, and the instruction before.
+
+    `memory` is None at the beginning of an episode, `random` before the first one.
+    """
+
+    seed: int
+    random: tuple[torch.Tensor, list[torch.Tensor]] | None = None
+    memory: dict[str, Any] | None = None
+    instruction: str | None = None
+
+    def begin(self) -> None:
+        """Forget what was before; random numbers go on."""
+        self.memory, self.instruction = None, None
+
+
+class Planner:
+    """Plans in a thread of its own, in the order of the questions. The process need not wait for it to end."""
+
+    def __init__(self, policy: Checkpoint, remembers: bool):
+        self.policy, self.remembers = policy, remembers
+        self._fixed: dict[int, Any] = {}  # what a copy of the memory shares: modules and weights
+        for module in policy.policy.modules():
+            self._fixed[id(module)] = module
+            self._fixed |= {id(tensor): tensor for tensor in (*module._parameters.values(), *module._buffers.values())}
+        self._jobs = queue.SimpleQueue[Callable[[], None]]()
+        threading.Thread(target=self._work, name="planner", daemon=True).start()
+
+    async def plan(
+        self, episode: Episode, question: Question, wanted: Callable[[], bool]
+    ) -> tuple[np.ndarray, float] | None:
+        """Actions (N, A) and the seconds that they took, or None if by then nobody wants them.
+
+        Raises what the policy raises; then the episode is as it was before.
+        """
+        loop = asyncio.get_running_loop()
+        answer = loop.create_future()
+
+        def settle(found: Any, error: BaseException | None) -> None:
+            if not answer.done():
+                answer.set_result(found) if error is None else answer.set_exception(error)
+
+        def job() -> None:
+            found, error = None, None
+            try:
+                found = self._plan(episode, question) if wanted() else None
+            except Exception as raised:
+                error = raised
+            with suppress(RuntimeError):  # the server is closed
+                loop.call_soon_threadsafe(settle, found, error)
+
+        self._jobs.put(job)
+        return await answer
+
+    def _work(self) -> None:
+        while True:
+            self._jobs.get()()
+
+    def _plan(self, episode: Episode, question: Question) -> tuple[np.ndarray, float]:
+        if question.reset:
+            episode.begin()
+        self._resume(episode, episode.memory if question.instruction == episode.instruction else None)
+        start = time.perf_counter()
+        actions = self.policy.plan(question.observation, question.instruction)
+        passed = time.perf_counter() - start
+        episode.random = torch.get_rng_state(), torch.cuda.get_rng_state_all()
+        episode.instruction = question.instruction
+        episode.memory = self._memory() if self.remembers else {}
+        return actions, passed
+
+    def _resume(self, episode: Episode, memory: dict[str, Any] | None) -> None:
+        """Put the policy where this client left it, or at the beginning of an episode."""
+        if episode.random is None:
+            self.policy.reset(episode.seed)
+            return
+        torch.set_rng_state(episode.random[0])
+        torch.cuda.set_rng_state_all(episode.random[1])
+        if not self.remembers:
+            return
+        if memory is None:
+            self.policy.policy.reset()
+            return
+        own = vars(self.policy.policy)
+        for name in self._memory().keys() - memory.keys():
+            del own[name]
+        with torch.inference_mode():
+            own.update(deepcopy(memory, dict(self._fixed)))  # a plan that fails must leave it as it is
+
+    def _memory(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self.policy.policy).items() if name not in NOT_MEMORY}
