@@ -26,7 +26,7 @@ NOT_MEMORY = {*vars(nn.Module()), "config"}
 class Episode:
     """What a policy knows of one client: its random numbers, what it remembers, and the instruction before.
 
-    `memory` is None at the beginning of an episode, `random` before the first one.
+    `memory` is None at the beginning of an episode, `random` at that of the first.
     """
 
     seed: int
@@ -48,6 +48,8 @@ class Planner:
         for module in policy.policy.modules():
             self._fixed[id(module)] = module
             self._fixed |= {id(tensor): tensor for tensor in (*module._parameters.values(), *module._buffers.values())}
+        policy.policy.reset()
+        self._blank = self._copied(self._memory()) if remembers else {}  # of an episode that begins
         self._jobs = queue.SimpleQueue[Callable[[], None]]()
         threading.Thread(target=self._work, name="planner", daemon=True).start()
 
@@ -84,32 +86,32 @@ class Planner:
     def _plan(self, episode: Episode, question: Question) -> tuple[np.ndarray, float]:
         if question.reset:
             episode.begin()
-        self._resume(episode, episode.memory if question.instruction == episode.instruction else None)
+        if episode.random is None:
+            torch.manual_seed(episode.seed)
+        else:
+            torch.set_rng_state(episode.random[0])
+            torch.cuda.set_rng_state_all(episode.random[1])
+        if self.remembers:
+            memory = episode.memory if question.instruction == episode.instruction else None
+            self._remember(self._blank if memory is None else memory)
         start = time.perf_counter()
         actions = self.policy.plan(question.observation, question.instruction)
         passed = time.perf_counter() - start
         episode.random = torch.get_rng_state(), torch.cuda.get_rng_state_all()
         episode.instruction = question.instruction
-        episode.memory = self._memory() if self.remembers else {}
+        episode.memory = self._memory() if self.remembers else None
         return actions, passed
 
-    def _resume(self, episode: Episode, memory: dict[str, Any] | None) -> None:
-        """Put the policy where this client left it, or at the beginning of an episode."""
-        if episode.random is None:
-            self.policy.reset(episode.seed)
-            return
-        torch.set_rng_state(episode.random[0])
-        torch.cuda.set_rng_state_all(episode.random[1])
-        if not self.remembers:
-            return
-        if memory is None:
-            self.policy.policy.reset()
-            return
+    def _remember(self, memory: dict[str, Any]) -> None:
+        """Put the policy where a client left it. It gets a copy: if the plan fails, the client's is as it was."""
         own = vars(self.policy.policy)
         for name in self._memory().keys() - memory.keys():
             del own[name]
+        own.update(self._copied(memory))
+
+    def _copied(self, memory: dict[str, Any]) -> dict[str, Any]:
         with torch.inference_mode():
-            own.update(deepcopy(memory, dict(self._fixed)))  # a plan that fails must leave it as it is
+            return deepcopy(memory, dict(self._fixed))
 
     def _memory(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self.policy.policy).items() if name not in NOT_MEMORY}

@@ -82,13 +82,8 @@ def _checked(key: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
     """One part of an observation. Raises ValueError unless it is of this shape, uint8 or finite."""
     name, image = KEYS.get(key, key), len(shape) == 3
     found = f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
-    kinds = "u" if image else "iuf"
-    if (
-        not isinstance(value, np.ndarray)
-        or value.shape != shape
-        or value.dtype.kind not in kinds
-        or (image and value.dtype.itemsize > 1)
-    ):
+    fits = isinstance(value, np.ndarray) and value.shape == shape
+    if not fits or value.dtype.kind not in "iuf" or (image and value.dtype != np.uint8):
         kind, how = ("uint8", "of this size, channels last") if image else ("numbers", "as an array, without a batch")
         raise ValueError(f"{name}: expected {kind} {shape}, found {found}; fix: send {kind} {how}")
     if image:

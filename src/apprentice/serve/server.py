@@ -7,7 +7,9 @@ an observation. `?seed=3` in the address seeds what the policy samples. See docs
 
 import asyncio
 import http
+import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -72,7 +74,7 @@ def serve(checkpoint: Path, *, port: int = 8000, host: str = "127.0.0.1", client
 
 
 async def _until_told(running: Any) -> None:
-    """Run until it ends, or until a signal. Who started us in the background may have us ignore some of them."""
+    """Run until it ends, or until a signal, which ends the process. Who started it may have it ignore some of them."""
     loop, told = asyncio.get_running_loop(), asyncio.Event()
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -85,6 +87,8 @@ async def _until_told(running: Any) -> None:
     with suppress(asyncio.CancelledError):
         await tasks[0]
     console.print("stopped", highlight=False)
+    sys.stdout.flush()
+    os._exit(0)  # a plan that is being made, and torch's own end, can take longer than who stopped us waits
 
 
 @dataclass
@@ -144,13 +148,13 @@ class PolicyServer:
         try:
             _seed(request)
         except ValueError as error:
-            return connection.respond(http.HTTPStatus.BAD_REQUEST, f"expected ?seed=NUMBER, found {error}\n")
+            return _refused(connection, http.HTTPStatus.BAD_REQUEST, f"expected ?seed=NUMBER, found {error}")
         if len(self.clients) >= self.places:
             idle = [(client.since, key) for key, client in self.clients.items() if client.since is not None]
             since, longest = min(idle, default=(time.monotonic(), None), key=lambda pair: pair[0])
             if longest is None or time.monotonic() - since < IDLE:
-                said = f"expected fewer than {self.places} clients, found that many; fix: come again later\n"
-                return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, said)
+                said = f"expected fewer than {self.places} clients, found that many; fix: come again later"
+                return _refused(connection, http.HTTPStatus.SERVICE_UNAVAILABLE, said)
             del self.clients[longest]
             closing = asyncio.ensure_future(longest.close(CloseCode.TRY_AGAIN_LATER, "idle, another client takes over"))
             self._closing.add(closing)
@@ -190,6 +194,11 @@ class PolicyServer:
         if planned is None:
             return "", False  # nobody reads it
         return pack({"actions": planned[0], "server_timing": {"infer_ms": 1000 * planned[1]}}), True
+
+
+def _refused(connection: ServerConnection, status: http.HTTPStatus, said: str) -> Response:
+    connection.logger.warning("sent away: %s", said)
+    return connection.respond(status, said + "\n")
 
 
 def _seed(request: Request) -> int:
