@@ -45,12 +45,12 @@ COPIES = 6  # how often a client's largest message may lie in memory
 CLIENTS = 32
 
 
-def attack(target: Target, count: int, at_once: int, seed: int, results: Any) -> None:
-    """A process of attackers."""
+def attack(target: Target, numbers: range, at_once: int, seed: int, results: Any) -> None:
+    """A process of attackers, which sends the messages of these numbers."""
     os.nice(5)
     rng = np.random.default_rng(seed)
     names = [*messages(target, rng), *connections(target, rng)]
-    order = [names[number % len(names)] for number in range(count)]
+    order = [names[number % len(names)] for number in numbers]
     random.Random(seed).shuffle(order)
     kinds = iter(order)
 
@@ -205,10 +205,10 @@ def run(options: argparse.Namespace, folder: Path, log: Path) -> dict[str, Any]:
     before = memory(process)[0]
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
-    halves = [options.messages // 2, options.messages - options.messages // 2]
+    half = options.messages // 2
     helpers = [
-        context.Process(target=attack, args=(target, count, options.attackers // 2, options.seed + number, results))
-        for number, count in enumerate(halves)
+        context.Process(target=attack, args=(target, numbers, options.attackers // 2, options.seed + start, results))
+        for start, numbers in enumerate((range(half), range(half, options.messages)))
     ]
     for helper in helpers:
         helper.start()

@@ -102,7 +102,7 @@ def test_a_question_that_failed_is_not_remembered(
     with opened(running) as client:
         for step in range(4):
             with monkeypatch.context() as patch, pytest.raises(ValueError, match=r"finite|nan|OSError: no space left"):
-                if step % 2 or running.server.metadata["type"] == "diffusion":
+                if step % 2 or running.server.metadata["type"] in ("diffusion", "vqbet"):  # which may go on
                     patch.setattr(running.server.policy, "postprocess", full)
                 ask(client, step, **{"observation/state": np.full(8, 3e38)})
             np.testing.assert_array_equal(ask(client, step), expected[step])
