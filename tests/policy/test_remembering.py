@@ -97,7 +97,7 @@ def test_select_action_remembers_what_it_planned_from_until_reset(
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), 1e38, "<image>"])
+@pytest.mark.parametrize("wrong", [float("nan"), float("-inf"), "<image>"])
 def test_a_step_whose_plan_failed_is_not_remembered(
     policy: ApprenticePolicy, episode: list[dict[str, Any]], wrong: float | str
 ) -> None:

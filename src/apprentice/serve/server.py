@@ -135,7 +135,7 @@ class PolicyServer:
         )
         try:
             ready(next(iter(server.sockets)).getsockname()[1])
-            await server.serve_forever()
+            await asyncio.get_running_loop().create_future()  # `serve_forever` would wait for who does not leave
         finally:
             server.close()
             with suppress(TimeoutError):
