@@ -3,10 +3,11 @@
     python benchmarks/attack.py --messages 5000                        # a Seer; about a minute on two quiet cores
     python benchmarks/attack.py --messages 5000 --history 3            # a student of random weights that remembers
 
-The server runs in a process of its own. First the good client plays an episode alone: these are the answers that it
-has to get, to the last bit, again and again, while `--attackers` connections send all kinds of messages, each kind in
-turn and some at random. A message counts as survived if the server reacts as the kind deserves: an error, a closed
-connection, an acknowledgement, a plan. A flood counts as one message. In the end the server gets a SIGTERM.
+The server runs in a process of its own. First `--attackers` good clients ask for plans with the longest instruction,
+for what the policy itself takes is no leak. Then the good client plays an episode alone: these are the answers that
+it has to get, to the last bit, again and again, while as many attackers send all kinds of messages, each kind in
+turn. A message counts as survived if the server reacts as the kind deserves: an error, a closed connection, an
+acknowledgement, a plan. A flood counts as one message. In the end the server gets a SIGTERM.
 Required: every message survived; every good answer equal; the worst wait for one under 1 s; memory grows by less than
 clients x 6 x the largest message; no traceback in the log; the server ends within 5 s, with 0.
 """
@@ -30,7 +31,7 @@ from queue import Empty
 from typing import Any
 
 import numpy as np
-from attack_kinds import Target, attacker, connections, messages
+from attack_kinds import LONGEST, Target, attacker, connections, messages
 from rich.table import Table
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
@@ -93,6 +94,25 @@ async def episode(target: Target) -> tuple[list[np.ndarray], list[float]]:
             waits.append(time.perf_counter() - start)
             actions.append(unpack(answer)["actions"] if isinstance(answer, bytes) else np.array(answer))
     return actions, waits
+
+
+async def warm(target: Target, clients: int) -> float:
+    """Let the policy take what it takes itself: some clients at a time, each with the longest instruction. The worst
+    wait of one of them (s).
+    """
+
+    async def one() -> float:
+        url, rng, waits = f"ws://{target.host}:{target.port}", np.random.default_rng(0), []
+        async with connect(url, compression=None, max_size=None, proxy=None, open_timeout=60) as connection:
+            await connection.recv()
+            for _ in range(4):
+                start = time.perf_counter()
+                await connection.send(pack(target.observation(rng, prompt=LONGEST)))
+                await connection.recv()
+                waits.append(time.perf_counter() - start)
+        return max(waits)
+
+    return max(await asyncio.gather(*(one() for _ in range(clients))))
 
 
 async def play(target: Target, good: Good, until: Callable[[], bool]) -> None:
@@ -201,8 +221,10 @@ def run(options: argparse.Namespace, folder: Path, log: Path) -> dict[str, Any]:
     """The whole of it; figures, and under `faults` what was required and is not so."""
     process, port = serve(folder, log)
     target = target_of(folder, port)
+    asyncio.run(warm(target, options.attackers))
+    longest = asyncio.run(warm(target, 1))
     expected, alone = asyncio.run(episode(target))
-    before = memory(process)[0]
+    before = memory(process)[1]
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     half = options.messages // 2
@@ -212,10 +234,9 @@ def run(options: argparse.Namespace, folder: Path, log: Path) -> dict[str, Any]:
     ]
     for helper in helpers:
         helper.start()
-    good, table, faults, most = Good(expected, []), dict[str, Counter[str]](), list[str](), before
+    good, table, faults = Good(expected, []), dict[str, Counter[str]](), list[str]()
 
     async def watched() -> None:
-        nonlocal most
         done = 0
         playing = asyncio.ensure_future(play(target, good, lambda: done >= options.messages))
         with Meter("messages", options.messages) as meter:
@@ -225,9 +246,9 @@ def run(options: argparse.Namespace, folder: Path, log: Path) -> dict[str, Any]:
                 except Empty:
                     if not any(helper.is_alive() for helper in helpers) and results.empty():
                         break
-                    most = max(most, memory(process)[0])
                     await asyncio.sleep(0.02)
                     continue
+                await asyncio.sleep(0)  # for the good client, in this thread too
                 done += 1
                 meter.advance()
                 table.setdefault(kind, Counter())[found] += 1
@@ -260,6 +281,7 @@ def run(options: argparse.Namespace, folder: Path, log: Path) -> dict[str, Any]:
         "good client sent away": good.refused,
         "wait alone, median (ms)": round(1000 * float(np.median(alone)), 1),
         "wait alone, worst (ms)": round(1000 * max(alone), 1),
+        "wait of the longest instruction alone, worst (ms)": round(1000 * longest, 1),
         "wait, median (ms)": round(1000 * float(np.median(good.waits)), 1),
         "wait, 99 % (ms)": round(1000 * float(np.quantile(good.waits, 0.99)), 1),
         "wait, worst (ms)": round(1000 * max(good.waits), 1),

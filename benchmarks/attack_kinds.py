@@ -15,6 +15,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from apprentice.evaluate.wire import ARRAY, SCALAR, pack, unpack
 
 PLANNED, ERROR, CLOSED, ACK = "planned", "error", "closed", "acknowledged"
+LONGEST = "🤖" * 128  # of instructions: 512 bytes, each a token of its own
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,11 @@ def messages(target: Target, rng: np.random.Generator) -> dict[str, Callable[[],
     return {
         "a good question": lambda: (pack(target.observation(rng)), {PLANNED}),
         "another instruction": lambda: (pack(target.observation(rng, prompt=f"do {rng.integers(10**9)}")), {PLANNED}),
-        "an instruction of 1 KB": lambda: (pack(target.observation(rng, prompt="abcdefg " * 128)), {PLANNED}),
-        "an instruction of emoji": lambda: (pack(target.observation(rng, prompt="🤖" * 256)), {PLANNED}),
+        "an instruction of 512 bytes": lambda: (pack(target.observation(rng, prompt="abcdefg " * 64)), {PLANNED}),
+        "an instruction of emoji": lambda: (pack(target.observation(rng, prompt=LONGEST)), {PLANNED}),
         "an instruction with <image>": lambda: (pack(target.observation(rng, prompt="<image> go")), good),
         "an instruction of control characters": lambda: (pack(target.observation(rng, prompt="\0\x1b[2J\n")), good),
-        "an instruction of 1 KB and a byte": odd(prompt="x" * 1025),
+        "an instruction of 513 bytes": odd(prompt="x" * 513),
         "an instruction of 400 KB": odd(prompt="x" * 400_000),
         "an instruction as number": odd(prompt=3),
         "an instruction as array": odd(prompt=np.array("x")),

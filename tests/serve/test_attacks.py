@@ -8,6 +8,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -64,6 +65,31 @@ def frame(opcode: int, data: bytes = b"", fin: bool = True) -> bytes:
     """A masked frame (RFC 6455, 5.2) of less than 64 KiB."""
     size = bytes([0x80 | len(data)]) if len(data) < 126 else b"\xfe" + struct.pack(">H", len(data))
     return bytes([(0x80 if fin else 0) | opcode]) + size + b"\0" * 4 + data
+
+
+def test_who_was_planned_for_the_least_is_next(act: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three clients ask while a plan is being made: one who took 100 s of planning before, and two who took none."""
+    planner, order, free = act.server.planner, list[str](), threading.Event()
+    plan = act.server.policy.plan
+
+    def watched(observation: dict[str, np.ndarray], instruction: str) -> np.ndarray:
+        order.append(instruction)
+        assert free.wait(60)
+        return plan(observation, instruction)
+
+    monkeypatch.setattr(act.server.policy, "plan", watched)
+    clients = {name: opened(act) for name in ("blocks", "costly", "quick", "other")}
+    list(act.server.clients.values())[-3].episode.paid = planner._now + 100
+    for count, (name, client) in enumerate(clients.items(), 1):
+        client.send(question(prompt=name))
+        end = time.monotonic() + 60
+        while time.monotonic() < end and len(order) + planner._jobs.qsize() < count:
+            time.sleep(0.01)
+    free.set()
+    for client in clients.values():
+        assert unpack(client.recv(timeout=60))["actions"].shape == (6, 7)
+        client.close()
+    assert order == ["blocks", "quick", "other", "costly"]
 
 
 @pytest.mark.parametrize(

@@ -182,7 +182,7 @@ def test_a_served_contract_is_checked(act: Running, monkeypatch: pytest.MonkeyPa
             r"state: expected finite numbers .8,., found 1e.39",
         ),
         (sent(prompt=np.array("turn")), "expected numbers of a type such as .*, found '<U4'; fix: send a text as such"),
-        (sent(prompt="é" * 513), "expected a prompt of at most 1024 bytes, found 1026; fix: say it in fewer words"),
+        (sent(prompt="é" * 257), "expected a prompt of at most 512 bytes, found 514; fix: say it in fewer words"),
         (sent(reset="yes"), "expected true or false as reset, found str"),
     ],
 )

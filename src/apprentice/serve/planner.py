@@ -1,6 +1,7 @@
 """The thread that plans, for one client after the other, and what the policy remembers of each."""
 
 import asyncio
+import itertools
 import queue
 import threading
 import time
@@ -26,13 +27,15 @@ NOT_MEMORY = {*vars(nn.Module()), "config"}
 class Episode:
     """What a policy knows of one client: its random numbers, what it remembers, and the instruction before.
 
-    `memory` is None at the beginning of an episode, `random` at that of the first.
+    `memory` is None at the beginning of an episode, `random` at that of the first. `paid` is when, in seconds of
+    planning, its next plan is due.
     """
 
     seed: int
     random: tuple[torch.Tensor, list[torch.Tensor]] | None = None
     memory: dict[str, Any] | None = None
     instruction: str | None = None
+    paid: float = 0.0
 
     def begin(self) -> None:
         """Forget what was before; random numbers go on."""
@@ -40,7 +43,11 @@ class Episode:
 
 
 class Planner:
-    """Plans in a thread of its own, in the order of the questions. The process need not wait for it to end."""
+    """Plans in a thread of its own. The process need not wait for it to end.
+
+    The next plan is that of the client for whom it planned the least (start-time fair queueing, Goyal et al. 1996): who
+    asks quick questions waits for one slow plan, not for all.
+    """
 
     def __init__(self, policy: Checkpoint, remembers: bool):
         self.policy, self.remembers = policy, remembers
@@ -50,7 +57,8 @@ class Planner:
             self._fixed |= {id(tensor): tensor for tensor in (*module._parameters.values(), *module._buffers.values())}
         policy.policy.reset()
         self._blank = self._copied(self._memory()) if remembers else {}  # of an episode that begins
-        self._jobs = queue.SimpleQueue[Callable[[], None]]()
+        self._jobs = queue.PriorityQueue[tuple[float, int, Callable[[], None]]]()
+        self._now, self._number = 0.0, itertools.count()
         threading.Thread(target=self._work, name="planner", daemon=True).start()
 
     async def plan(
@@ -67,21 +75,25 @@ class Planner:
             if not answer.done():
                 answer.set_result(found) if error is None else answer.set_exception(error)
 
+        begins = max(self._now, episode.paid)
+
         def job() -> None:
-            found, error = None, None
+            found, error, start = None, None, time.perf_counter()
             try:
                 found = self._plan(episode, question) if wanted() else None
             except Exception as raised:
                 error = raised
+            episode.paid = begins + time.perf_counter() - start
             with suppress(RuntimeError):  # the server is closed
                 loop.call_soon_threadsafe(settle, found, error)
 
-        self._jobs.put(job)
+        self._jobs.put((begins, next(self._number), job))
         return await answer
 
     def _work(self) -> None:
         while True:
-            self._jobs.get()()
+            self._now, _, job = self._jobs.get()
+            job()
 
     def _plan(self, episode: Episode, question: Question) -> tuple[np.ndarray, float]:
         if question.reset:

@@ -10,7 +10,7 @@ from apprentice.evaluate.client import KEYS
 from apprentice.evaluate.wire import unpack
 
 NAMES = {theirs: ours for ours, theirs in KEYS.items()}
-PROMPT = 1024  # bytes of UTF-8: what an instruction takes at most
+PROMPT = 512  # bytes of UTF-8: what an instruction takes at most
 SPARE = 512 * 2**10  # bytes that a message may be larger than twice what the policy reads
 CONTROL, RESET = "__ctrl__", "reset"
 
