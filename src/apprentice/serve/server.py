@@ -6,6 +6,7 @@ an observation. `?seed=3` in the address seeds what the policy samples. See docs
 """
 
 import asyncio
+import gc
 import http
 import os
 import signal
@@ -67,6 +68,7 @@ def serve(checkpoint: Path, *, port: int = 8000, host: str = "127.0.0.1", client
         if host not in LOOPBACK:
             console.print("whoever reaches this address can use the policy", highlight=False)
 
+    gc.freeze()  # what is loaded stays: to search it for garbage would hold up all for a second
     try:
         asyncio.run(_until_told(server.run(host, port, ready)))
     except OSError as error:
