@@ -45,8 +45,8 @@ class Episode:
 class Planner:
     """Plans in a thread of its own. The process need not wait for it to end.
 
-    The next plan is that of the client for whom it planned the least (start-time fair queueing, Goyal et al. 1996): who
-    asks quick questions waits for one slow plan, not for all.
+    The next plan is that of the client for whom it planned the least (start-time fair queueing, Goyal et al. 1996): a
+    question waits for at most one plan of each other client.
     """
 
     def __init__(self, policy: Checkpoint, remembers: bool):
