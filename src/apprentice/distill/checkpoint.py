@@ -21,7 +21,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from apprentice.distill.learner import Learner
 from apprentice.errors import UserError
-from apprentice.files import read_json, write_json
+from apprentice.files import disk_full_at, move, read_json, write_json
 from apprentice.progress import console
 
 MANIFEST = "manifest.json"
@@ -128,6 +128,11 @@ def save(trainee: Trainee, run: Path, step: int, seconds: float, last: bool) -> 
 
     All processes take part.
     """
+    with disk_full_at(run / FRESH, run / NEWEST):
+        _save(trainee, run, step, seconds, last)
+
+
+def _save(trainee: Trainee, run: Path, step: int, seconds: float, last: bool) -> None:
     fresh = run / FRESH
     if trainee.main:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -140,12 +145,11 @@ def save(trainee: Trainee, run: Path, step: int, seconds: float, last: bool) -> 
         save_file(state, fresh / STATE, {"format": "pt"})
         write_json((fresh / STATE).with_name("progress.json"), {"seconds": seconds})
     write_json(fresh / MANIFEST, {"step": step, "files": _listed(fresh)})
+    move(fresh, run / NEWEST)
     shutil.rmtree(run / BEFORE, ignore_errors=True)
-    if (run / NEWEST).exists():
-        os.replace(run / NEWEST, run / BEFORE)
-    os.replace(fresh, run / NEWEST)
-    if last:
-        shutil.rmtree(run / BEFORE, ignore_errors=True)
+    if fresh.exists() and not last:  # what was there
+        os.replace(fresh, run / BEFORE)
+    shutil.rmtree(fresh, ignore_errors=True)
 
 
 def recover(run: Path) -> int:
@@ -162,6 +166,8 @@ def recover(run: Path) -> int:
         if not fault:
             if name == BEFORE:
                 os.replace(folder, run / NEWEST)
+            elif not (folder / STATE).exists():  # the last one
+                shutil.rmtree(run / BEFORE, ignore_errors=True)
             return read_json(run / NEWEST / MANIFEST)["step"]
         aside = run / f"{name}.damaged"
         shutil.rmtree(aside, ignore_errors=True)

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import yaml
 from lerobot.utils.constants import ACTION
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,6 +26,7 @@ from torch.nn import functional as F
 from apprentice.errors import UserError
 from apprentice.experts.base import ActionDecoder, ActionExpert, Batch
 from apprentice.experts.kinds import DECODERS, EXPERTS, kind_of
+from apprentice.files import read_yaml
 
 CHOICE_SCALE = 8.0  # a logit for each unit of choice: 0 against 1 is told apart with a probability of 0.9997
 CHOICE_WEIGHT = 0.1  # of the classification against the decoders' own losses
@@ -162,13 +162,14 @@ class ByTaskExpert(ActionExpert):
 
 def read_tasks(path: Path | str) -> dict[str, Path]:
     """The checkpoint folder of each instruction in an experts.yaml. Raises UserError if it is not such a file."""
+    what = "lines 'instruction: checkpoint folder'"
     try:
-        content = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        content = error
-    if not content or not isinstance(content, dict) or not all(isinstance(v, str) for v in content.values()):
-        raise UserError(f"expected lines 'instruction: checkpoint folder' in {path}, found {content}; fix: write them")
-    return {str(task): Path(path).parent / folder for task, folder in content.items()}
+        content: dict[str, str] = read_yaml(path, dict[str, str], what)
+    except FileNotFoundError:
+        raise UserError(f"expected {what} at {path}, found nothing; fix: write them") from None
+    if not content:
+        raise UserError(f"expected {what} at {path}, found none; fix: write them")
+    return {task: Path(path).parent / folder for task, folder in content.items()}
 
 
 def _groups(numbers: Tensor) -> list[tuple[int, Tensor]]:

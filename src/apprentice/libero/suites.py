@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from apprentice.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # Name -> most steps an episode may take (20 Hz), as LeRobot counts them.
 SUITES: dict[str, int] = {
@@ -33,6 +35,11 @@ class Task:
     index: int
     instruction: str
     bddl: Path
+
+
+def task_count(suite: str) -> int:
+    """How many tasks a suite has, known without the simulator."""
+    return 90 if suite == "libero_90" else 10
 
 
 def check_simulator() -> None:
@@ -87,7 +94,7 @@ def _told(bddl: Path) -> str:
     return said[1].lower()  # as LIBERO reads it
 
 
-def initial_states(suite: str, task: int) -> np.ndarray:
+def initial_states(suite: str, task: int) -> "np.ndarray":
     """The test states (50, S) float64 of a task: time, positions and velocities as MuJoCo orders them."""
     bddl = tasks(suite)[task].bddl
     from libero.libero import get_libero_path
