@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from apprentice.errors import UserError, meant
 
 CHOICES: dict[str, Collection[str]] = {"align_loss": ("mse", "l2"), "render": ("fast", "exact")}
+DRAWING = ("collect", "correct", "doctor", "eval", "selfcheck", "scenes")
 TEST_LAYOUTS = 50  # a task, that LIBERO has
 # A student has its own; these would be ignored beside it.
 OF_A_NEW_STUDENT: dict[str, Any] = {"vlm": "", "scratch": False, "n_obs_steps": 1}
@@ -39,6 +40,10 @@ def check(command: str, given: dict[str, Any], positional: Collection[str] = (),
                 _address(f"policy {name}", place)
     if command in ("align", "finetune"):
         _student(command, given)
+    if folders and (command in DRAWING or given.get("rollouts")):
+        from apprentice.libero.drawing import check_drawing
+
+        check_drawing()
     if folders:
         _places(command, given, positional)
 
@@ -83,8 +88,8 @@ def _student(command: str, given: dict[str, Any]) -> None:
         idle.append("expert")
     if idle:
         raise UserError(
-            f"{command}: expected beside --student no flag of a new one, found {', '.join(map(_flag, idle))}; fix: leave "
-            f"{'it' if len(idle) == 1 else 'them'} out (the student has its own), or leave --student out"
+            f"{command}: expected beside --student no flag of a new one, found {', '.join(map(_flag, idle))}; fix: "
+            f"leave {'it' if len(idle) == 1 else 'them'} out (the student has its own), or leave --student out"
             + (" (with --latent-weight, --expert tells where the student's expert is)" if "expert" in idle else "")
         )
 
@@ -116,11 +121,9 @@ def _there(flag: str, place: str, test: Callable[[Path], bool], wanted: str) -> 
     path = Path(place).expanduser()
     if test(path):
         return
-    inside = [path / name for name in ("checkpoint", "checkpoints/last/pretrained_model", "model") if test(path / name)]
-    if inside:
-        advice = f"did you mean {inside[0]}?"
-    else:
-        advice = _near(path) if not path.exists() else f"name {wanted}"
+    usual = ("checkpoint", "checkpoints/last/pretrained_model", "model") if path.is_dir() else ()
+    inside = [path / name for name in usual if test(path / name)]
+    advice = f"did you mean {inside[0]}?" if inside else f"name {wanted}" if path.exists() else _near(path)
     found = "nothing" if not path.exists() else "a file" if path.is_file() else "another folder"
     raise UserError(f"{flag}: expected {wanted} at {place}, found {found}; fix: {advice}")
 
@@ -134,7 +137,10 @@ def _near(path: Path) -> str:
             except OSError:
                 beside = []
             advice = meant(part.name, [entry.name for entry in beside], "")
-            return advice.replace("mean ", f"mean {part.parent}/") or "name one that is there"
+            if not advice:
+                break
+            lead, name = advice[: advice.rindex(" ") + 1], advice[advice.rindex(" ") + 1 :]
+            return f"{lead}{part.parent / name}"
     return "name one that is there"
 
 

@@ -178,7 +178,7 @@ def _options(kind: Any, limits: tuple[float, float] | None = None) -> dict[str, 
     if origin is typing.Literal:
         return {"type": _one_of(inner), "metavar": "{" + ",".join(map(str, inner)) + "}"}
     if origin is dict:
-        return {"nargs": "+", "action": _Pairs, "type": _pair(*inner, limits=limits), "metavar": "KEY=VALUE"}
+        return {"nargs": "+", "action": _Pairs, "type": _pair(inner[0], inner[1], limits), "metavar": "KEY=VALUE"}
     if origin in (list, tuple, Sequence):
         return {"nargs": "*", "type": _checked(inner[0], limits), "metavar": inner[0].__name__.upper()}
     return {"type": _checked(kind, limits), "metavar": kind.__name__.upper()}

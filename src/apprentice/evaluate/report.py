@@ -4,7 +4,6 @@
 and counts.
 """
 
-import json
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path

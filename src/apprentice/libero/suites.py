@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import yaml
+
 from apprentice.errors import UserError
 
 if TYPE_CHECKING:
@@ -66,10 +68,15 @@ def tasks(suite: str) -> list[Task]:
         raise UserError(f"expected a suite of {', '.join(STEP_LIMITS)}, found {suite!r}; fix: name one of them")
     check_simulator()
     with contextlib.redirect_stdout(io.StringIO()):  # the package prints a banner
-        from libero.libero import benchmark, get_libero_path
+        from libero.libero import benchmark, config_file, get_libero_path
 
-        listed = benchmark.get_benchmark_dict()[suite]().tasks
-    root = Path(get_libero_path("bddl_files"))
+        try:
+            listed = benchmark.get_benchmark_dict()[suite]().tasks
+            root = Path(get_libero_path("bddl_files"))
+        except (OSError, ValueError, AssertionError, yaml.YAMLError) as error:
+            raise UserError(f"expected LIBERO's paths in {config_file}, found: {error}; fix: remove it") from error
+    if not root.is_dir():
+        raise UserError(f"expected LIBERO's tasks in {root}, found nothing; fix: mend or remove {config_file}")
     files = [root / task.problem_folder / task.bddl_file for task in listed]
     return [
         Task(suite, index, _told(file) if suite.endswith(("_lan", "_task")) else task.language, file)
