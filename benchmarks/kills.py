@@ -138,7 +138,9 @@ def prepare(inputs: Path) -> None:
 def timeless(content: Any) -> Any:
     """JSON without what a clock says."""
     if isinstance(content, dict):
-        return {k: timeless(v) for k, v in content.items() if not k.endswith("seconds") and k not in ("date", "created")}
+        return {
+            k: timeless(v) for k, v in content.items() if not k.endswith("seconds") and k not in ("date", "created")
+        }
     return [timeless(each) for each in content] if isinstance(content, list) else content
 
 

@@ -248,14 +248,21 @@ def test_lerobot_train_is_told_to_resume_from_its_last_checkpoint(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("- a", "expected the keys name, out, steps"),
-        ("{name: a, out: b}", "expected the key steps"),
-        ("{name: a, out: b, steps: {c: {inputs: []}}}", "step c: expected the key run"),
-        ("{name: a, out: b, steps: {c: {run: d, when: e}}}", "found when"),
+        ("- a", "expected a recipe at .*, found: input should be"),
+        ("{name: a, out: b}", "found in steps: field required"),
+        ("{name: a, out: b, steps: {c: {inputs: []}}}", "found in steps.c.run: field required"),
+        ("{name: a, out: b, steps: {c: {run: d, when: e}}}", "found in steps.c.when: an unknown key"),
         ("{name: a, out: b, steps: {c: {run: d, outputs: [/elsewhere]}}}", "inside b, found /elsewhere"),
         ("{name: a, out: b, steps: {c: {run: d, outputs: ['{out}/e'], each: {seed: [0]}}}}", "an output for each seed"),
-        ("{name: a, out: b, steps: {c: {run: d, each: {seed: 0}}}}", "a list of values for seed"),
-        ("{name: a", "expected a YAML file"),
+        ("{name: a, out: b, steps: {c: {run: d, each: {seed: 0}}}}", "found in steps.c.each.seed: input should be"),
+        ("{name: a", "expected a recipe at .*, found on line"),
+        ("{name: a, out: b, steps: {c: {run: d, input: [e]}}}", "an unknown key; did you mean inputs?"),
+        ("{name: a, out: b, steps: {}}", "expected steps in"),
+        ("{name: a, out: b, steps: {c: {run: d 'e}}}", "expected a command line, found: No closing quotation"),
+        ("{name: a, out: b, steps: {../c: {run: d}}}", "a step's name of letters"),
+        ("{name: a, out: b, steps: {c: {run: apprentice algn}}}", "step c: .* did you mean align?"),
+        ("{name: a, out: b, steps: {c: {run: apprentice align --stepz 3}}}", "step c: .* did you mean --steps?"),
+        ("{name: a, out: b, steps: {c: {run: apprentice rates}}}", "step c: rates: expected runs, found none"),
     ],
 )
 def test_a_recipe_that_makes_no_sense_is_refused(tmp_path: Path, content: str, message: str) -> None:

@@ -15,8 +15,6 @@ from apprentice.errors import UserError, meant
 CHOICES: dict[str, Collection[str]] = {"align_loss": ("mse", "l2"), "render": ("fast", "exact")}
 DRAWING = ("collect", "correct", "doctor", "eval", "selfcheck", "scenes")
 TEST_LAYOUTS = 50  # a task, that LIBERO has
-# A student has its own; these would be ignored beside it.
-OF_A_NEW_STUDENT: dict[str, Any] = {"vlm": "", "scratch": False, "n_obs_steps": 1}
 
 
 def check(command: str, given: dict[str, Any], positional: Collection[str] = (), folders: bool = True) -> None:
@@ -77,21 +75,9 @@ def _episodes(given: dict[str, Any]) -> None:
 
 
 def _student(command: str, given: dict[str, Any]) -> None:
-    """A student brings its own VLM and expert: what would be ignored is refused."""
-    if not given["student"]:
-        for name in ("vlm", "expert"):
-            if not given[name]:
-                raise UserError(f"{command}: expected --{name} or --student, found neither; fix: --{name}=FOLDER")
-        return
-    idle = [name for name, usual in OF_A_NEW_STUDENT.items() if given[name] != usual]
-    if given["expert"] and command == "finetune" and not given["latent_weight"]:
-        idle.append("expert")
-    if idle:
-        raise UserError(
-            f"{command}: expected beside --student no flag of a new one, found {', '.join(map(_flag, idle))}; fix: "
-            f"leave {'it' if len(idle) == 1 else 'them'} out (the student has its own), or leave --student out"
-            + (" (with --latent-weight, --expert tells where the student's expert is)" if "expert" in idle else "")
-        )
+    for name in ("vlm", "expert") if not given["student"] else ():
+        if not given[name]:
+            raise UserError(f"{command}: expected --{name} or --student, found neither; fix: --{name}=FOLDER")
 
 
 def _address(what: str, place: str) -> None:

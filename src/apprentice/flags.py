@@ -23,7 +23,9 @@ ABOVE_0, BELOW_1 = math.nextafter(0, 1), math.nextafter(1, 0)
 LIMITS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(["seed", "train_seed", "validate", "rollouts", "worlds", "tasks", "told"], (0, math.inf)),
     **dict.fromkeys(["cache_gb", "older_than", "noise", "language_rate_factor", "latent_weight"], (0, math.inf)),
-    **dict.fromkeys(["weight_decay", "checkpoint_every", "plan.frames"], (0, math.inf)),
+    **dict.fromkeys(
+        ["weight_decay", "checkpoint_every", "plan.frames", "patience", "gripper_state_dims"], (0, math.inf)
+    ),
     **dict.fromkeys(["vision_share", "warmup"], (0, 1)),
     "collect.seed": (0, 999),  # seeds of evaluation on fresh layouts lie beyond
     "correct.seed": (0, 999),

@@ -93,7 +93,10 @@ class VLM(nn.Module):
         """
         self.model.config.save_pretrained(folder)
         self.model.generation_config.save_pretrained(folder)
-        for how_it_was_loaded in ("is_local", "local_files_only"):  # is nothing to keep: a resumed run loads it otherwise
+        for how_it_was_loaded in (
+            "is_local",
+            "local_files_only",
+        ):  # is nothing to keep: a resumed run loads it otherwise
             self.processor.tokenizer.init_kwargs.pop(how_it_was_loaded, None)
         self.processor.save_pretrained(folder)
 
