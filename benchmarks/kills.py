@@ -55,9 +55,9 @@ steps:
     inputs: ["{out}/one"]
     outputs: ["{out}/two"]
   three:
-    run: apprentice split {out}/two {out}/parts
-    inputs: ["{out}/two"]
-    outputs: ["{out}/parts"]
+    run: sh -c "cat {out}/one {out}/two/copy > {out}/three; sleep 0.2"
+    inputs: ["{out}/one", "{out}/two"]
+    outputs: ["{out}/three"]
 """
 
 

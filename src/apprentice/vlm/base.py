@@ -93,11 +93,12 @@ class VLM(nn.Module):
         """
         self.model.config.save_pretrained(folder)
         self.model.generation_config.save_pretrained(folder)
-        for how_it_was_loaded in (
-            "is_local",
-            "local_files_only",
-        ):  # is nothing to keep: a resumed run loads it otherwise
-            self.processor.tokenizer.init_kwargs.pop(how_it_was_loaded, None)
+        tokenizer = self.processor.tokenizer
+        for key in ("is_local", "local_files_only"):  # how it was loaded, which differs when a run goes on
+            tokenizer.init_kwargs.pop(key, None)
+        if tokenizer.is_fast:  # how the last batch was padded, likewise
+            tokenizer.backend_tokenizer.no_padding()
+            tokenizer.backend_tokenizer.no_truncation()
         self.processor.save_pretrained(folder)
 
     def parts(self) -> dict[str, list[nn.Parameter]]:
