@@ -40,6 +40,10 @@ WHEELS = (
     "transformers",
     "typing-inspect",
     "num2words",
+    "pydantic",
+    "pydantic-core",
+    "annotated-types",
+    "typing-inspection",
 )
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 START = """#!/bin/sh
