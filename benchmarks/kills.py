@@ -186,7 +186,7 @@ class Trials:
         self.out.mkdir(parents=True)
         (self.out / "cache").mkdir()
         os.environ["APPRENTICE_CACHE"] = str(self.out / "cache")
-        if self.name == "eval":  # its check of the simulator takes longer than the rest
+        if self.name == "eval" and (self.work / "selfcheck").exists():  # that takes longer than the rest
             shutil.copytree(self.work / "selfcheck", self.out / "cache" / "selfcheck", dirs_exist_ok=True)
 
     def unkilled(self) -> tuple[dict[str, str], float]:
@@ -221,7 +221,7 @@ class Trials:
         at_files = [self.trial(f"before {self.steps[at - 1]}", True, at) for at in dict.fromkeys(chosen)]
         at_moments: list[bool | None] = []
         while len(at_moments) < kills - number:
-            wait = draw.uniform(0, self.took)
+            wait = draw.uniform(0, 0.8 * self.took)
             at_moments.append(self.trial(f"after {wait:.2f} s", False, wait=wait))
         cells = [self.name]
         for found in (at_files, at_moments):

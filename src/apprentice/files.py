@@ -11,6 +11,7 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 import typing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -79,7 +80,7 @@ def disk_full_at(place: Path, shown: Path | None = None) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, UserError) or not is_disk_full(error):
             raise
-        named = Path(getattr(error, "filename", None) or _newest(place) or place)
+        named = Path(getattr(error, "filename", None) or _being_written(error, place) or place)
         if shown is not None and named.is_relative_to(place):
             named = shown / named.relative_to(place)
         raise UserError(
@@ -94,9 +95,13 @@ def is_disk_full(error: BaseException) -> bool:
     return getattr(error, "errno", None) in FULL or any(os.strerror(number) in words for number in FULL)
 
 
-def _newest(place: Path) -> Path | None:
-    files = [file for file in place.rglob("*") if file.is_file()] if place.is_dir() else []
-    return max(files, key=lambda file: file.stat().st_mtime_ns, default=None)
+def _being_written(error: BaseException, place: Path) -> Path | None:
+    """The path inside `place` that the innermost function, of those that the error came through, was given."""
+    for frame, _ in reversed([*traceback.walk_tb(error.__traceback__)]):
+        for value in frame.f_locals.values():
+            if isinstance(value, str | Path) and place in (path := Path(value)).parents and not path.is_dir():
+                return path
+    return None
 
 
 def _workspace(target: Path) -> tuple[Path, int]:
