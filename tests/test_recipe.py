@@ -262,7 +262,7 @@ def test_lerobot_train_is_told_to_resume_from_its_last_checkpoint(
         ("{name: a, out: b, steps: {../c: {run: d}}}", "a step's name of letters"),
         ("{name: a, out: b, steps: {c: {run: apprentice algn}}}", "step c: .* did you mean align?"),
         ("{name: a, out: b, steps: {c: {run: apprentice align --stepz 3}}}", "step c: .* did you mean --steps?"),
-        ("{name: a, out: b, steps: {c: {run: apprentice rates}}}", "step c: rates: expected runs, found none"),
+        ("{name: a, out: b, steps: {c: {run: apprentice rates}}}", "step c: rates: expected RUNS, found none"),
     ],
 )
 def test_a_recipe_that_makes_no_sense_is_refused(tmp_path: Path, content: str, message: str) -> None:
