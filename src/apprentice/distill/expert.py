@@ -4,6 +4,7 @@ The policy, its processors, its optimizer and its schedule are what `lerobot-tra
 are ours. What is left is arithmetic: `benchmarks/expert.py` compares.
 """
 
+import copy
 import dataclasses
 import difflib
 import typing
@@ -19,13 +20,15 @@ from accelerate import Accelerator
 from draccus.utils import DecodingError
 from lerobot.configs import FeatureType, PreTrainedConfig
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
-from lerobot.utils.constants import IMAGENET_STATS
+from lerobot.processor import RenameObservationsProcessorStep
+from lerobot.utils.constants import ACTION, IMAGENET_STATS, OBS_STATE
 from torch import Tensor
 
 from apprentice.adapters import load_policy
 from apprentice.data.contract import FILE as CONTRACT
 from apprentice.data.contract import Contract, check_features
 from apprentice.data.mixture import Mixture, open_mixture
+from apprentice.data.statistics import check_alike
 from apprentice.device import best_device, bfloat16_is_faster
 from apprentice.distill.cache import cached_images
 from apprentice.distill.learner import Learner
@@ -35,7 +38,7 @@ from apprentice.distill.samples import Samples
 from apprentice.distill.tracking import tracked
 from apprentice.distill.trainer import Schedule, Watch, processes, train
 from apprentice.errors import UserError
-from apprentice.experts.base import Batch
+from apprentice.experts.base import Batch, affine_of, state_affine_of
 from apprentice.experts.kinds import kind_of
 from apprentice.files import read_json, write_json
 from apprentice.policy.modeling_apprentice import shapes
@@ -57,6 +60,9 @@ class ExpertConfig:
         kind: what to train (default: seer, or what is in `init`).
         set: fields of the policy's own configuration, as in --policy.KEY=VALUE of lerobot-train: chunk_size=16
             optimizer_lr=3e-4.
+        rename: new names of a dataset's features, such as observation.images.top=observation.images.image. The
+            checkpoint remembers them, for a robot that has the old names.
+        resize: sizes (px) in which cameras are read, such as observation.images.image=240x320 (height x width).
         cameras: the images that it reads; all if none are named.
         init: checkpoint (or run) whose weights and statistics to go on from.
         steps: optimizer steps.
@@ -79,6 +85,8 @@ class ExpertConfig:
     out: str
     kind: Literal["seer", "seer_full", "act", "diffusion", "vqbet", "multi_task_dit"] | None = None
     set: dict[str, str] | None = None
+    rename: dict[str, str] | None = None
+    resize: dict[str, str] | None = None
     cameras: Sequence[str] = ()
     init: str = ""
     steps: int = 10000
@@ -114,13 +122,15 @@ def _train(config: ExpertConfig, policy_config: Any, accelerator: Accelerator, d
     run = Path(config.out)
     checkpoint = run / "checkpoint"
     torch.manual_seed(config.seed)
-    mixture = open_mixture(config.dataset)
+    mixture = open_mixture(config.dataset, config.rename, config.resize)
     init = checkpoint if done else checkpoint_of(config.init) if config.init else None
     if done:  # a policy may have filled in what it found in pretrained encoders
         policy_config = PreTrainedConfig.from_pretrained(checkpoint, local_files_only=True)
         policy_config.device = best_device().type
     policy, contract = built(policy_config, mixture, config.cameras, init)
     before, after = processors(policy, mixture, init)
+    if init is not None:
+        _check_units(policy, before, after, mixture)
     with accelerator.main_process_first(), accelerator.local_main_process_first():
         rows = cached_images(
             mixture.datasets, list(policy.config.image_features), config.cache_gb, choice=run / "caches.json"
@@ -136,7 +146,7 @@ def _train(config: ExpertConfig, policy_config: Any, accelerator: Accelerator, d
         policy,
         STAGE,
         *optimization(policy, config.steps),
-        processors=(before, after),
+        processors=(renaming(before, config.rename), after),
         contract=contract,
         bfloat16=_in_bfloat16(config, policy, samples, run, accelerator),
         settled=lambda: _is_settled(policy),
@@ -243,10 +253,32 @@ def processors(policy: Any, mixture: Mixture, init: Path | None) -> tuple[Any, A
         override = {"device_processor": {"device": policy.config.device}}
         return make_pre_post_processors(policy.config, str(init), preprocessor_overrides=override)
     usual = {name: torch.tensor(value, dtype=torch.float32) for name, value in IMAGENET_STATS.items()}
-    stats = {key: {**mixture.meta.stats[key], **usual} for key in mixture.meta.camera_keys}
+    cameras = [key for key, feature in mixture.features.items() if feature.type is FeatureType.VISUAL]
+    stats = {key: {**mixture.meta.stats[key], **usual} for key in cameras}
     return make_pre_post_processors(
         policy.config, dataset_stats={**mixture.meta.stats, **stats}, dataset_meta=mixture.meta
     )
+
+
+def renaming(before: Any, rename: dict[str, str] | None) -> Any:
+    """The processor as a robot needs it that has a dataset's old names; training reads by the new ones."""
+    if not rename:
+        return before
+    own = copy.copy(before)
+    names = RenameObservationsProcessorStep(rename_map=dict(rename))
+    own.steps = [names if isinstance(step, RenameObservationsProcessorStep) else step for step in before.steps]
+    return own
+
+
+def _check_units(policy: Any, before: Any, after: Any, mixture: Mixture) -> None:
+    """Raises UserError if a dataset has other numbers than those that the weights were trained on."""
+    known = {ACTION: affine_of(after, policy.config.action_feature.shape[0])}
+    if policy.config.robot_state_feature is not None:
+        known[OBS_STATE] = state_affine_of(before, policy.config.robot_state_feature.shape[0])
+    for dataset in mixture.datasets:
+        for key, (offset, scale) in known.items():
+            stats = dataset.meta.stats[key]
+            check_alike(stats, offset.numpy(), scale.numpy(), key, "the expert", f"dataset {dataset.root}")
 
 
 def prepared(before: Any) -> Callable[[Batch], Batch]:

@@ -12,11 +12,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lerobot.configs import PreTrainedConfig
-from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.utils.constants import ACTION, OBS_STATE
 from numpy.typing import NDArray
 
 from apprentice.data.dataset import action_chunks, column, episode_bounds, instructions, neighbours
+from apprentice.data.local import LocalDataset
 from apprentice.distill.rows import Joined, Views
 from apprentice.errors import UserError
 from apprentice.experts.base import ACTIONS, Batch
@@ -56,7 +56,7 @@ class Samples:
 
     def __init__(
         self,
-        dataset: LeRobotDataset,
+        dataset: LocalDataset,
         config: PreTrainedConfig,
         rows: dict[str, Views],
         device: torch.device,
@@ -92,7 +92,7 @@ class Samples:
     @classmethod
     def of(
         cls,
-        datasets: Sequence[LeRobotDataset],
+        datasets: Sequence[LocalDataset],
         config: PreTrainedConfig,
         rows: Sequence[dict[str, Views]],
         device: torch.device,
@@ -205,7 +205,7 @@ def observed_steps(config: PreTrainedConfig) -> list[int] | None:
     return config.history if config.n_obs_steps > 1 else None
 
 
-def near_gripper_change(dataset: LeRobotDataset) -> NDArray[np.bool_]:
+def near_gripper_change(dataset: LocalDataset) -> NDArray[np.bool_]:
     """Which frames (F,) are less than `NEAR_CHANGE` away from one at which the gripper, the action's last column,
     crosses the middle of its range.
     """

@@ -13,11 +13,14 @@ from typing import Literal
 import torch
 from accelerate import Accelerator
 from lerobot.configs import FeatureType
+from lerobot.utils.constants import ACTION, OBS_STATE
 from rich.table import Table
 
 from apprentice.adapters import load_policy
 from apprentice.data.contract import check_features
+from apprentice.data.local import LocalDataset
 from apprentice.data.mixture import Mixture, open_mixture
+from apprentice.data.statistics import check_alike
 from apprentice.device import best_device, fast_bfloat16
 from apprentice.distill.cache import cached_each
 from apprentice.distill.learner import Learner, decay
@@ -43,12 +46,17 @@ class StageConfig:
         dataset: folder of a LeRobotDataset v3.0, or several, A B, each sampled as often as it has frames; or with
             weights, A=2 B=1, of which A gives two of three samples.
         out: folder of the run.
+        rename: new names of a dataset's features, such as observation.images.top=observation.images.image. A student's
+            checkpoint remembers them, for a robot that has the old names.
+        resize: sizes (px) in which cameras are read, such as observation.images.image=240x320 (height x width).
         vlm: folder or hub name of a Hugging Face VLM; not needed with `student`.
         expert: folder of the expert's checkpoint, or a YAML file with one for each instruction; not needed to
             fine-tune a `student`.
         student: checkpoint (or run) to go on from.
         scratch: give the VLM random weights.
         n_obs_steps: steps of observation that a new student reads, the present one included.
+        gripper_state_dims: how many of the last entries of the state belong to the gripper of a new student (default:
+            2, or fewer if there would be no others).
         every: learn from every n-th frame alone. Neighbours differ little, and caching costs a time for each.
         views: learn from so many views of each frame: the picture, and others moved a little and in another light.
         cache_gb: what is computed once for all steps may take that much of the disk (GB). If there is not enough room
@@ -76,11 +84,14 @@ class StageConfig:
 
     dataset: Sequence[str] | str
     out: str
+    rename: dict[str, str] | None = None
+    resize: dict[str, str] | None = None
     vlm: str = ""
     expert: str = ""
     student: str = ""
     scratch: bool = False
     n_obs_steps: int = 1
+    gripper_state_dims: int | None = None
     every: int = 1
     views: int = 1
     cache_gb: float = 32.0
@@ -130,7 +141,7 @@ def _teach(stage: str, config: StageConfig, rollout: Rollout | None, accelerator
     run = Path(config.out)
     checkpoint = run / "checkpoint"
     torch.manual_seed(config.seed)
-    mixture = open_mixture(config.dataset)
+    mixture = open_mixture(config.dataset, config.rename, config.resize)
     if done:
         policy = ApprenticePolicy.from_pretrained(checkpoint)
     elif config.student:
@@ -143,6 +154,8 @@ def _teach(stage: str, config: StageConfig, rollout: Rollout | None, accelerator
     policy.contract.check(mixture.contract, "the student", mixture.name)
     found = {key: tuple(feature.shape) for key, feature in mixture.features.items()}
     check_features(shapes(policy.config), found, "the student", mixture.name)
+    for dataset in mixture.datasets:
+        _check_units(policy, dataset)
     policy.set_stage(stage)
     policy.config.device = best_device().type  # of its expert too, wherever the checkpoint comes from
     policy.to(best_device())
@@ -165,7 +178,7 @@ def _teach(stage: str, config: StageConfig, rollout: Rollout | None, accelerator
         stage,
         torch.optim.AdamW(policy.get_optim_params(), weight_decay=policy.config.weight_decay),
         decay(config.steps),
-        processors=make_apprentice_pre_post_processors(policy.config),
+        processors=make_apprentice_pre_post_processors(policy.config, rename=config.rename),
         contract=policy.contract,
         bfloat16=fast_bfloat16(best_device()),
     )
@@ -198,11 +211,23 @@ def fresh_student(config: StageConfig, mixture: Mixture) -> ApprenticePolicy:
         expert=config.expert,
         scratch=config.scratch,
         n_obs_steps=config.n_obs_steps,
+        gripper_state_dims=config.gripper_state_dims,
+        resize=sorted(config.resize or {}),
         input_features={k: f for k, f in features.items() if f.type is not FeatureType.ACTION},
         output_features={k: f for k, f in features.items() if f.type is FeatureType.ACTION},
         push_to_hub=False,
         device=best_device().type,
     )
-    policy = ApprenticePolicy(student, dataset_stats=mixture.meta.stats, dataset_meta=mixture.meta)
-    policy.contract = policy.contract.completed(mixture.contract)
-    return policy
+    meta = mixture.meta
+    return ApprenticePolicy(student, dataset_stats=meta.stats, dataset_meta=meta, contract=mixture.contract)
+
+
+def _check_units(policy: ApprenticePolicy, dataset: LocalDataset) -> None:
+    """Raises UserError if a dataset has other numbers than those that the student learns, or learned, from."""
+    learned = {
+        OBS_STATE: (policy.state_offset, policy.state_scale),
+        ACTION: (policy.action_offset, policy.action_scale),
+    }
+    for key, affine in learned.items():
+        offset, scale = (value.cpu().numpy() for value in affine)
+        check_alike(dataset.meta.stats[key], offset, scale, key, "the student", f"dataset {dataset.root}")

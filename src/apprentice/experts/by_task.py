@@ -65,7 +65,7 @@ class ByTaskDecoder(ActionDecoder):
         for expert, rows in _groups(torch.where(told < 0, choice.argmax(-1), told)):
             offset, scale = self.relative[expert]
             picked = {key: batch[key][rows] for key in (ACTION, "action_is_pad") if key in batch}
-            picked[ACTION] = (picked[ACTION] - offset) / scale
+            picked[ACTION] = (picked[ACTION] - offset) / torch.where(scale == 0, 1.0, scale)
             loss, of_expert = self._decoder(expert).loss(own[rows], picked)
             share = len(rows) / len(latents)
             total = total + share * loss
@@ -111,11 +111,15 @@ class ByTaskExpert(ActionExpert):
         self.latent_dim = first.latent_dim + len(self.experts)
         settings = [expert.decoder.settings for expert in self.experts]
         self.decoder = ByTaskDecoder(first.kind, settings, self.action_dim, self.numbers).to(device).eval()
-        offset, scale = first.action_affine()
+        affines = [expert.action_affine() for expert in self.experts]
+        offset, scale = affines[0]
+        for _, other in affines[1:]:  # what is constant for one expert may move for another
+            scale = torch.where(scale == 0, other, scale)
+        self.affine, unit = (offset, scale), torch.where(scale == 0, 1.0, scale)
         for number, expert in enumerate(self.experts):
             self.decoder.decoders[number].load_state_dict(expert.decoder.state_dict())
-            own_offset, own_scale = expert.action_affine()
-            self.decoder.relative[number] = torch.stack([(own_offset - offset) / scale, own_scale / scale])
+            own_offset, own_scale = affines[number]
+            self.decoder.relative[number] = torch.stack([(own_offset - offset) / unit, own_scale / unit])
 
     @property
     def latent_count(self) -> int:
@@ -141,7 +145,17 @@ class ByTaskExpert(ActionExpert):
         return self._routed(batch, of)
 
     def action_affine(self) -> tuple[Tensor, Tensor]:
-        return self.first.action_affine()
+        return self.affine
+
+    def normalisations(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Those of all experts' data together, as if each had as much: mean, and deviation within and between."""
+        found = {}
+        for key in self.first.normalisations():
+            offsets, scales = (
+                torch.stack(each) for each in zip(*(e.normalisations()[key] for e in self.experts), strict=True)
+            )
+            found[key] = offsets.mean(0), (scales.square().mean(0) + offsets.var(0, correction=0)).sqrt()
+        return found
 
     def own_actions(self, batch: Batch) -> Tensor:
         return self._routed(batch, lambda number, rows: self.experts[number].own_actions(rows))

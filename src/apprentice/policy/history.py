@@ -17,6 +17,7 @@ from apprentice.errors import UserError
 from apprentice.experts.base import Batch
 from apprentice.policy.configuration_apprentice import ApprenticeConfig
 from apprentice.vlm.base import VLM, Prefix
+from apprentice.vlm.pixels import Size
 
 ABSENT = f"{OBS_STATE}_is_pad"  # (B, K), steps before the episode's beginning
 STEPS = "step_count"  # optional in a batch: how many steps the latents' loss is the mean of, instead of the batch's own
@@ -51,8 +52,8 @@ class History:
         self.steps, self.past = [], None
 
     @torch.no_grad()
-    def read(self, vlm: VLM, images: tuple[int, int, int], step: Step) -> Tensor:
-        """Read one more step, after N images of h x w px; return the last hidden states (B, S, H) of its tokens.
+    def read(self, vlm: VLM, images: tuple[Size, ...], step: Step) -> Tensor:
+        """Read one more step, after images of these sizes; return the last hidden states (B, S, H) of its tokens.
 
         Raises UserError if it is of more or fewer episodes than the steps before.
         """

@@ -31,7 +31,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 from apprentice.errors import UserError
 from apprentice.vlm.families import CAUSAL_TOKEN_TYPE
 from apprentice.vlm.packed import unpacked
-from apprentice.vlm.pixels import told
+from apprentice.vlm.pixels import Size, alike, told
 from apprentice.vlm.prompt import Prompt, joined, stacked
 
 # SmolVLM's processor complains about arguments that it adds itself, once for every prompt.
@@ -62,7 +62,7 @@ class VLM(nn.Module):
         self.model = model
         self.processor = processor
         self.hidden_size: int = model.get_input_embeddings().embedding_dim
-        self._prompts: dict[tuple[str, tuple[int, int, int], bool], Prompt] = {}
+        self._prompts: dict[tuple[str, tuple[Size, ...], bool], Prompt] = {}
 
     @classmethod
     def from_pretrained(cls, name: str, local: bool = False) -> "VLM":
@@ -144,18 +144,18 @@ class VLM(nn.Module):
     def prompt(
         self,
         instructions: Sequence[str],
-        images: tuple[int, int, int],
+        images: tuple[Size, ...],
         length: int = 0,
         first: Sequence[bool] | None = None,
     ) -> Prompt:
-        """Tokenise one user turn for each instruction, after N images of h x w px, with the assistant's turn opened.
+        """Tokenise one user turn for each instruction, after images of these sizes, with the assistant's turn opened.
 
         How many tokens an image takes depends on its size alone, so a prompt is made once for an instruction and kept.
         Padding is on the left.
 
         Args:
             instructions: one for each sample.
-            images: N, h, w.
+            images: height and width (px) of each of N.
             length: L, if it is to be more than the longest prompt's.
             first: whether each begins its chat, as all do if None; else all are as long as any of them would be in
                 either place, so that turns of a chat are of one length.
@@ -184,11 +184,21 @@ class VLM(nn.Module):
         settings, inputs = told(self.processor.image_processor, lambda: self.inputs([[blank]], [""]))
         return settings, [name for name, value in inputs.items() if value.shape != inputs["input_ids"].shape]
 
-    def image_tokens(self, images: Tensor) -> Tensor:
-        """Encode images (B, N, 3, h, w), uint8, into the language model's tokens (B, N * tokens an image, K * H).
+    def image_tokens(self, images: Sequence[Tensor]) -> Tensor:
+        """Encode N cameras' images (B, 3, h, w) each, uint8, into the language model's tokens, camera after camera:
+        (B, tokens of all N, K * H).
 
-        K is 1, or more for a model whose vision also enters deeper layers (Qwen3-VL).
+        Cameras of one size are encoded together, so each has the tokens of its own size. K is 1, or more for a model
+        whose vision also enters deeper layers (Qwen3-VL).
         """
+        found: dict[int, Tensor] = {}
+        for places in alike([(camera.shape[-2], camera.shape[-1]) for camera in images]).values():
+            tokens = self._encoded(torch.stack([images[place] for place in places], 1))
+            found |= dict(zip(places, tokens.chunk(len(places), 1), strict=True))
+        return torch.cat([found[place] for place in range(len(images))], 1)
+
+    def _encoded(self, images: Tensor) -> Tensor:
+        """Images of one size (B, N, 3, h, w) as tokens (B, N * tokens an image, K * H)."""
         features = self._features(images)
         first = features.pooler_output
         levels = [first if isinstance(first, Tensor) else torch.cat(list(first))]
@@ -306,10 +316,9 @@ class VLM(nn.Module):
             )
         return chat.partition(ANSWER)[2]
 
-    def _single(self, instruction: str, images: tuple[int, int, int], first: bool) -> Prompt:
+    def _single(self, instruction: str, images: tuple[Size, ...], first: bool) -> Prompt:
         """The prompt of one instruction, without padding. Where each token stands, the model is asked."""
-        count, height, width = images
-        blank = list(torch.zeros(count, 3, height, width, dtype=torch.uint8))
+        blank = [torch.zeros(3, *size, dtype=torch.uint8) for size in images]
         inputs = self.inputs([blank], [instruction], first)
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
         positions = torch.arange(ids.shape[1])[None, None]
@@ -331,10 +340,10 @@ class VLM(nn.Module):
         generator = torch.Generator().manual_seed(0)
         images = torch.randint(0, 256, (2, 1, 3, 64, 64), generator=generator, dtype=torch.uint8)
         tokens = torch.randn(2, 3, self.hidden_size, generator=generator).to(self.device) * self.embedding_scale()
-        texts, size = ["go", "put it on the plate"], (1, 64, 64)
+        texts, size = ["go", "put it on the plate"], ((64, 64),)
         try:
             with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-                seen = self.image_tokens(images)
+                seen = self.image_tokens(images.unbind(1))
                 turns = torch.stack([seen, seen.flip(0)], 1), torch.stack([tokens, tokens.flip(0)], 1)
                 yield lambda first: self.prompt(texts, size, first=None if first is None else [first] * 2), *turns
         finally:

@@ -8,6 +8,7 @@ from lerobot.policies.factory import make_pre_post_processors
 from torch import Tensor
 
 from apprentice.adapters import load_policy
+from apprentice.data.features import read_features
 from apprentice.experts.base import ActionExpert, Batch, affine_of, scaled_images
 
 
@@ -25,10 +26,11 @@ class SeerExpert(ActionExpert):
             config, str(path), preprocessor_overrides=override
         )
         assert config.input_features and config.action_feature
-        self.inputs = {key: tuple(feature.shape) for key, feature in config.input_features.items()}
+        self.inputs = {key: tuple(feature.shape) for key, feature in read_features(config.input_features).items()}
         self.horizon, self.latent_dim = config.chunk_size, config.width
         self.action_dim = config.action_feature.shape[0]
         self.decoder = self.policy.decoder
+        self.normalisations()  # for its errors
 
     @torch.no_grad()
     def encode(self, batch: Batch) -> Tensor:
