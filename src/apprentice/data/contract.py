@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from apprentice.data.features import is_picture, picture_shape
-from apprentice.data.validate import read_info
+from apprentice.data.info import read_info
 from apprentice.errors import UserError
 from apprentice.files import read_json, write_json
 

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from apprentice.data.features import VECTORS, is_picture
 from apprentice.data.images import images
+from apprentice.data.info import COPY, read_object
 from apprentice.data.local import LocalDataset
 from apprentice.data.statistics import described
-from apprentice.data.validate import COPY, cameras_described, check_files, read_object, read_table
+from apprentice.data.validate import cameras_described, check_files, read_table
 from apprentice.errors import UserError
 from apprentice.progress import console
 

@@ -8,16 +8,16 @@
 """
 
 from collections.abc import Mapping
-from typing import Any
-
-from lerobot.configs import FeatureType, PolicyFeature
-from lerobot.utils.constants import ACTION, OBS_ENV_STATE, OBS_STATE
-from lerobot.utils.feature_utils import dataset_to_policy_features
+from typing import TYPE_CHECKING, Any
 
 from apprentice.errors import UserError
 
+if TYPE_CHECKING:  # contracts need cameras' sizes, and LeRobot takes seconds to import
+    from lerobot.configs import PolicyFeature
+
 CAMERA_TYPES = ("image", "video")
-VECTORS = (OBS_STATE, OBS_ENV_STATE, ACTION)
+READ = ("observation.state", "observation.environment_state")
+VECTORS = (*READ, "action")
 CHANNELS = (1, 3, 4)  # grey, colours, colours and alpha
 NAMES = ("height", "width", "channels")
 
@@ -58,8 +58,10 @@ def is_picture(key: str, feature: Mapping[str, Any]) -> bool:
     return is_camera(feature) and not is_depth(feature) and picture_shape(key, feature)[2] == 3
 
 
-def policy_features(features: Mapping[str, dict[str, Any]]) -> dict[str, PolicyFeature]:
+def policy_features(features: Mapping[str, dict[str, Any]]) -> "dict[str, PolicyFeature]":
     """What a policy can read and do of a dataset's features, images (3, h, w), in their order."""
+    from lerobot.utils.feature_utils import dataset_to_policy_features
+
     kept = {}
     for key, feature in features.items():
         if key in VECTORS:
@@ -69,7 +71,6 @@ def policy_features(features: Mapping[str, dict[str, Any]]) -> dict[str, PolicyF
     return dataset_to_policy_features(kept)
 
 
-def read_features(features: Mapping[str, PolicyFeature] | None) -> dict[str, PolicyFeature]:
+def read_features(features: "Mapping[str, PolicyFeature] | None") -> "dict[str, PolicyFeature]":
     """Those inputs of a policy's configuration that it reads: LeRobot lists every observation of its dataset there."""
-    read = (OBS_STATE, OBS_ENV_STATE)
-    return {key: each for key, each in (features or {}).items() if each.type is FeatureType.VISUAL or key in read}
+    return {key: each for key, each in (features or {}).items() if each.type.name == "VISUAL" or key in READ}

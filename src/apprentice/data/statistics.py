@@ -76,8 +76,11 @@ def unlike(stats: Mapping[str, Any], offset: NDArray[Any], scale: NDArray[Any]) 
 
     Whatever the kind of normalisation, the numbers that it was made for have a mean within it and a deviation of at
     most 1, and most of their columns not much less. Degrees in place of radians, or actions ten times as large, do not.
-    A scale of 0 stands for a column that was constant: then it must be the same constant here.
+    A scale of 0 stands for a column that was constant: then it must be the same constant here. The identity tells
+    nothing.
     """
+    if (offset == 0).all() and (scale == 1).all():
+        return {}
     mean, std = (np.asarray(stats[name], np.float64) for name in ("mean", "std"))
     constant, still = scale == 0, is_constant(std, mean)
     safe = np.where(constant, 1.0, scale)
@@ -101,15 +104,11 @@ def check_alike(
     if not found:
         return
     rows = []
-    for reason, columns in found.items():
+    for columns in found.values():
         for column in columns[:4]:
             here = f"{float(stats['min'][column]):.4g} to {float(stats['max'][column]):.4g}"
-            usual = float(offset[column]), float(scale[column])
-            seen = (
-                f"always {usual[0]:.6g}"
-                if reason == "constant"
-                else f"about {usual[0]:.4g}, give or take {usual[1]:.4g}"
-            )
+            middle, deviation = float(offset[column]), float(scale[column])
+            seen = f"{middle:.4g}, give or take {deviation:.4g}" if deviation else f"{middle:.6g} alone"
             rows.append(f"column {column}: {name} learned from {seen}, {other_name} has {here}")
     raise UserError(
         f"expected {key} in the units of {name}, found other numbers in {other_name} (degrees for radians, another "

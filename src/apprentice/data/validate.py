@@ -4,8 +4,6 @@ LeRobot fetches from the hub what a folder lacks, under a name that anybody can 
 off, or of another shape than `meta/info.json` says is named here first.
 """
 
-import json
-import math
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -17,12 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from apprentice.data.features import is_camera, is_depth, picture_shape
+from apprentice.data.info import COPY, INFO, present, read_info
 from apprentice.errors import UserError
 
-INFO, EPISODES, DATA = "meta/info.json", "meta/episodes", "data"
+EPISODES, DATA = "meta/episodes", "data"
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
-POINTER = b"version https://git-lfs"
-COPY = "copy or record the dataset again"
 # What a path's pattern may hold; others could take all memory, or read what is no part of a path.
 FIELD = re.compile(r"\{(video_key|(chunk|file)_index(:0?[0-9]?d)?)\}")
 
@@ -44,72 +41,6 @@ def check_files(root: Path) -> dict[str, Any]:
         for path in sorted(paths):
             _check_video(path, key, info["features"][key])
     return info
-
-
-def read_info(root: Path) -> dict[str, Any]:
-    """`meta/info.json`, with all fields that are used of the types that they must have. Raises UserError."""
-    path = root / INFO
-    fix = f"name a dataset's folder, which holds {INFO}, data/ and videos/; one of the hub is downloaded first"
-    try:
-        present(path)
-    except UserError as error:
-        if not path.exists():
-            raise UserError(f"expected a LeRobotDataset in {root}, found no {INFO}; fix: {fix}") from None
-        raise error
-    info = read_object(path, COPY)
-    version = info.get("codebase_version")
-    if version != "v3.0":
-        raise UserError(
-            f"expected dataset version v3.0 in {root}, found {version}; fix: "
-            f"python -m lerobot.scripts.convert_dataset_v21_to_v30 --repo-id=local --root={root} --push-to-hub=false"
-        )
-    fps, features = info.get("fps"), info.get("features")
-    wrong = []
-    if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < math.inf:
-        wrong.append(f"fps {fps!r}")
-    for name in ("total_episodes", "total_frames"):
-        if not isinstance(info.get(name), int) or info[name] < 1:
-            wrong.append(f"{name} {info.get(name)!r}")
-    if not isinstance(features, dict) or not features:
-        wrong.append(f"features {features!r}")
-    else:
-        wrong += [f"the feature {key} {each!r}" for key, each in features.items() if not _is_feature(each)]
-    if wrong:
-        raise UserError(f"expected numbers and features of a dataset in {path}, found {'; '.join(wrong)}; fix: {COPY}")
-    return info
-
-
-def _is_feature(feature: Any) -> bool:
-    if not isinstance(feature, dict) or not isinstance(feature.get("dtype"), str):
-        return False
-    shape = feature.get("shape")
-    notes = all(isinstance(feature.get(name) or {}, dict) for name in ("info", "video_info"))
-    return notes and isinstance(shape, list) and all(type(size) is int and size > 0 for size in shape)
-
-
-def read_object(path: Path, fix: str) -> dict[str, Any]:
-    """A JSON file that holds an object. Raises UserError."""
-    present(path)
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"expected JSON in {path}, found: {error}; fix: {fix}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"expected a JSON object in {path}, found {type(content).__name__}; fix: {fix}")
-    return content
-
-
-def present(path: Path) -> None:
-    """Raises UserError unless there is a file, with content, and no pointer to one that Git LFS keeps elsewhere."""
-    try:
-        with path.open("rb") as stream:
-            start = stream.read(len(POINTER))
-    except OSError as error:
-        raise UserError(f"expected the file {path}, found: {error.strerror}; fix: {COPY}") from None
-    if start == POINTER:
-        raise UserError(f"expected the content of {path}, found a pointer of Git LFS; fix: git lfs pull")
-    if not start:
-        raise UserError(f"expected the content of {path}, found an empty file; fix: {COPY}")
 
 
 def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
@@ -212,8 +143,10 @@ def _check_tables(root: Path, info: dict[str, Any], expected: list[Path]) -> Non
 
 
 def _check_video(path: Path, key: str, feature: dict[str, Any]) -> None:
-    """It can be opened, and its pictures are as large as `info.json` says."""
+    """It can be opened and is not cut off, and its pictures are as large as `info.json` says."""
     present(path)
+    if _is_cut_off(path):
+        raise UserError(f"expected a video in {path}, found that its end is cut off; fix: {COPY}")
     height, width, _ = picture_shape(key, feature)
     try:
         with av.open(str(path)) as container:
@@ -226,6 +159,23 @@ def _check_video(path: Path, key: str, feature: dict[str, Any]) -> None:
             f"expected pictures of {height} x {width} px (height x width) in {path}, as {INFO} says of {key}, found "
             f"{size[0]} x {size[1]}; fix: correct the shape in {INFO}"
         )
+
+
+def _is_cut_off(path: Path) -> bool:
+    """Whether an MP4 ends before its last part does. Each part begins with its size (ISO/IEC 14496-12, 4.2)."""
+    size, place = path.stat().st_size, 0
+    with path.open("rb") as stream:
+        if stream.read(8)[4:] != b"ftyp":
+            return False
+        while place < size:
+            stream.seek(place)
+            head = stream.read(16)
+            length = int.from_bytes(head[:4])
+            length = int.from_bytes(head[8:16]) if length == 1 else length
+            if length == 0:  # up to the end
+                return False
+            place += max(length, 8)
+    return place > size
 
 
 def cameras_described(features: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -9,6 +9,7 @@ import torch
 from apprentice.adapters import load_policy, whole_checkpoint
 from apprentice.data.contract import FILE as CONTRACT
 from apprentice.data.contract import Contract
+from apprentice.data.features import READ
 from apprentice.errors import UserError
 from apprentice.evaluate.protocol import Protocol
 from apprentice.evaluate.results import PolicyCard
@@ -25,7 +26,9 @@ def inspect_checkpoint(name: str, folder: Path, environment: Contract, protocol:
         environment.check(Contract.load(whole), "the environment", f"policy {name}")
     config = read_json(folder / "config.json")
     offered = (*(environment.cameras or ()), "observation.state")
-    asked = [key for key in config["input_features"] if key.startswith("observation.") and key not in offered]
+    renamed = rename_map(folder)
+    given = [renamed.get(key, key) for key in offered]
+    asked = [key for key in read_inputs(config["input_features"]) if key not in given]
     if asked:
         raise UserError(
             f"policy {name}: expected inputs among {', '.join(offered)}, found {', '.join(asked)}; "
@@ -34,6 +37,18 @@ def inspect_checkpoint(name: str, folder: Path, environment: Contract, protocol:
     if protocol:
         config |= vars(configured(name, folder, protocol.n_action_steps, protocol.ensembling))
     return PolicyCard(config["type"], identity(folder), config.get("n_action_steps") or 1)
+
+
+def read_inputs(features: dict[str, Any]) -> list[str]:
+    """The inputs that a policy reads, of those in its config.json: LeRobot lists a dataset's unread ones, too."""
+    return [key for key, each in features.items() if each["type"] == "VISUAL" or key in READ]
+
+
+def rename_map(folder: Path) -> dict[str, str]:
+    """The names that a checkpoint's processor gives to observations, by those that it is sent."""
+    steps = read_json(folder / PROCESSORS[0]).get("steps", [])
+    maps = [step.get("config", {}).get("rename_map") or {} for step in steps]
+    return {old: new for names in maps for old, new in names.items()}
 
 
 def complete(name: str, folder: Path) -> Path:

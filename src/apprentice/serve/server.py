@@ -22,6 +22,7 @@ from websockets.http11 import Request, Response
 
 from apprentice.adapters import whole_checkpoint
 from apprentice.data.contract import FILE as CONTRACT
+from apprentice.data.features import read_features
 from apprentice.device import best_device
 from apprentice.errors import UserError
 from apprentice.evaluate.checkpoint import Checkpoint, complete, configured, identity, longest_chunk
@@ -164,7 +165,7 @@ class PolicyServer:
 
 def _inputs(config: Any) -> dict[str, tuple[int, ...]]:
     """Shapes of what a policy reads, images as (H, W, 3)."""
-    shapes = {key: tuple(feature.shape) for key, feature in config.input_features.items()}
+    shapes = {key: tuple(feature.shape) for key, feature in read_features(config.input_features).items()}
     return {key: (*shape[1:], 3) if len(shape) == 3 else shape for key, shape in shapes.items()}
 
 
