@@ -244,9 +244,11 @@ def test_each_view_is_what_the_vlm_makes_of_changed_pictures(student: Apprentice
     assert torch.equal(found["observation.state"], plain["observation.state"])
     torch.testing.assert_close(found[EXPERT_LATENTS], student.expert.encode(plain))  # of the picture itself
     pictures = student.images(plain)
-    changed = torch.cat([view_of(pictures[[i]], FRAMES[[i]], view) for i, view in enumerate(views.tolist())])
-    assert [torch.equal(a, b) for a, b in zip(changed, pictures, strict=True)] == (views == 0).tolist()
-    raw = plain | {key: changed[:, camera] for camera, key in enumerate(CAMERAS)}
+    rows = [view_of([each[[i]] for each in pictures], FRAMES[[i]], view) for i, view in enumerate(views.tolist())]
+    changed = [torch.cat(camera) for camera in zip(*rows, strict=True)]
+    for ours, its in zip(changed, pictures, strict=True):
+        assert [torch.equal(a, b) for a, b in zip(ours, its, strict=True)] == (views == 0).tolist()
+    raw = plain | dict(zip(CAMERAS, changed, strict=True))
     raw[EXPERT_LATENTS] = student.expert.encode(plain)
     torch.testing.assert_close(student(found)[0], student(raw)[0], rtol=1e-5, atol=0)
     little = cached(student, dataset, views=3, precision="float32", cache_gb=0)  # and computed in the step
@@ -255,15 +257,13 @@ def test_each_view_is_what_the_vlm_makes_of_changed_pictures(student: Apprentice
 
 
 def test_a_view_is_little_changed_and_always_the_same() -> None:
-    picture = (
-        torch.randint(0, 256, (2, 1, 3, 8, 8), dtype=torch.uint8).repeat_interleave(8, -1).repeat_interleave(8, -2)
-    )
+    picture = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8).repeat_interleave(8, -1).repeat_interleave(8, -2)
     state = torch.get_rng_state()
-    views = torch.stack([view_of(picture, [3, 4], view) for view in range(5)])
+    views = torch.stack([view_of([picture], [3, 4], view)[0] for view in range(5)])
     assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(view_of(picture[1:], [4], 2), views[2, 1:]) and views.dtype == torch.uint8
+    assert torch.equal(view_of([picture[1:]], [4], 2)[0], views[2, 1:]) and views.dtype == torch.uint8
     assert len({content(view) for view in views.flatten(0, 1)}) == 10
-    assert not torch.equal(view_of(picture, [3, 4], 1, seed=1), views[1])
+    assert not torch.equal(view_of([picture], [3, 4], 1, seed=1)[0], views[1])
     assert (views[1:].float().mean((-1, -2, -3)) / picture.float().mean((-1, -2, -3)) - 1).abs().max() < 0.35
 
 
