@@ -87,7 +87,7 @@ DAMAGES: dict[str, tuple[Change, str]] = {
     "a table that is a pointer": (put(TABLE, POINTER), r"parquet, found a pointer of Git LFS; fix: git lfs pull"),
     "info that is a pointer": (put("meta/info.json", POINTER), r"info\.json, found a pointer of Git LFS"),
     "an empty video": (put(VIDEO, ""), r"file-000\.mp4, found an empty file"),
-    "a video cut off": (cut(VIDEO), rf"expected a video in .*{VIDEO}, found: "),
+    "a video cut off": (cut(VIDEO), rf"expected a video in .*{VIDEO}, found that its end is cut off"),
     "a table cut off": (cut(TABLE), rf"expected a table \(parquet\) in .*{TABLE}, found: "),
     "episodes cut off": (cut(EPISODES), rf"expected a table \(parquet\) in .*{EPISODES}, found: "),
     "tasks cut off": (cut(TASKS), rf"expected a table \(parquet\) in .*{TASKS}, found: "),
@@ -194,11 +194,13 @@ def test_a_folder_that_is_missing_stays_missing_and_no_address_is_named(tmp_path
 def test_instructions_in_a_column_and_in_any_order(copy: Path) -> None:
     wanted = instructions(open_dataset(copy))
     assert len(set(wanted)) == 2
+    whole = (copy / TASKS).read_bytes()
     for change in (
         lambda table: table.iloc[::-1],
         lambda table: table.reset_index(names="task"),
         lambda table: table.iloc[::-1].reset_index(names="task"),
     ):
+        (copy / TASKS).write_bytes(whole)
         edit_table(TASKS, change)(copy)
         dataset = open_dataset(copy)
         assert instructions(dataset) == wanted

@@ -121,8 +121,8 @@ def test_other_names_and_sizes(tmp_path: Path, video: bool) -> None:
     dataset = open_dataset(root, rename, {TOP: "16x20"})
     assert dataset.changes == [
         f"{TOP}={WRIST}",
-        "observation.torque=observation.effort",
         f"{WRIST}={TOP}",
+        "observation.torque=observation.effort",
         f"{TOP}=16x20",
     ]
     index = np.array([7, 0, 5])

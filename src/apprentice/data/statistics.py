@@ -28,10 +28,10 @@ def described(known: Any, columns: Mapping[str, NDArray[Any]], cameras: Sequence
     known = known if isinstance(known, dict) else {}
     stats, computed = dict(known), []
     for key, values in columns.items():
-        own = get_feature_stats(values.astype(np.float64), axis=0, keepdims=False)
-        own["std"] = values.astype(np.float64).std(0)  # LeRobot's, by squares, is more than nothing for a constant
-        if not _describes(known.get(key), own):
-            stats[key] = own
+        numbers = values.astype(np.float64)
+        own = {name: getattr(numbers, name)(0) for name in ("mean", "std", "min", "max")}
+        if not _describes(known.get(key), own):  # LeRobot's deviation, by squares, is more than 0 for a constant
+            stats[key] = {**get_feature_stats(numbers, axis=0, keepdims=False), **own}
             computed.append(key)
     usual = {name: np.array(value, np.float32) for name, value in IMAGENET_STATS.items()}
     count = np.array([len(next(iter(columns.values())))])

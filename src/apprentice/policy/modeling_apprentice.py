@@ -29,6 +29,7 @@ from torchvision.transforms.v2.functional import resize
 
 from apprentice.data.contract import FILE as CONTRACT
 from apprentice.data.contract import Contract, check_features, hash_of
+from apprentice.data.features import read_features
 from apprentice.data.noise import state_noise
 from apprentice.data.statistics import is_constant
 from apprentice.errors import UserError
@@ -418,6 +419,9 @@ class ApprenticePolicy(RealTime, PreTrainedPolicy):
 
 
 def shapes(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
-    """Shapes of all features of a policy, images (3, h, w)."""
-    features = {**(config.input_features or {}), **(config.output_features or {})}
+    """Shapes of all that a policy reads, images (3, h, w), and does."""
+    features = {
+        **read_features(config.input_features),
+        **({ACTION: config.action_feature} if config.action_feature else {}),
+    }
     return {key: tuple(feature.shape) for key, feature in features.items()}
