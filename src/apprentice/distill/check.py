@@ -153,7 +153,7 @@ def look(expert: ActionExpert, dataset: LocalDataset, count: int) -> Findings:
         difference = max(difference, float(((actions - own) / scale).abs().max()))
         decoded.append(actions)
     errors = (torch.cat(decoded) - truth)[~pad] / scale
-    return Findings(difference, errors.square().mean(0).sqrt(), (truth[~pad] / scale).std(0))
+    return Findings(difference, errors.square().mean(0).sqrt(), (truth[~pad] / scale).std(0, correction=0))
 
 
 def unfit(findings: Findings) -> list[str]:
@@ -164,7 +164,9 @@ def unfit(findings: Findings) -> list[str]:
             f"expected decoded latents to be its own actions, found a difference of {findings.difference:.1e}; "
             "fix: report it with this checkpoint, it is a fault of ours"
         )
-    if not findings.relative_error < 1:
+    if not findings.spread.norm() > 0:
+        problems.append("expected recorded actions that vary, found all alike; fix: record more frames")
+    elif not findings.relative_error < 1:
         problems.append(
             f"expected actions nearer to the recorded ones than their mean is, found {findings.relative_error:.2f} "
             "times its error; fix: train it longer, and on this dataset"

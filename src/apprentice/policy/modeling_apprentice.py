@@ -420,8 +420,6 @@ class ApprenticePolicy(RealTime, PreTrainedPolicy):
 
 def shapes(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
     """Shapes of all that a policy reads, images (3, h, w), and does."""
-    features = {
-        **read_features(config.input_features),
-        **({ACTION: config.action_feature} if config.action_feature else {}),
-    }
+    features = read_features(config.input_features)
+    features |= {key: each for key, each in (config.output_features or {}).items() if key == ACTION}
     return {key: tuple(feature.shape) for key, feature in features.items()}
