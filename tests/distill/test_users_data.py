@@ -132,7 +132,7 @@ def test_other_names_and_sizes_from_dataset_to_robot(
     root = record(tmp_path / "data", {FRONT: (128, 192, 3), WRIST: (64, 64, 3)})
     words = {"vlm": str(small_vlm), "expert": str(act), "dataset": str(root), "out": str(tmp_path / "run")}
     with pytest.raises(UserError, match=r"top: expert .* reads \(3, 64, 96\), the dataset has none"):
-        align(StageConfig(**words, steps=1, batch_size=4, track="none"))
+        align(StageConfig(**words | {"out": str(tmp_path / "no")}, steps=1, batch_size=4, track="none"))
     names, sizes = {FRONT: TOP}, {TOP: "64x96"}
     student = align(StageConfig(**words, rename=names, resize=sizes, steps=1, batch_size=4, track="none"))
     assert rename_map(student) == names

@@ -32,7 +32,7 @@ LIBERO_STATE = (
 )
 LIBERO_ACTION = ("dx 0.05m", "dy 0.05m", "dz 0.05m", "drx 0.5rad", "dry 0.5rad", "drz 0.5rad", "gripper")
 
-KINDS = {
+KINDS: dict[str, Any] = {
     **dict.fromkeys(("cameras", "image_size", "state", "action"), list),
     **dict.fromkeys(("gripper", "statistics", "render"), str),
     **dict.fromkeys(("rotation", "fps", "horizon"), (int, float)),

@@ -89,8 +89,9 @@ class ApprenticeConfig(PreTrainedConfig):
         """Keep the inputs that are read. Raise UserError unless there are images, a state and an action, and plans as
         far apart as in training.
         """
-        self.input_features = read_features(self.input_features)
-        self.output_features = {key: each for key, each in (self.output_features or {}).items() if key == ACTION}
+        inputs, outputs = self.input_features, self.output_features or {}  # type: ignore[has-type]
+        self.input_features = read_features(inputs)
+        self.output_features = {key: each for key, each in outputs.items() if key == ACTION}
         if not self.image_features or self.robot_state_feature is None or self.action_feature is None:
             raise UserError(
                 f"expected images, observation.state and action in the dataset, found inputs "
