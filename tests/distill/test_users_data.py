@@ -156,7 +156,9 @@ def test_other_units_are_refused(
 ) -> None:
     other = changed(mixed, tmp_path / "other", key, change)
     tuned = StageConfig(str(other), str(tmp_path / "tuned"), student=str(aligned), steps=1, track="none")
-    with pytest.raises(UserError, match="(?s)" + message + r", found other numbers .*column 0: the student learned from"):
+    with pytest.raises(
+        UserError, match="(?s)" + message + r", found other numbers .*column 0: the student learned from"
+    ):
         finetune(tuned)
     fresh = StageConfig(
         str(other), str(tmp_path / "fresh"), vlm=config.vlm, expert=config.expert, steps=1, track="none"

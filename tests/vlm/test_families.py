@@ -181,7 +181,7 @@ def test_images_of_different_sizes(vlm: VLM) -> None:
     images = [pictures(1, *size)[:, 0] for size in sizes]
     images[2] = images[2].flip(-1)
     prompt, seen = vlm.prompt(ASKED, sizes), vlm.image_tokens(images)
-    near(seen, torch.cat([vlm.image_tokens([image]) for image in images], 1))
+    near(seen, torch.cat([vlm.image_tokens([image, image]).chunk(2, 1)[0] for image in images], 1))
     image_token = vlm.model.config.image_token_id
     assert (prompt.ids == image_token).sum(1).tolist() == [seen.shape[1]] * len(ASKED)
     for row in range(len(ASKED)):

@@ -104,9 +104,8 @@ class Contract:
         path = Path(folder) / FILE
         try:
             content: dict[str, Any] = read_json(path)
-            wrong = [
-                f"{k}: {v!r}" for k, v in content.items() if v is not None and not isinstance(v, KINDS.get(k, object))
-            ]
+            given = [(k, v) for k, v in content.items() if v is not None and k in KINDS]
+            wrong = [f"{k}: {v!r}" for k, v in given if not isinstance(v, KINDS[k])]
             if wrong:
                 raise TypeError("; ".join(wrong))
             fields: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}

@@ -193,9 +193,19 @@ class VLM(nn.Module):
         """
         found: dict[int, Tensor] = {}
         for places in alike([(camera.shape[-2], camera.shape[-1]) for camera in images]).values():
-            tokens = self._encoded(torch.stack([images[place] for place in places], 1))
-            found |= dict(zip(places, tokens.chunk(len(places), 1), strict=True))
+            group = [images[place] for place in places]
+            if len(group) == 1 < len(images) and self._alone_differs:
+                group *= 2
+            tokens = self._encoded(torch.stack(group, 1)).chunk(len(group), 1)
+            found |= dict(zip(places, tokens, strict=False))
         return torch.cat([found[place] for place in range(len(images))], 1)
+
+    @cached_property
+    @torch.no_grad()
+    def _alone_differs(self) -> bool:
+        """Whether an image alone has other tokens than beside another one: LLaVA-OneVision then adds tiles of it."""
+        blank = torch.zeros(1, 2, 3, 64, 64, dtype=torch.uint8)
+        return 2 * self._encoded(blank[:, :1]).shape[1] != self._encoded(blank).shape[1]
 
     def _encoded(self, images: Tensor) -> Tensor:
         """Images of one size (B, N, 3, h, w) as tokens (B, N * tokens an image, K * H)."""

@@ -69,7 +69,7 @@ def usual_angles(angles: Tensor) -> Tensor:
     """
     x, y, z = (torch.remainder(angle + pi, 2 * pi) - pi for angle in angles.unbind(1))
     turned = y.abs() > pi / 2  # then the same rotation is half a turn about x and z away, y from the other side
-    half = turned * pi
+    half = turned.to(x.dtype) * pi
     x, z = (torch.remainder(angle + half + pi, 2 * pi) - pi for angle in (x, z))
     return torch.stack([x, torch.where(turned, y.sign() * pi - y, y), z], dim=1)
 
