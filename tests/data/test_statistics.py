@@ -66,7 +66,7 @@ def test_statistics_are_those_of_the_numbers(root: Path, change: str, capsys: py
     if change == "none at all":
         assert "statistics of observation.state, action are computed; meta/stats.json has none" in said
     elif "camera" not in change and change not in ("none of the state",):
-        assert "observation.state in meta/stats.json are of other numbers" in said
+        assert "observation.state in meta/stats.json do not describe its numbers" in said
     (root / "meta" / "stats.json").write_text(text)
 
 

@@ -195,7 +195,7 @@ def _complete_statistics(dataset: LocalDataset) -> None:
     dataset.meta.stats, computed = described(known, columns, pictures)
     if computed:
         there = [key for key in computed if key in (known or {})]
-        why = f"those of {', '.join(there)} in {STATS} are of other numbers" if there else f"{STATS} has none"
+        why = f"those of {', '.join(there)} in {STATS} do not describe its numbers" if there else f"{STATS} has none"
         console.print(
             f"{dataset.root}: statistics of {', '.join(computed)} are computed; {why}", highlight=False, soft_wrap=True
         )
