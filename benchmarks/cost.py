@@ -3,8 +3,8 @@ scratch, on the demo's three tasks.
 
     python benchmarks/cost.py                    # about six hours on a CPU core; killed, it goes on where it was
 
-docs/cost.jsonl holds the points that are measured; they are not measured again, not even on another machine. Seeds
-can be measured side by side, `--seeds 0` in one process, `--seeds 1` in another once the first one trains.
+docs/results/cost.jsonl holds the points that are measured; they are not measured again, not even on another machine.
+Seeds can be measured side by side, `--seeds 0` in one process, `--seeds 1` in another once the first one trains.
 
 Every point is a run of its own, trained to the end of its own schedule with its own seed and evaluated on 60 episodes:
 no checkpoint is picked. Its cost counts the caches that it reads, the expert's latents among them. Samples of the two
@@ -39,7 +39,7 @@ from apprentice.progress import console
 
 DATA, EXPERT, VLM = "assets/demonstrations/libero_goal", "assets/seer", "assets/nano-vlm"
 TASKS, EPISODES = [1, 4, 8], 20
-POINTS = Path("docs/cost.jsonl")
+POINTS = Path("docs/results/cost.jsonl")
 # Of the demo's number of steps. Those without alignment go on for longer, so that they may cost as much.
 BUDGETS = {"two-stage": (0.25, 0.5, 1.0), "only-ft": (0.375, 0.75, 1.5), "scratch": (0.375, 0.75, 1.5)}
 COMMON = StageConfig(dataset=DATA, out="", every=2)
@@ -153,7 +153,7 @@ def picture(points: list[dict[str, Any]], expert: float) -> str:
     )
     panels[1].set(xlabel="thousand samples, both stages")
     panels[1].legend(loc="lower right")
-    out = Path("docs/cost.svg")
+    out = Path("docs/results/cost.svg")
     with plt.rc_context({"svg.hashsalt": "cost"}):
         figure.savefig(out, metadata={"Date": None})
     return str(out)

@@ -1,4 +1,4 @@
-"""Where the time goes in each stage, what the limit is, and how far we are from it: the table of docs/performance.md.
+"""Where the time goes in each stage, what limits it, and how far we are from it (docs/results/performance.md).
 
     python benchmarks/stages.py                  # about 3 minutes on a quiet core
 

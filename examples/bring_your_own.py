@@ -30,7 +30,8 @@ def bring(expert: str, dataset: str, out: str, vlm: str = VLM, steps: int = 2000
         sys.exit("this policy cannot teach, see above")
     common = {"dataset": dataset, "steps": steps, "batch_size": batch_size}
     aligned = align(StageConfig(vlm=vlm, expert=expert, out=f"{out}/align", **common))
-    return finetune(StageConfig(student=str(aligned), out=f"{out}/finetune", **common))
+    # the expert's latents stay in the loss: without them fine-tuning undoes a part of the alignment
+    return finetune(StageConfig(student=str(aligned), out=f"{out}/finetune", latent_weight=1.0, **common))
 
 
 def main() -> None:

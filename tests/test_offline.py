@@ -181,8 +181,10 @@ def test_a_trip_there_and_back_brings_the_same_checkpoints(tmp_path: Path, monke
         mine = contents(whole / "runs/gpu" / run / "checkpoint")
         assert contents(tmp_path / "home" / run / "checkpoint") == mine and len(mine) > 4
         assert json.loads((tmp_path / "home" / run / "cost.json").read_text())["samples"] == 8
-    # No wheel travels for nothing: LeRobot's own that it imports late, and the one that SmolVLM's processor asks for.
+    # No wheel travels for nothing: LeRobot's own that it imports late, the one that SmolVLM's processor asks for, and
+    # what reads a recipe, which is another process.
+    recipe = {"pydantic", "pydantic-core", "annotated-types", "typing-inspection"}
     of_module = importlib.metadata.packages_distributions()
     used = {d.lower() for name in (whole / "runs/gpu/imported").read_text().split() for d in of_module.get(name, [])}
-    assert set(WHEELS) - used <= {"num2words", "termcolor", "toml"}
+    assert set(WHEELS) - used <= {"num2words", "termcolor", "toml", *recipe}
     Checkpoint("student", tmp_path / "home/student/checkpoint", torch.device("cpu"))

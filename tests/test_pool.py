@@ -1,8 +1,10 @@
 """Jobs in processes: what comes back, with how many threads, and what happens when a process or a machine is killed."""
 
+import importlib
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -14,7 +16,7 @@ from typing import Any
 import pytest
 
 from apprentice.errors import UserError
-from apprentice.pool import spread
+from apprentice.pool import _prepare, spread
 from apprentice.watch import time_limit
 
 NO_RAY = "no Ray here: pip install 'lerobot_policy_apprentice[ray]'"
@@ -81,6 +83,81 @@ def test_a_worker_that_dies_once_is_told_and_costs_no_result(tmp_path: Path, cap
     assert (tmp_path / "2").read_text() == "tried\ntried\n"
     told = " ".join("".join(capfd.readouterr()).split())  # the terminal's width breaks lines
     assert re.search(r"warning: .*crashed \(SIGABRT\).* while it did .*number=2.*; it is tried once more", told)
+
+
+GROWING = """
+import os, sys, time
+from apprentice.pool import _prepare, spread
+
+def work(job):
+    print(os.getpid(), flush=True)
+    while True:  # busy, and deaf to its queue
+        pass
+
+if __name__ == "__main__":
+    list(spread(work, [1, 2], 2))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_end_with_their_parent_at_once(tmp_path: Path, number: signal.Signals) -> None:
+    program = tmp_path / "busy.py"
+    program.write_text(GROWING)
+    with subprocess.Popen([sys.executable, str(program)], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout
+        workers = [int(parent.stdout.readline()) for _ in range(2)]
+        start = time.monotonic()
+        parent.send_signal(number)
+        parent.wait()
+        while any(map(is_running, workers)):
+            time.sleep(0.01)
+            assert time.monotonic() - start < 5  # s; about 0.1
+
+
+def is_running(process: int) -> bool:
+    """Not even as what its parent has not asked after yet."""
+    try:
+        os.kill(process, 0)
+        return Path(f"/proc/{process}/stat").read_text().split(")")[1].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+
+
+def broken_start(notes: str) -> None:
+    """In place of `_prepare`: some workers die before they have begun anything."""
+    marks = Path(os.environ["STILLBORN"])
+    count = len(list(marks.iterdir()))
+    if count < int(os.environ["DEATHS"]):
+        (marks / str(os.getpid())).touch()
+        os._exit(3)
+    _prepare(notes)
+
+
+@pytest.mark.parametrize("deaths", [1, 100])
+def test_a_worker_that_dies_before_its_first_job_is_replaced_but_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deaths: int
+) -> None:
+    monkeypatch.setattr("apprentice.pool._prepare", broken_start)
+    monkeypatch.setattr("apprentice.pool.PATIENCE", 0.1)
+    monkeypatch.setenv("STILLBORN", str(tmp_path))
+    monkeypatch.setenv("DEATHS", str(deaths))
+    if deaths == 1:
+        assert sorted(spread(abs, [-1, 2], 1)) == [1, 2]
+    else:
+        with pytest.raises(UserError, match="ended itself with code 3 before it began"):
+            list(spread(abs, [-1, 2], 1))
+
+
+class Unreadable:
+    """A job whose module is not there in the worker."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return importlib.import_module, ("no_such_module",)
+
+
+def test_a_worker_that_cannot_import_its_job_ends_the_run_with_the_reason() -> None:
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+        list(spread(abs, [Unreadable()], 1))
 
 
 def test_the_absence_of_ray_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

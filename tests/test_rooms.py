@@ -9,7 +9,8 @@ import apprentice
 
 PACKAGE = Path(apprentice.__file__).parent
 ROOMS = ["data", "libero", "experts", "vlm", "policy", "distill", "evaluate", "serve"]
-FLOOR = {"adapters", "errors", "files", "progress", "device", "intervals", "pool", "watch"}  # what any room may use
+# What any room may use.
+FLOOR = {"adapters", "errors", "files", "progress", "device", "intervals", "pool", "untrusted", "watch"}
 
 
 def imported(file: Path) -> set[str]:

@@ -1,4 +1,7 @@
-"""Checkpoints of LeRobot policies, also those of adapters (LoRA), which hold what differs from another checkpoint."""
+"""Checkpoints of LeRobot policies, also those of adapters (LoRA), which hold what differs from another checkpoint.
+
+Each folder is checked (`apprentice.untrusted`) before a library reads it.
+"""
 
 import contextlib
 import io
@@ -7,21 +10,38 @@ from typing import Any
 
 from apprentice.errors import UserError
 from apprentice.files import read_json
-
-FILE = "adapter_config.json"
+from apprentice.untrusted import ADAPTER as FILE
+from apprentice.untrusted import check_policy
 
 
 def whole_checkpoint(folder: Path | str) -> Path:
-    """The checkpoint folder with all weights: this one, or the one behind its adapters. Raises UserError if it left."""
+    """The checkpoint folder with all weights: this one, or the one behind its adapters.
+
+    Raises UserError if it left, or if one of both may not be loaded.
+    """
+    check_policy(folder)
     if not (Path(folder) / FILE).exists():
         return Path(folder)
-    base = read_json(Path(folder) / FILE)["base_model_name_or_path"]
-    if not Path(base).is_dir():
+    base = read_json(Path(folder) / FILE).get("base_model_name_or_path")
+    if not isinstance(base, str) or not Path(base).is_dir():
         raise UserError(
             f"expected in {base} the checkpoint that the adapters in {folder} were trained on, found none; "
             f"fix: put it there, or write where it is into {FILE} (base_model_name_or_path)"
         )
+    check_policy(base)
     return Path(base)
+
+
+def load_processors(folder: Path | str, config: Any) -> tuple[Any, Any]:
+    """What goes before and after a policy, as its checkpoint holds them, on the device of its configuration.
+
+    Raises UserError if they may not be loaded.
+    """
+    from lerobot.policies.factory import make_pre_post_processors
+
+    check_policy(folder)
+    override = {"device_processor": {"device": str(config.device)}}
+    return make_pre_post_processors(config, str(folder), preprocessor_overrides=override)
 
 
 def load_policy(folder: Path | str, config: Any, **options: Any) -> Any:

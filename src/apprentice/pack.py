@@ -40,6 +40,10 @@ WHEELS = (
     "transformers",
     "typing-inspect",
     "num2words",
+    "pydantic",
+    "pydantic-core",
+    "annotated-types",
+    "typing-inspection",
 )
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 START = """#!/bin/sh
@@ -67,7 +71,7 @@ def pack(
         wheels: packages that the other machine lacks, in the versions of this one; fetched once and kept.
         python: version of the other machine's Python.
 
-    Raises UserError if a path is missing or elsewhere, or a wheel cannot be fetched.
+    Raises UserError if a path is missing or elsewhere, holds a link to a file elsewhere, or a wheel cannot be fetched.
     """
     groups = {"source": _source(), "wheels": _wheels(wheels, python)} | {path: _files(path) for path in paths}
     written = parts.split_files({n: f for group in groups.values() for n, f in group.items()}, Path(out), part_mb)
@@ -104,7 +108,10 @@ def _files(path: str) -> dict[str, Path]:
             f"expected a path below the present folder, for commands find it at the same place there, found {path}; "
             "fix: put it, or a symbolic link to it, here"
         )
-    return {str(file): file for file in _below(place)}
+    files = _below(place)
+    for file in files if place.is_dir() else []:  # the place itself may be a link
+        parts.check_link(file, place)
+    return {str(file): file for file in files}
 
 
 def _below(place: Path) -> list[Path]:

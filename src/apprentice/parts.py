@@ -38,10 +38,12 @@ def split(folder: Path, out: Path, mb: float = PART_MB) -> list[Path]:
         out: folder of the parts, a new one.
         mb: largest size of a part (MB).
 
-    Raises UserError if there are no files, or already parts.
+    Raises UserError if there are no files, already parts, or a link to a file elsewhere.
     """
     folder = Path(folder)
     files = {str(file.relative_to(folder)): file for file in sorted(folder.rglob("*")) if file.is_file()}
+    for file in files.values():
+        check_link(file, folder)
     return split_files(files, Path(out), mb)
 
 
@@ -65,6 +67,19 @@ def split_files(files: Mapping[str, Path], out: Path, mb: float) -> list[Path]:
     return [out / part["name"] for part in parts.listed]
 
 
+def check_link(file: Path, folder: Path) -> None:
+    """Raise UserError for a link to a file elsewhere, whose content would travel along unseen; the hub's cache links
+    its snapshots to its blobs.
+    """
+    root, found = folder.resolve(), file.resolve()
+    homes = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
+    if file.is_symlink() and not any(home in found.parents for home in homes):
+        raise UserError(
+            f"expected files of {folder} alone, found {file}, a link to {found}; fix: put a copy in its place, or "
+            "remove it"
+        )
+
+
 def join(parts: Path, out: Path) -> None:
     """Put a folder together from its parts. It appears when it is whole.
 
@@ -77,10 +92,7 @@ def join(parts: Path, out: Path) -> None:
     parts, out = Path(parts), Path(out)
     if out.exists():
         raise UserError(f"expected no {out}, found one; fix: another folder, or remove it")
-    try:
-        listed = json.loads((parts / LISTED).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"expected {parts / LISTED}, found {error}; fix: copy it from where the parts are") from error
+    listed = _listed(parts / LISTED)
     for part in listed["parts"]:
         if fault := _fault(parts / part["name"], part):
             raise UserError(f"{fault}; fix: copy that part again")
@@ -89,13 +101,33 @@ def join(parts: Path, out: Path) -> None:
     try:
         stream = _Joined(parts / part["name"] for part in listed["parts"])
         with tarfile.open(fileobj=stream, mode="r|") as archive:  # type: ignore[call-overload]
-            archive.extractall(workspace / "whole", filter="data")
+            try:
+                archive.extractall(workspace / "whole", filter="data")
+            except tarfile.TarError as error:  # a file that would lie elsewhere, too
+                raise UserError(
+                    f"expected files of one folder in {parts}, found {error}; fix: split it again"
+                ) from error
         found = sum(file.is_file() for file in (workspace / "whole").rglob("*"))
         if found != listed["files"]:
             raise UserError(f"expected {listed['files']} files in {parts}, found {found}; fix: split the folder again")
         os.replace(workspace / "whole", out)
     finally:
         shutil.rmtree(workspace, ignore_errors=True)
+
+
+def _listed(file: Path) -> dict[str, Any]:
+    """The list of the parts, which lie beside it. Raises UserError."""
+    try:
+        listed: dict[str, Any] = json.loads(file.read_text())
+        for part in listed["parts"]:
+            if not isinstance(part["name"], str) or Path(part["name"]).name != part["name"]:
+                raise ValueError(f"a part named {part['name']!r}")
+            int(part["bytes"]), str(part["sha256"]), int(listed["files"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"expected a list of the parts beside it in {file}, found {error!r}; fix: copy it from where the parts are"
+        ) from error
+    return listed
 
 
 def _fault(file: Path, part: dict[str, Any]) -> str:

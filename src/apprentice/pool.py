@@ -6,20 +6,23 @@ import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from itertools import islice
 from multiprocessing import TimeoutError, active_children, get_context
 from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import ForkingPickler
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from rich.markup import escape
 
 from apprentice.errors import UserError
 from apprentice.garbage import collect_rarely
+from apprentice.process import end_with_parent
 from apprentice.progress import console
 from apprentice.watch import WorkerDied, busy, epitaph, keep_note
 
 PATIENCE = 2.0  # s between looks at the workers' health
+STILLBORN = 3  # times that workers may die one after the other before they have begun a job
 RETRIES = 3  # machines or processes that may die under one and the same job
 LIMITS = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
@@ -32,23 +35,28 @@ def spread[J, R](
     A process is replaced after `renew` jobs. The processes belong to this machine, or to the Ray cluster at the
     address `ray`. A job whose process or machine dies is begun again, and what ran beside it on this machine, too: a
     renderer's heap may break once in thousands of episodes. Raises UserError if it dies again (on this machine with
-    what killed it and where), or there is no such cluster.
+    what killed it and where), if no process lives to begin a job, or there is no such cluster. Processes on this
+    machine end with this one, however it ends.
     """
     workers = max(1, min(workers, len(jobs)))
     return _here(run, jobs, workers, renew) if ray is None else _across(ray, run, jobs, workers, renew)
 
 
 def _here[J, R](run: Callable[[J], R], jobs: Sequence[J], workers: int, renew: int | None) -> Iterator[R]:
-    left, died = dict(enumerate(jobs)), set[str]()
+    left, died, stillborn = dict(enumerate(jobs)), set[str](), list[WorkerDied]()
     while left:
         try:
             for number, result in _pooled(run, list(left.items()), workers, renew):
+                stillborn.clear()
                 del left[number]
                 yield result
         except WorkerDied as death:
-            if not death.job or death.job in died:
+            if death.job in died or (not death.job and len(stillborn) + 1 == STILLBORN):
                 raise
-            died.add(death.job)
+            if death.job:
+                died.add(death.job)
+            else:
+                stillborn.append(death)
             console.print(f"[yellow]warning:[/] {escape(death.what)}; it is tried once more")
 
 
@@ -57,9 +65,10 @@ def _pooled[J, R](
 ) -> Iterator[tuple[int, R]]:
     """Jobs' numbers and what they return; raises WorkerDied when a process ends before its job."""
     processes = get_context("spawn")
+    sent = [(number, ForkingPickler.dumps((run, job)).tobytes()) for number, job in jobs]
     with TemporaryDirectory() as notes, _limits(), processes.Pool(workers, _prepare, (notes,), renew) as pool:
         seen: set[BaseProcess] = set(active_children())
-        running = pool.imap_unordered(partial(_numbered, run), jobs, chunksize=1)
+        running = pool.imap_unordered(_numbered, sent, chunksize=1)
         while True:
             try:
                 yield running.next(timeout=PATIENCE)
@@ -71,8 +80,12 @@ def _pooled[J, R](
                     raise deaths[0] from None
 
 
-def _numbered[J, R](run: Callable[[J], R], job: tuple[int, J]) -> tuple[int, R]:
-    return job[0], busy(run, job[1])
+def _numbered(sent: tuple[int, bytes]) -> tuple[int, Any]:
+    """In a worker: do a job. It is unpickled here, so that a module that cannot be imported is the job's exception, and
+    does not end the worker.
+    """
+    number, (run, job) = sent[0], ForkingPickler.loads(sent[1])
+    return number, busy(run, job)
 
 
 @contextmanager
@@ -90,6 +103,7 @@ def _limits() -> Iterator[None]:
 
 
 def _prepare(notes: str) -> None:
+    end_with_parent()
     collect_rarely()
     keep_note(notes)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means

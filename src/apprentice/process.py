@@ -1,6 +1,8 @@
 """Run a command so that its output is both seen and kept, and so that it never outlives us."""
 
 import ctypes
+import multiprocessing
+import multiprocessing.connection
 import os
 import re
 import signal
@@ -9,6 +11,7 @@ import sys
 import termios
 import threading
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,6 +19,24 @@ ESCAPES = re.compile(rb"\x1b(\[[0-9;?]*[A-Za-z]|[()][A-Z0-9]|[=>78])")
 GRACE = 30.0  # s to end after an interruption
 LIBC = ctypes.CDLL(None)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def end_with_parent() -> None:
+    """In a process that `multiprocessing` has started: end when the parent ends, at once and however that was.
+
+    Linux kills this process even while it is busy in C; elsewhere a thread looks for the parent's end.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    if sys.platform == "linux":
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # of the thread that started us: the parent's pool has such
+
+    def wait() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def run_logged(command: list[str], log: Path, environment: dict[str, str], keep: int) -> int:
@@ -43,7 +64,7 @@ def run_logged(command: list[str], log: Path, environment: dict[str, str], keep:
                 env=environment,
                 pass_fds=[keep],
                 start_new_session=True,
-                preexec_fn=_end_when_told,
+                preexec_fn=partial(_end_when_told, os.getpid()),
             )
         finally:
             os.close(theirs)
@@ -103,7 +124,9 @@ def _signal(process: subprocess.Popen[bytes], number: int) -> None:
         os.killpg(process.pid, number)
 
 
-def _end_when_told() -> None:
+def _end_when_told(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell has what it starts in the background ignore it
     if sys.platform == "linux":
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it ended before that
+            os._exit(1)

@@ -17,22 +17,24 @@ with `{seed}` filled in; of several keys, each value of one goes with each of th
 """
 
 import os
+import re
 import shlex
 import shutil
 import sysconfig
 import time
-from dataclasses import dataclass, field
+from collections import Counter
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from apprentice.errors import UserError
-from apprentice.files import fingerprint, only_one, read_json, write_json
+from apprentice.commands import parse
+from apprentice.errors import FileError, UserError, meant
+from apprentice.files import fingerprint, only_one, read_json, read_yaml, write_json
 from apprentice.process import run_logged
 from apprentice.progress import console
 
+NAME = re.compile(r"\w[\w.-]*")  # it becomes the name of files
 ROOMS = ["data", "libero", "experts", "vlm", "policy", "distill", "evaluate", "serve"]
 # A room imports only rooms before it, so what a command does can depend on its room and those before, not on
 # others.
@@ -48,6 +50,37 @@ ROOM_OF = {
     "apprentice correct": "evaluate",
     "lerobot-train": "policy",
 }
+
+
+NAME = re.compile(r"\w[\w.-]*")  # it becomes the name of files
+
+
+@dataclass(frozen=True)
+class StepGiven:
+    """A step as the YAML file has it."""
+
+    run: str
+    inputs: list[str] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
+    each: dict[str, list[str | int | float | bool]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RecipeFile:
+    """The YAML file."""
+
+    name: str
+    out: str
+    steps: dict[str, StepGiven]
+
+
+@dataclass(frozen=True)
+class State:
+    """What OUT/.steps remembers of a step: what its outcome depends on, whether it finished, and its time (s)."""
+
+    key: dict[str, str] | None
+    done: bool
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -89,15 +122,16 @@ class Recipe:
     def load(cls, path: Path | str, out: Path | str | None = None) -> "Recipe":
         """Read a recipe; `out` replaces the folder that it names. Raises UserError if it makes no sense."""
         try:
-            content = yaml.safe_load(Path(path).read_text())
+            content: RecipeFile = read_yaml(path, RecipeFile, "a recipe")
         except FileNotFoundError:
             raise UserError(f"expected a recipe at {path}, found nothing; fix: see recipes/") from None
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UserError(f"{path}: expected a YAML file, found: {error}") from None
-        _expect_keys(content, {"name": str, "out": str, "steps": dict}, str(path))
-        out = str(out or content["out"])
-        steps = [step for name, given in content["steps"].items() for step in _steps(str(name), given, out)]
-        return cls(content["name"], Path(out), steps)
+        out = str(out or content.out)
+        steps = [step for name, given in content.steps.items() for step in _steps(name, given, out)]
+        if not steps:
+            raise UserError(f"expected steps in {path}, found none; fix: write one")
+        if twice := [name for name, count in Counter(step.name for step in steps).items() if count > 1]:
+            raise UserError(f"{path}: expected each step to have a name of its own, found {twice[0]} twice")
+        return cls(content.name, Path(out), steps)
 
 
 def run_recipe(path: Path | str, out: Path | str | None = None, force: list[str] | None = None) -> None:
@@ -114,7 +148,7 @@ def run_recipe(path: Path | str, out: Path | str | None = None, force: list[str]
     names = [step.name for step in recipe.steps]
     for name in force or []:
         if name not in names:
-            raise UserError(f"--force: expected one of {', '.join(names)}, found {name}")
+            raise UserError(f"--force: expected one of {', '.join(names)}, found {name}; fix: {meant(name, names)}")
     resume = shlex.join(["apprentice", "run", str(path), *(["--out", str(out)] if out else [])])
     start = time.monotonic()
     with only_one(recipe.out / ".steps") as lock:
@@ -132,23 +166,24 @@ def clock(seconds: float) -> str:
 def _run_step(step: Step, label: str, out: Path, force: bool, resume: str, lock: int) -> None:
     state_file, log = out / ".steps" / f"{step.name}.json", out / "logs" / f"{step.name}.log"
     key = step.key()
-    state: dict[str, Any] = read_json(state_file) if state_file.exists() else {"key": None, "done": False}
+    state = State(None, False)
+    with suppress(FileNotFoundError, FileError):  # what is damaged tells nothing
+        state = read_json(state_file, State)
     missing = [path for path in step.outputs if not Path(path).exists()]
-    if state["done"] and state["key"] == key and not missing and not force:
-        _say(f"{label}: up to date, took {clock(state['seconds'])}")
+    if state.done and state.key == key and not missing and not force:
+        _say(f"{label}: up to date, took {clock(state.seconds)}")
         return
-    if state["done"] or state["key"] != key or force:
-        if state["key"]:
-            before: dict[str, str] = state["key"]
+    if state.done or state.key != key or force:
+        if before := state.key:
             changed = [f"{part} changed" for part in key | before if key.get(part) != before.get(part)]
             reasons = ["--force"] if force else changed or [f"{path} missing" for path in missing]
             _say(f"{label}: from its beginning ({', '.join(reasons)})")
-        write_json(state_file, {"key": None, "done": False})  # half-deleted outputs are not to be trusted
+        write_json(state_file, asdict(State(None, False)))  # half-deleted outputs are not to be trusted
         for path in step.outputs:
             _delete(Path(path))
         log.unlink(missing_ok=True)
-        state = {"key": key, "done": False, "seconds": 0.0}
-    write_json(state_file, state)
+        state = State(key, False)
+    write_json(state_file, asdict(state))
     _say(f"{label}: {shlex.join(step.command)}")
 
     start = time.monotonic()
@@ -162,25 +197,21 @@ def _run_step(step: Step, label: str, out: Path, force: bool, resume: str, lock:
     except FileNotFoundError:
         raise UserError(f"step {step.name}: expected a command, found no {step.command[0]}; {advice}") from None
     finally:
-        state["seconds"] += time.monotonic() - start
-        write_json(state_file, state)
+        state = replace(state, seconds=state.seconds + time.monotonic() - start)
+        write_json(state_file, asdict(state))
     missing = [path for path in step.outputs if not Path(path).exists()]
     if code or missing:
         what = f"exit code {code}" if code else f"it ended without making {', '.join(missing)}"
         raise UserError(f"step {step.name} failed ({label}): {what}; {advice}")
-    write_json(state_file, {**state, "done": True})
-    _say(f"{label}: done in {clock(state['seconds'])}")
+    write_json(state_file, asdict(replace(state, done=True)))
+    _say(f"{label}: done in {clock(state.seconds)}")
 
 
-def _steps(name: str, given: Any, out: str) -> list[Step]:
-    kinds: dict[str, type] = {"run": str, "inputs": list, "outputs": list, "each": dict}
-    _expect_keys(given, kinds, f"step {name}", required={"run"})
-    each: dict[str, list[Any]] = given.get("each", {})
-    for key, values in each.items():
-        if not isinstance(values, list):
-            raise UserError(f"step {name}: expected a list of values for {key}, found {values!r}; fix: [{values}]")
-        for path in given.get("outputs", []):
-            if f"{{{key}}}" not in str(path):
+def _steps(name: str, given: StepGiven, out: str) -> list[Step]:
+    each = given.each
+    for key in each:
+        for path in given.outputs:
+            if f"{{{key}}}" not in path:
                 raise UserError(f"step {name}: expected an output for each {key}, found {path}; fix: {path}-{{{key}}}")
     steps = []
     for chosen in product(*each.values()):
@@ -189,18 +220,26 @@ def _steps(name: str, given: Any, out: str) -> list[Step]:
     return steps
 
 
-def _step(name: str, given: dict[str, Any], out: str, values: dict[str, str]) -> Step:
-    def filled(text: Any) -> str:
-        text = str(text)
+def _step(name: str, given: StepGiven, out: str, values: dict[str, str]) -> Step:
+    def filled(text: str) -> str:
         for key, value in {"out": out, **values}.items():
             text = text.replace(f"{{{key}}}", value)
         return text
 
-    inputs, outputs = ([filled(path) for path in given.get(key, [])] for key in ("inputs", "outputs"))
-    step = Step(name, filled(given["run"]), inputs, outputs)
-    if not step.command:
-        raise UserError(f"step {name}: expected a command under run, found nothing")
-    for path in step.outputs:
+    inputs, outputs = ([filled(path) for path in paths] for paths in (given.inputs, given.outputs))
+    step = Step(name, filled(given.run), inputs, outputs)
+    try:
+        command = step.command
+    except ValueError as error:
+        raise UserError(f"step {name}: expected a command line, found: {error}; fix: close what is open") from error
+    if not NAME.fullmatch(name):
+        raise UserError(f"expected a step's name of letters, digits, . _ and -, found {name}; fix: another name")
+    if not command:
+        raise UserError(f"step {name}: expected a command under run, found nothing; fix: write one")
+    if command[0] == "apprentice":
+        _check_flags(step)
+    begun = [word.partition("=")[2] for word in command if word.startswith("--output_dir=")]
+    for path in [*step.outputs, *(begun if command[0] == "lerobot-train" else [])]:
         if Path(out).resolve() not in Path(path).resolve().parents:
             raise UserError(
                 f"step {name}: expected its outputs inside {out}, found {path}; fix: begin it with {{out}}/"
@@ -208,16 +247,16 @@ def _step(name: str, given: dict[str, Any], out: str, values: dict[str, str]) ->
     return step
 
 
-def _expect_keys(given: Any, kinds: dict[str, type], where: str, required: set[str] | None = None) -> None:
-    if not isinstance(given, dict):
-        raise UserError(f"{where}: expected the keys {', '.join(kinds)}, found {given!r}")
-    for key in (required or set(kinds)) - set(given):
-        raise UserError(f"{where}: expected the key {key}, found only {', '.join(map(str, given))}")
-    for key, value in given.items():
-        if key not in kinds:
-            raise UserError(f"{where}: expected the keys {', '.join(kinds)}, found {key}")
-        if not isinstance(value, kinds[key]):
-            raise UserError(f"{where}: expected {key} to be a {kinds[key].__name__}, found {value!r}")
+def _check_flags(step: Step) -> None:
+    """Wrong flags of a late step are told before the first one runs; what it reads may be made on the way."""
+    try:
+        parse(step.command[1:], folders=False)
+    except UserError as error:
+        raise UserError(f"step {step.name}: {error}") from error
+    except SystemExit:
+        raise UserError(
+            f"step {step.name}: expected a command that does something, found --help; fix: another"
+        ) from None
 
 
 def _code(command: list[str]) -> str:

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from apprentice.data.contract import image_size
+from lerobot.configs import FeatureType
+
 from apprentice.data.mixture import open_mixture
 from apprentice.distill import stages
 from apprentice.distill.stages import StageConfig
@@ -29,13 +30,13 @@ def closed_loop(config: StageConfig) -> Callable[[Path, Path], float] | None:
     """
     if not config.rollouts:
         return None
-    mixture = open_mixture(config.dataset)
+    mixture = open_mixture(config.dataset, config.rename, config.resize)
     told = set(mixture.instructions)
     for suite in SUITES:
         found = [task.index for task in tasks(suite) if task.instruction in told]
         if {tasks(suite)[index].instruction for index in found} == told:
-            camera = next(iter(mixture.meta.camera_keys))
-            return partial(_success, suite, found, config.rollouts, image_size(mixture.meta.features[camera])[0])
+            camera = next(key for key, feature in mixture.features.items() if feature.type is FeatureType.VISUAL)
+            return partial(_success, suite, found, config.rollouts, mixture.meta.features[camera]["shape"][0])
     raise UserError(
         f"expected instructions of one LIBERO suite for --rollouts, found {sorted(told)}; fix: leave --rollouts out, "
         "and run the student where its tasks are"

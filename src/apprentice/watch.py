@@ -81,7 +81,7 @@ def epitaph(folder: str, worker: int | None, code: int | None) -> WorkerDied | N
         how, fix = f"that crashed ({signal.Signals(-code).name})", "mend what crashed or leave it out, then "
     else:
         how, fix = f"that ended itself with code {code}", "mend what ends it or leave it out, then "
-    at = f" while it did {job}" if job else " before it began"
+    at = f" while it did {job}" if job else " before it began" if note.exists() else " before it began (see above why)"
     return WorkerDied(job, f"expected every worker to finish its jobs, found one {how}{_place(trace)}{at}", fix)
 
 

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,14 +52,49 @@ def student(small_dataset: Path, small_expert: Path, small_vlm: Path) -> Apprent
 
 def test_goes_on_after_a_torn_write() -> None:
     rows, begun = make_rows(), []
-    rows.partial.parent.mkdir(parents=True)
-    rows.partial.write_bytes(VALUES[:4].view(torch.uint8).numpy().tobytes() + b"torn")
+
+    def killed(first: int) -> Iterator[torch.Tensor]:
+        yield VALUES[:4]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rows.prepare(killed)
+    rows._lock.release()
+    with rows.partial.open("ab") as stream:
+        stream.write(b"torn")
     assert rows.done() == 4 and not rows.complete
     rows.prepare(lambda first: begun.append(first) or batches(first))  # type: ignore[func-returns-value]
     assert begun == [4] and rows.done() == 10 and rows.complete
     assert torch.equal(rows[np.array([[9, 0], [5, 9]])], VALUES[torch.tensor([[9, 0], [5, 9]])])
     with pytest.raises(IndexError):
         rows[np.array([10])]
+
+
+@pytest.mark.parametrize(
+    ("harm", "first"),
+    [
+        (lambda rows: rows.path.write_bytes(bytes(rows.size)), 0),
+        (lambda rows: rows.path.write_bytes(rows.path.read_bytes()[:60] + bytes(60)), 5),
+        (lambda rows: rows.path.write_bytes(rows.path.read_bytes()[:-1] + b"?"), 9),
+        (lambda rows: os.truncate(rows.path, 31), 2),
+        (lambda rows: os.truncate(rows.sums, 30), 7),
+        (lambda rows: rows.sums.unlink(), 0),
+    ],
+)
+def test_damaged_rows_are_computed_again(
+    harm: Callable[[Rows], Any], first: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the first that differs; whole ones are not."""
+    made = make_rows()
+    made.prepare(batches)
+    made._lock.release()
+    harm(made)
+    rows, begun = make_rows(), []
+    rows.prepare(lambda first: begun.append(first) or batches(first))  # type: ignore[func-returns-value]
+    assert begun == [first] and torch.equal(rows[np.arange(10)], VALUES) and rows.intact() == 10
+    assert f"numbers on the disk are damaged from row {first} on" in capsys.readouterr().out or first == 2
+    rows._lock.release()
+    make_rows().prepare(lambda first: pytest.fail("they are whole"))
 
 
 def test_full_disk_is_an_error_that_says_what_to_do() -> None:
@@ -244,9 +280,11 @@ def test_each_view_is_what_the_vlm_makes_of_changed_pictures(student: Apprentice
     assert torch.equal(found["observation.state"], plain["observation.state"])
     torch.testing.assert_close(found[EXPERT_LATENTS], student.expert.encode(plain))  # of the picture itself
     pictures = student.images(plain)
-    changed = torch.cat([view_of(pictures[[i]], FRAMES[[i]], view) for i, view in enumerate(views.tolist())])
-    assert [torch.equal(a, b) for a, b in zip(changed, pictures, strict=True)] == (views == 0).tolist()
-    raw = plain | {key: changed[:, camera] for camera, key in enumerate(CAMERAS)}
+    rows = [view_of([each[[i]] for each in pictures], FRAMES[[i]], view) for i, view in enumerate(views.tolist())]
+    changed = [torch.cat(camera) for camera in zip(*rows, strict=True)]
+    for ours, its in zip(changed, pictures, strict=True):
+        assert [torch.equal(a, b) for a, b in zip(ours, its, strict=True)] == (views == 0).tolist()
+    raw = plain | dict(zip(CAMERAS, changed, strict=True))
     raw[EXPERT_LATENTS] = student.expert.encode(plain)
     torch.testing.assert_close(student(found)[0], student(raw)[0], rtol=1e-5, atol=0)
     little = cached(student, dataset, views=3, precision="float32", cache_gb=0)  # and computed in the step
@@ -255,15 +293,13 @@ def test_each_view_is_what_the_vlm_makes_of_changed_pictures(student: Apprentice
 
 
 def test_a_view_is_little_changed_and_always_the_same() -> None:
-    picture = (
-        torch.randint(0, 256, (2, 1, 3, 8, 8), dtype=torch.uint8).repeat_interleave(8, -1).repeat_interleave(8, -2)
-    )
+    picture = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8).repeat_interleave(8, -1).repeat_interleave(8, -2)
     state = torch.get_rng_state()
-    views = torch.stack([view_of(picture, [3, 4], view) for view in range(5)])
+    views = torch.stack([view_of([picture], [3, 4], view)[0] for view in range(5)])
     assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(view_of(picture[1:], [4], 2), views[2, 1:]) and views.dtype == torch.uint8
+    assert torch.equal(view_of([picture[1:]], [4], 2)[0], views[2, 1:]) and views.dtype == torch.uint8
     assert len({content(view) for view in views.flatten(0, 1)}) == 10
-    assert not torch.equal(view_of(picture, [3, 4], 1, seed=1), views[1])
+    assert not torch.equal(view_of([picture], [3, 4], 1, seed=1)[0], views[1])
     assert (views[1:].float().mean((-1, -2, -3)) / picture.float().mean((-1, -2, -3)) - 1).abs().max() < 0.35
 
 

@@ -237,7 +237,7 @@ def test_what_it_keeps_outside_its_weights_goes_on(
 
     def save(*arguments: Any) -> None:
         checkpoint.save(*arguments)
-        if arguments[2] == 1:  # of the two steps of its first phase
+        if arguments[2].step == 1:  # of the two steps of its first phase
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

@@ -14,6 +14,7 @@ from apprentice.data.dataset import column, episode_bounds, open_dataset
 from apprentice.distill import samples as sampling
 from apprentice.distill.cache import cached_each, cached_images
 from apprentice.distill.samples import Samples, epoch, near_gripper_change, order
+from apprentice.errors import UserError
 from apprentice.experts.base import Batch
 from apprentice.experts.seer.configuration_seer import SeerConfig
 
@@ -118,6 +119,14 @@ def test_near_a_change_of_the_gripper(small_dataset: Path, monkeypatch: pytest.M
         changes = [place for place in range(start + 1, end) if gripper[place] != gripper[place - 1]]
         assert found[frame] == any(-1 <= frame - place < 1 for place in changes)
     assert 0 < found.sum() < len(found)
+
+
+def test_without_a_change_of_the_gripper_nothing_is_near_one(datasets: list[Any]) -> None:
+    samples = of(datasets)
+    samples.changes = np.zeros_like(samples.changes)
+    samples.weigh(None, "frame", 1.0)
+    with pytest.raises(UserError, match=r"a gripper, the last column .* fix: leave --gripper-change-factor out"):
+        samples.weigh(None, "frame", 2.0)
 
 
 def test_a_batch_of_several_datasets_is_made_of_theirs(datasets: list[Any]) -> None:

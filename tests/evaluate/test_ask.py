@@ -1,5 +1,6 @@
 """Questions to a student and to a plain VLM, and the drift between them."""
 
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +82,21 @@ def test_a_plain_vlm_answers(small_vlm: Path, images: list[str], capsys: pytest.
     assert capsys.readouterr().out.strip() == vlm.processor.tokenizer.decode(said, skip_special_tokens=True).strip()
 
 
-def test_what_is_no_image_is_named(small_vlm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "note.txt").write_text("no image")
-    assert main(["ask", str(small_vlm), str(tmp_path / "note.txt"), QUESTION]) == 2
-    assert "expected an image" in capsys.readouterr().err
+@pytest.mark.parametrize("kind", ["text", "cut", "damaged", "16 bits", "bomb"])
+def test_what_is_no_image_is_named(
+    kind: str, small_vlm: Path, images: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, place = bytearray(Path(images[0]).read_bytes()), tmp_path / "picture.png"
+    if kind == "text":
+        place.write_text("no image")
+    elif kind == "cut":
+        place.write_bytes(good[: len(good) // 2])
+    elif kind == "damaged":
+        place.write_bytes(good[:40] + bytes(20) + good[60:])
+    elif kind == "16 bits":
+        Image.fromarray(np.full((64, 64), 3000, np.uint16)).save(place)
+    else:
+        header = b"IHDR" + (10**5).to_bytes(4, "big") * 2 + good[24:29]
+        place.write_bytes(good[:12] + header + zlib.crc32(header).to_bytes(4, "big") + good[33:])
+    assert main(["ask", str(small_vlm), str(place), QUESTION]) == 2
+    assert f"expected an image, found {place}: " in capsys.readouterr().err

@@ -15,6 +15,7 @@ from apprentice.evaluate.compare import compare, paired, summary
 from apprentice.evaluate.protocol import Protocol, differences
 from apprentice.evaluate.results import Evaluation
 from apprentice.evaluate.trace import Trace, write_table
+from apprentice.files import checked
 from apprentice.intervals import mcnemar, tango
 
 
@@ -145,7 +146,7 @@ def test_a_run_is_one_table(other):
     np.testing.assert_array_equal(first["states"], trace.states)
     np.testing.assert_array_equal(first["actions"], trace.actions)
     assert table["actions"].to_pylist()[1] is None
-    assert Protocol.from_json(json.loads(table.schema.metadata[b"protocol"])) == evaluation.protocol
+    assert checked(table.schema.metadata[b"protocol"].decode(), Protocol, "a protocol", "") == evaluation.protocol
     written = (other / "episodes.parquet").stat().st_mtime_ns
     write_table(evaluation)
     assert (other / "episodes.parquet").stat().st_mtime_ns == written

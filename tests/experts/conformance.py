@@ -17,7 +17,7 @@ from lerobot.configs import PreTrainedConfig
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from lerobot.utils.constants import ACTION
 from safetensors.torch import load_file
-from tests import support, tables
+from tests import support
 from tests.experts.zoo import ZOO
 
 from apprentice.data.dataset import instructions, open_dataset
@@ -173,7 +173,7 @@ CHECKS = {
 
 def recorded() -> dict[str, dict[str, str]]:
     """The table of the page: a dict of cells by check for each expert."""
-    return {row.pop("expert"): row for row in tables.rows(PAGE.read_text())}
+    return {row.pop("expert"): row for row in rows(PAGE.read_text())}
 
 
 def measured(name: str, folder: Path) -> list[str]:
@@ -190,6 +190,14 @@ def measured(name: str, folder: Path) -> list[str]:
     return cells
 
 
+def rows(text: str) -> list[dict[str, str]]:
+    """The first table of a page, each row by column."""
+    lines = re.search(r"(?m)^\|.*\n(?:\|.*\n)+", text)
+    assert lines, "no table"
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[0].splitlines()]
+    return [dict(zip(cells[0], row, strict=True)) for row in cells[2:]]
+
+
 def write() -> None:
     """Put the measured table in place of the page's."""
     lines = [f"| expert | {' | '.join(CHECKS)} |", f"| --- |{' --- |' * len(CHECKS)}"]
@@ -200,7 +208,6 @@ def write() -> None:
         shutil.rmtree(folder)
     text = re.sub(r"(?m)(^\|.*\n)+", "\n".join(lines) + "\n", PAGE.read_text(), count=1)
     PAGE.write_text(text)
-    tables.write()
 
 
 if __name__ == "__main__":

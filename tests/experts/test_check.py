@@ -100,7 +100,7 @@ def test_random_weights_cannot_teach(real: Path, tmp_path: Path, capsys: pytest.
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("units", "cannot teach: expected actions like those that it was trained on, found other means or spreads"),
+        ("units", "in the units of the expert, found other numbers in the dataset"),
         ("contract", "rotation: expert"),
         ("camera", "observation.images.image2: the expert reads (3, 64, 64), the dataset has (3, 128, 128)"),
         ("none", "cannot teach: expected an expert's checkpoint folder, found no"),

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
 from tests import seer_published as published
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from apprentice.errors import UserError
 from apprentice.experts import load_expert
+from apprentice.experts.seer_full.backbone import usual_angles
 from apprentice.experts.seer_full.encoders import letter_tokenizer, prepare
 from apprentice.experts.seer_full.foresight import to_patches
 from apprentice.experts.seer_full.import_seer import import_seer
@@ -61,13 +63,17 @@ def save(path: Path, weights: dict[str, Tensor]) -> Path:
 def window(size: int = 2) -> dict:
     torch.manual_seed(7)
     images = {key: torch.rand(size, published.STEPS, 3, 32, 32) for key in CAMERAS}
-    return {**images, "observation.state": torch.randn(size, published.STEPS, 8), "task": TASKS[:size]}
+    return {**images, "observation.state": 2 * torch.randn(size, published.STEPS, 8), "task": TASKS[:size]}
 
 
 def expected(weights: dict[str, Tensor], batch: dict, told: Tensor) -> dict[str, Tensor]:
-    """The published equations on a batch; the weights were trained on pictures that LeRobot turns."""
+    """The published equations on a batch; the weights were trained on pictures that LeRobot turns, and on LIBERO's
+    axis-angle numbers as the public loader takes them: for Euler angles, which SciPy brings into their ranges.
+    """
     images = [prepare(batch[key].flatten(0, 1).flip(-1, -2), 32).unflatten(0, (2, -1)) for key in CAMERAS]
-    state = batch["observation.state"]
+    state = batch["observation.state"].clone()
+    angles = Rotation.from_euler("xyz", state[..., 3:6].flatten(0, 1).numpy()).as_euler("xyz")
+    state[..., 3:6] = torch.from_numpy(angles).unflatten(0, state.shape[:2])
     return published.seer(weights, (images[0], images[1]), state[..., :6], state[..., 6:], told)
 
 
@@ -129,7 +135,7 @@ def test_acting_agrees_with_the_published_equations(imported: tuple, clip_folder
     """Frame by frame: the window grows, then slides, and each action is an average of up to three chunks."""
     policy, weights, _, _ = imported
     torch.manual_seed(9)
-    frames = {key: torch.rand(2, 5, 3, 32, 32) for key in CAMERAS} | {"observation.state": torch.randn(2, 5, 8)}
+    frames = {key: torch.rand(2, 5, 3, 32, 32) for key in CAMERAS} | {"observation.state": 2 * torch.randn(2, 5, 8)}
     told = features(policy, weights, clip_folder)
     chunks: list[Tensor] = []
     policy.reset()
@@ -143,6 +149,15 @@ def test_acting_agrees_with_the_published_equations(imported: tuple, clip_folder
         action = policy.select_action({**{k: v[:, now] for k, v in frames.items()}, "task": TASKS})
         assert torch.allclose(action[:, :6], mean[:, :6], atol=1e-4)
         assert torch.equal(action[:, 6], torch.where(mean[:, 6] > 0.5, 1.0, -1.0))
+
+
+def test_angles_come_into_their_ranges_as_scipy_brings_them() -> None:
+    torch.manual_seed(0)
+    angles = 8 * torch.rand(1000, 3, dtype=torch.float64) - 4
+    angles[0] = torch.tensor([3.3, 0.2, -0.1])  # a hand that points down: above pi in LIBERO's axis-angle
+    wanted = torch.from_numpy(Rotation.from_euler("xyz", angles.numpy()).as_euler("xyz"))
+    assert (usual_angles(angles) - wanted).abs().max() < 1e-9
+    assert torch.allclose(wanted[0], torch.tensor([3.3 - 2 * torch.pi, 0.2, -0.1], dtype=torch.float64))
 
 
 def test_every_tensor_is_mapped_or_named_as_unused(imported: tuple) -> None:

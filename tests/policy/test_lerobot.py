@@ -75,6 +75,25 @@ def test_lerobot_train_aligns_and_then_finetunes(aligned: Path, small_dataset: P
     assert not any("vision_tower" in key or "projector" in key for key in moved)
 
 
+def test_lerobot_train_finds_an_expert_that_was_moved_and_swallows_no_vlm(
+    aligned: Path, small_expert: Path, small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(small_expert, tmp_path / "moved")
+    student = Path(shutil.copytree(aligned, tmp_path / "student"))
+    settings = json.loads((student / "config.json").read_text())
+    assert settings["expert_place"] == str(small_expert)
+    gone = {"expert": "expert", "expert_place": str(tmp_path / "gone")}
+    (student / "config.json").write_text(json.dumps(settings | gone))
+    monkeypatch.chdir(tmp_path)
+    flags = [f"--policy.path={student}", "--policy.stage=finetune", "--policy.latent_weight=1"]
+    with pytest.raises(UserError, match=r"found nothing at expert or .*gone; .*--policy\.expert=FOLDER"):
+        train(small_dataset, tmp_path / "lost", *flags)
+    tuned = train(small_dataset, tmp_path / "found", *flags, "--policy.expert=moved", "--steps=1")
+    assert json.loads((tuned / "config.json").read_text())["expert_place"] == str(tmp_path / "moved")
+    with pytest.raises(UserError, match=r"expected vlm .* found another; .* leave --policy\.vlm out"):
+        train(small_dataset, tmp_path / "other", f"--policy.path={student}", "--policy.vlm=another")
+
+
 def test_lerobot_train_teaches_a_history(
     small_dataset: Path, small_expert: Path, small_vlm: Path, tmp_path: Path
 ) -> None:

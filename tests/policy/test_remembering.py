@@ -96,6 +96,26 @@ def test_select_action_remembers_what_it_planned_from_until_reset(
     torch.testing.assert_close(policy.select_action(episode[0]), actions[0], atol=0, rtol=0)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("wrong", [float("nan"), float("-inf"), "<image>"])
+def test_a_step_whose_plan_failed_is_not_remembered(
+    policy: ApprenticePolicy, episode: list[dict[str, Any]], wrong: float | str
+) -> None:
+    """What comes after it equals, to the last bit, what comes without it; also where the window slides."""
+    steps = [*episode, *episode]
+    expected = [policy.predict_action_chunk(step) for step in steps]
+    policy.reset()
+    for number, step in enumerate(steps):
+        bad = {**step, "observation.state": step["observation.state"].clone()}
+        if isinstance(wrong, str):
+            bad["task"] = [f"{wrong} {text}" for text in step["task"]]
+        else:
+            bad["observation.state"][1, 3] = wrong
+        with pytest.raises(Exception, match=r"finite actions, found|image"):
+            policy.predict_action_chunk(bad)
+        assert torch.equal(policy.predict_action_chunk(step), expected[number])
+
+
 def test_what_the_loader_is_asked_for(policy: ApprenticePolicy) -> None:
     config = policy.config
     assert config.observation_delta_indices == [-4, -2, 0]

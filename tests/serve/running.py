@@ -11,8 +11,8 @@ from apprentice.serve.server import PolicyServer
 class Running:
     """It listens at `address` until `stop`."""
 
-    def __init__(self, folder: Path):
-        self.server, self.loop = PolicyServer(folder), asyncio.new_event_loop()
+    def __init__(self, folder: Path, clients: int = 32):
+        self.server, self.loop = PolicyServer(folder, clients), asyncio.new_event_loop()
         opened, self.port = threading.Event(), 0
 
         def ready(port: int) -> None:

@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
+import msgpack
 import numpy as np
 import pytest
 import torch
 from tests.experts.zoo import ZOO
 from tests.serve.running import Running
 from tests.support import CAMERAS
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from apprentice.data.contract import Contract
@@ -18,7 +19,7 @@ from apprentice.evaluate.checkpoint import Checkpoint, inspect_checkpoint
 from apprentice.evaluate.client import PolicyServer as Client
 from apprentice.evaluate.client import inspect_server
 from apprentice.evaluate.protocol import Protocol
-from apprentice.evaluate.wire import LARGEST, pack, unpack
+from apprentice.evaluate.wire import pack, unpack
 
 PROTOCOL = Protocol("libero_goal", (1,), 1, (), 8, 64, "fast")
 ENVIRONMENT = Contract(cameras=CAMERAS, image_size=(64, 64), fps=20)
@@ -73,7 +74,26 @@ def test_the_bytes_are_openpis() -> None:
         pack({b"__ndarray__": True, b"data": b"x", b"dtype": "|O", b"shape": [1]}),
         pack({b"__ndarray__": True, b"data": b"x", b"dtype": "<f8", b"shape": [2**40]}),
         pack({b"__ndarray__": True, b"data": b"xx", b"dtype": "|u1", b"shape": [-1, -2]}),
+        pack({b"__ndarray__": True, b"data": b"", b"dtype": "|u1", b"shape": [0] * 70}),
+        pack({b"__ndarray__": True, b"data": b"", b"dtype": "|u1", b"shape": [0, 2**62, 2**62]}),
+        pack({b"__ndarray__": True, b"data": b"x" * 16, b"dtype": "<f16", b"shape": [1]}),
+        pack({b"__ndarray__": True, b"data": b"x" * 5, b"dtype": "|S5", b"shape": [1]}),
+        pack({b"__ndarray__": True, b"data": b"x" * 8, b"dtype": "i4,i4", b"shape": [1]}),
+        pack({b"__ndarray__": True, b"data": "x", b"dtype": "|u1", b"shape": [1]}),
+        pack({b"__ndarray__": True, b"data": b"x", b"dtype": "|u1", b"shape": [True]}),
+        pack({b"__ndarray__": True, b"data": b"x", b"dtype": "|u1", b"shape": 1}),
         pack({b"__npgeneric__": True, b"data": [1], b"dtype": "|V8"}),
+        pack({b"__npgeneric__": True, b"data": 2_000_000_000, b"dtype": "S"}),
+        pack({b"__npgeneric__": True, b"data": 2_000_000_000, b"dtype": "U"}),
+        pack({b"__npgeneric__": True, b"data": 256, b"dtype": "|u1"}),
+        pack({b"__npgeneric__": True, b"data": "1", b"dtype": "|u1"}),
+        pack([{}] * 256),
+        pack([[]] * 257),
+        pack({str(number): 0 for number in range(257)}),
+        b"\xdf\xff\xff\xff\xff",
+        b"\x91" * 1000 + b"\x90",
+        pack({"a": msgpack.ExtType(1, b"x")}),
+        b"\x81\xa1\xff\x00",
     ],
 )
 def test_malformed_messages_are_a_value_error(message: bytes) -> None:
@@ -114,18 +134,6 @@ def test_two_clients_get_what_the_checkpoint_gives(act: Running, folders: dict[s
     assert np.abs(served[0][0] - served[0][1]).max() > 1e-2
 
 
-def test_a_policy_that_remembers_has_one_episode_at_a_time(folders: dict[str, Path]) -> None:
-    running = Running(folders["diffusion"])
-    with connect(running.address) as first:
-        assert unpack(first.recv())["n_action_steps"] == 1
-        with connect(running.address) as second:
-            with pytest.raises(TimeoutError):
-                second.recv(timeout=0.3)
-            first.close()
-            second.recv(timeout=30)
-    running.stop()
-
-
 def test_a_server_says_what_it_serves(act: Running, folders: dict[str, Path]) -> None:
     card = inspect_server("x", act.address, ENVIRONMENT, PROTOCOL)
     assert card == inspect_checkpoint("x", folders["act"], ENVIRONMENT)
@@ -152,18 +160,34 @@ def test_a_served_contract_is_checked(act: Running, monkeypatch: pytest.MonkeyPa
     ("message", "said"),
     [
         (b"\xc1", "FormatError"),
-        ("hello", "expected a map, found str"),
+        ("hello", "expected a message in msgpack, found a text; fix"),
         (pack([1, 2]), "expected a map, found list"),
         (pack({"prompt": "x"}), "expected observation/image, observation/wrist_image, observation/state, found prompt"),
         (sent(prompt=3), r"expected prompt \(a text\)"),
         (sent(**{"observation/image": np.zeros((32, 32, 3), np.uint8)}), r"expected uint8 \(64, 64, 3\), found .*32"),
         (sent(**{"observation/image": np.zeros((64, 64, 3))}), "expected uint8 .*, found float64"),
+        (sent(**{"observation/image": np.zeros((3, 64, 64), np.uint8)}), "expected uint8 .*, found uint8 .3, 64, 64."),
+        (
+            sent(**{"observation/image": np.zeros((224, 224, 3), np.uint8)}),
+            r"uint8 .64, 64, 3., found .*224",
+        ),
         (sent(**{"observation/state": [0.0] * 8}), r"expected numbers \(8,\), found list"),
-        (sent(**{"observation/state": np.full(8, np.nan)}), "UserError: .*finite actions"),
+        (sent(**{"observation/state": np.zeros(8, bool)}), r"expected numbers \(8,\), found bool"),
+        (
+            sent(**{"observation/state": np.full(8, np.nan)}),
+            r"state: expected finite numbers .8,., found nan",
+        ),
+        (
+            sent(**{"observation/state": np.full(8, 1e39)}),
+            r"state: expected finite numbers .8,., found 1e.39",
+        ),
+        (sent(prompt=np.array("turn")), "expected numbers of a type such as .*, found '<U4'; fix: send a text as such"),
+        (sent(prompt="é" * 257), "expected a prompt of at most 512 bytes, found 514; fix: say it in fewer words"),
+        (sent(reset="yes"), "expected true or false as reset, found str"),
     ],
 )
 def test_bad_questions_are_answered_and_good_ones_after_them(act: Running, message: bytes | str, said: str) -> None:
-    with connect(act.address, max_size=LARGEST) as connection:
+    with connect(act.address) as connection:
         assert unpack(connection.recv())["type"] == "act"
         connection.send(message)
         answer = connection.recv()
@@ -180,12 +204,17 @@ def test_what_is_not_let_in(act: Running, monkeypatch: pytest.MonkeyPatch) -> No
         connect(act.address, origin="http://elsewhere")
     with pytest.raises(InvalidStatus, match="200"):
         connect(f"{act.address}/healthz")
-    with connect(f"{act.address}/?seed=x") as connection:
-        assert "expected ?seed=NUMBER" in connection.recv()
-    with connect(act.address, max_size=LARGEST) as connection:
+    for seed in ("x", "-1", "1.5", "9" * 19, "%E0%A5%A7", ""):
+        if seed:
+            with pytest.raises(InvalidStatus, match="400") as refused:
+                connect(f"{act.address}/?seed={seed}")
+            assert b"expected ?seed=NUMBER" in refused.value.response.body
+    largest = act.server.reader.largest
+    assert largest == 2 * (2 * 64 * 64 * 3 + 8 * 8) + 512 * 2**10
+    with connect(act.address) as connection:
         connection.recv()
-        connection.send(b"\x00" * (LARGEST + 1))
-        with pytest.raises(Exception, match="1009"):
+        connection.send(b"\x00" * (largest + 1))
+        with pytest.raises(ConnectionClosed, match="1009"):
             connection.recv()
     assert inspect_server("x", act.address, ENVIRONMENT, PROTOCOL).type == "act"
 
@@ -199,6 +228,6 @@ def test_a_client_says_what_is_wrong(act: Running) -> None:
     policy.reset(0)
     with pytest.raises(UserError, match=r"policy x, .* expected 7 finite actions of size 7, found shape \(6, 7\)"):
         policy.plan(observation(0), "turn on the stove")
-    with pytest.raises(UserError, match=r"policy x: expected an answer .*, found the error UserError: .*finite"):
+    with pytest.raises(UserError, match=r"policy x: expected an answer .*, found the error .*finite numbers"):
         policy.plan(observation(0) | {"observation.state": np.full(8, np.nan, np.float32)}, "turn on the stove")
     policy.close()

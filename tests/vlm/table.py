@@ -1,12 +1,11 @@
 """The table of what works with which family of VLMs, from the conformance suite's results.
 
-python -m tests.vlm.table     runs the suite; writes docs/families.md and the README's table
+python -m tests.vlm.table     runs the suite; writes docs/families.md
 """
 
 from pathlib import Path
 
 import pytest
-from tests import tables
 
 SUITE = Path(__file__).with_name("test_families.py")
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
@@ -67,7 +66,6 @@ def main() -> None:
 
     pytest.main([str(SUITE), "--deselect", f"{SUITE}::test_the_committed_table_is_what_was_found"])
     PAGE.write_text(table.page())
-    tables.write()
 
 
 if __name__ == "__main__":

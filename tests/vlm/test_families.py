@@ -55,6 +55,9 @@ def batch(small_dataset: Path) -> dict[str, Any]:
     return make_batch(small_dataset, (0, 15, 30)) | {"action": actions}
 
 
+SIZES = ((64, 64), (64, 64))
+
+
 def pictures(count: int, height: int = 64, width: int = 64, batch: int = len(ASKED)) -> Tensor:
     generator = torch.Generator().manual_seed(count)
     return torch.randint(0, 256, (batch, count, 3, height, width), generator=generator, dtype=torch.uint8)
@@ -106,9 +109,9 @@ def test_a_student_sees_each_image_once(vlm: VLM, student: ApprenticePolicy, tmp
     splits = getattr(vlm.processor.image_processor, "do_image_splitting", False)
     student.save_pretrained(tmp_path)
     for whole in (student.vlm, ApprenticePolicy.from_pretrained(tmp_path).vlm):
-        ours, its = (each.image_tokens(pictures(2, batch=1)).shape[1] for each in (whole, vlm))
+        ours, its = (each.image_tokens(pictures(2, batch=1).unbind(1)).shape[1] for each in (whole, vlm))
         assert its == (5 * ours if splits else ours)  # here four tiles and the whole
-        prompt = whole.prompt(ASKED[:1], (2, 64, 64))
+        prompt = whole.prompt(ASKED[:1], SIZES)
         assert ours == int((prompt.ids == whole.model.config.image_token_id).sum())
 
 
@@ -117,8 +120,8 @@ def test_untouched(folder: Path) -> None:
     """Logits and greedy answers are bit-identical to those of the model alone, after all of our passes have run."""
     plain = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
     vlm = VLM.from_pretrained(str(folder)).eval()
-    prompt, tokens = vlm.prompt(ASKED, (2, 64, 64)), torch.randn(3, 4, vlm.hidden_size)
-    seen = vlm.image_tokens(pictures(2))
+    prompt, tokens = vlm.prompt(ASKED, SIZES), torch.randn(3, 4, vlm.hidden_size)
+    seen = vlm.image_tokens(pictures(2).unbind(1))
     vlm.whole(prompt, seen, tokens)
     vlm.suffix(vlm.prefix(prompt, seen), tokens)
     with pytest.raises((RuntimeError, ValueError)):
@@ -161,14 +164,31 @@ def test_images(vlm: VLM, count: int, height: int, width: int) -> None:
     whole, alone = vlm.inputs(images.unbind(), ASKED), vlm.pixels(images)
     assert "pixel_values" in alone and all(torch.equal(value, whole[name]) for name, value in alone.items())
     assert alone.keys() == {name for name, value in whole.items() if value.shape != whole["input_ids"].shape}
-    prompt, seen = vlm.prompt(ASKED, (count, height, width)), vlm.image_tokens(images)
+    prompt, seen = vlm.prompt(ASKED, ((height, width),) * count), vlm.image_tokens(images.unbind(1))
     for row in range(len(ASKED)):
         inputs = vlm.inputs([images[row]], [ASKED[row]])
         kept = prompt.mask[row].bool()
         assert torch.equal(prompt.ids[row, kept], inputs["input_ids"][0])  # made with blank images
-        near(vlm.image_tokens(images[row : row + 1]), seen[row : row + 1])
+        near(vlm.image_tokens(images[row : row + 1].unbind(1)), seen[row : row + 1])
         own = vlm.model.base_model(**inputs).last_hidden_state[0]
         near(vlm._pass(prompt, seen, None, use_cache=False).last_hidden_state[row, kept], own)
+
+
+@torch.no_grad()
+def test_images_of_different_sizes(vlm: VLM) -> None:
+    """Each has the tokens of its own size, at its own place in the prompt."""
+    sizes = ((64, 64), (48, 96), (64, 64))
+    images = [pictures(1, *size)[:, 0] for size in sizes]
+    images[2] = images[2].flip(-1)
+    prompt, seen = vlm.prompt(ASKED, sizes), vlm.image_tokens(images)
+    near(seen, torch.cat([vlm.image_tokens([image, image]).chunk(2, 1)[0] for image in images], 1))
+    image_token = vlm.model.config.image_token_id
+    assert (prompt.ids == image_token).sum(1).tolist() == [seen.shape[1]] * len(ASKED)
+    for row in range(len(ASKED)):
+        inputs = vlm.inputs([[image[row] for image in images]], [ASKED[row]])
+        assert torch.equal(prompt.ids[row, prompt.mask[row].bool()], inputs["input_ids"][0])
+    tokens = torch.randn(3, 4, vlm.hidden_size)
+    near(vlm.suffix(vlm.prefix(prompt, seen), tokens), vlm.whole(prompt, seen, tokens))
 
 
 def shifted(prompt: Prompt, side: str) -> Prompt:
@@ -189,18 +209,18 @@ def test_split(vlm: VLM, side: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prefix and suffix give what the whole pass gives, gradients included, for unequal prompts, padded either side."""
     monkeypatch.setattr(vlm.processor.tokenizer, "padding_side", side)
     assert vlm.splits
-    prompt = shifted(vlm.prompt(ASKED, (2, 64, 64)), side)
+    prompt = shifted(vlm.prompt(ASKED, SIZES), side)
     assert len(set(prompt.mask.sum(1).tolist())) == 3 and prompt.mask[0, 0 if side == "left" else -1] == 0
     tokens = torch.randn(3, 5, vlm.hidden_size, generator=torch.Generator().manual_seed(1)).requires_grad_()
     with torch.no_grad():
-        seen = vlm.image_tokens(pictures(2))
+        seen = vlm.image_tokens(pictures(2).unbind(1))
         prefix = vlm.prefix(prompt, seen)
         packed = vlm.pack(prefix)
     whole, split = vlm.whole(prompt, seen, tokens), vlm.suffix(prefix, tokens)
     near(split, whole)
     near(*(torch.autograd.grad(out.square().mean(), tokens)[0] for out in (split, whole)))
     if side == "left":  # as `prompt` does it; on the right, padding takes room in a sliding window
-        near(vlm.whole(vlm.prompt(ASKED[:1], (2, 64, 64)), seen[:1], tokens[:1]), whole[:1])
+        near(vlm.whole(vlm.prompt(ASKED[:1], SIZES), seen[:1], tokens[:1]), whole[:1])
     if packed is not None:
         near(vlm.suffix(vlm.unpack(packed, prompt), tokens), whole)
 
@@ -208,7 +228,7 @@ def test_split(vlm: VLM, side: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @torch.no_grad()
 def test_cached_prefix(vlm: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
     """The prefix fits into one tensor on disk, unless a window forgets a part of the prompt."""
-    prompt, seen = vlm.prompt(ASKED, (2, 64, 64)), vlm.image_tokens(pictures(2))
+    prompt, seen = vlm.prompt(ASKED, SIZES), vlm.image_tokens(pictures(2).unbind(1))
     tokens = torch.randn(3, 5, vlm.hidden_size, generator=torch.Generator().manual_seed(1))
     text = vlm.model.get_decoder().config
     if "sliding_attention" in (getattr(text, "layer_types", None) or []):
@@ -237,7 +257,7 @@ def test_turns(vlm: VLM) -> None:
         pytest.skip("this family has no turns")
     images = pictures(2, batch=1)
     inputs = conversation(vlm, images[0], ASKED[1], " bowl")
-    prompts = [vlm.prompt(ASKED[1:2], (2, 64, 64), first=[first]) for first in (True, False)]
+    prompts = [vlm.prompt(ASKED[1:2], SIZES, first=[first]) for first in (True, False)]
     begin, later = (prompt.ids[prompt.mask.bool()] for prompt in prompts)
     ids = inputs["input_ids"][0]
     assert torch.equal(ids[: len(begin)], begin) and torch.equal(ids[-len(later) :], later)
@@ -247,7 +267,7 @@ def test_turns(vlm: VLM) -> None:
     longer = {k: torch.cat([v, v[:, -1:].expand(-1, len(answer))], 1) for k, v in of_text.items()}
     longer["input_ids"] = torch.cat([ids, answer])[None]
     last = vlm.model.base_model(**{**inputs, **longer}).last_hidden_state[0, -len(answer) :]
-    seen = torch.stack([vlm.image_tokens(each) for each in (images, images.flip(-1))], 1)
+    seen = torch.stack([vlm.image_tokens(each.unbind(1)) for each in (images, images.flip(-1))], 1)
     tokens = vlm.model.get_input_embeddings()(answer).expand(1, 2, -1, -1)
     near(vlm.turns(prompts, seen, tokens)[0][0], torch.stack([own, last]))
 
@@ -257,11 +277,11 @@ def test_history(vlm: VLM) -> None:
     """Turns with keys and values carried from one to the next give what all turns in one pass give; turns from before
     an episode leave no trace.
     """
-    steps, size = 4, (2, 64, 64)
+    steps, size = 4, SIZES
     assert vlm.converses
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randn(3, steps, 5, vlm.hidden_size, generator=generator)
-    seen = torch.stack([vlm.image_tokens(pictures(2).roll(step, -1)) for step in range(steps)], 1)
+    seen = torch.stack([vlm.image_tokens(pictures(2).roll(step, -1).unbind(1)) for step in range(steps)], 1)
     prompts = [vlm.prompt(ASKED, size, first=[step == 0] * 3) for step in range(steps)]
     assert len(set(prompts[1].mask.sum(1).tolist())) == 3
     whole, past = vlm.turns(prompts, seen, tokens)[0], None

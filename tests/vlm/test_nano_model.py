@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from tests.vlm.tiny_nano import TINY
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from apprentice.errors import UserError
 from apprentice.vlm.nano.batches import Chat, Corpus, Item, pack
 from apprentice.vlm.nano.model import NanoConfig, build_model, build_processor
 from apprentice.vlm.nano.passes import answer_logits, image_tokens
@@ -115,3 +116,23 @@ def test_every_row_comes_once_an_epoch():
     config = PretrainConfig("", "", batch=4)
     rows = np.concatenate([rows_of(step, config, 10) for step in range(5)])
     assert sorted(rows[:10]) == sorted(rows[10:]) == list(range(10))
+
+
+class Plain(Trainer):
+    """A trainer of one layer."""
+
+    def losses(self, batch):
+        return {}
+
+
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path):
+    layer = torch.nn.Linear(2, 1)
+    named = dict(layer.named_parameters())
+    trainer = Plain(PretrainConfig("", ""), named, [{"params": list(named.values()), "scale": 1.0}])
+    trainer.save(tmp_path / "weights")
+    good = (tmp_path / "weights").read_bytes()
+    with torch.no_grad():
+        layer.bias.fill_(float("nan"))
+    with pytest.raises(UserError, match="expected finite weights after step 0, found some that are not"):
+        trainer.save(tmp_path / "weights")
+    assert (tmp_path / "weights").read_bytes() == good

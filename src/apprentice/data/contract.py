@@ -6,12 +6,15 @@ newer simulator. Each of these is a field here, and whenever two things meet, th
 
 import hashlib
 import json
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from apprentice.data.features import is_picture, picture_shape
+from apprentice.data.info import read_info
 from apprentice.errors import UserError
 from apprentice.files import read_json, write_json
 
@@ -29,9 +32,16 @@ LIBERO_STATE = (
 )
 LIBERO_ACTION = ("dx 0.05m", "dy 0.05m", "dz 0.05m", "drx 0.5rad", "dry 0.5rad", "drz 0.5rad", "gripper")
 
+KINDS: dict[str, Any] = {
+    **dict.fromkeys(("cameras", "image_size", "state", "action"), list),
+    **dict.fromkeys(("gripper", "statistics", "render"), str),
+    **dict.fromkeys(("rotation", "fps", "horizon"), (int, float)),
+    "versions": dict,
+}
+
 FIX = {
-    "cameras": "rename or reorder the cameras (LeRobot: --rename_map), or train on data with these cameras",
-    "image_size": "render or record at the expected size; resizing afterwards changes what the policy sees",
+    "cameras": "rename the dataset's cameras (--rename YOURS=EXPECTED), or train on data with these cameras",
+    "image_size": "render or record at the expected size; --resize changes what the policy sees",
     "rotation": "rotate the images by 180 degrees once, where they are recorded",
     "state": "record the proprioception in the expected order and units",
     "action": "convert the actions to the expected layout, or use an expert for this layout",
@@ -67,7 +77,7 @@ class Contract:
     state: tuple[str, ...] | None = None
     action: tuple[str, ...] | None = None
     gripper: str | None = None
-    fps: int | None = None
+    fps: float | None = None
     horizon: int | None = None
     statistics: str | None = None
     render: str | None = None
@@ -94,13 +104,17 @@ class Contract:
         path = Path(folder) / FILE
         try:
             content: dict[str, Any] = read_json(path)
+            given = [(k, v) for k, v in content.items() if v is not None and k in KINDS]
+            wrong = [f"{k}: {v!r}" for k, v in given if not isinstance(v, KINDS[k])]
+            if wrong:
+                raise TypeError("; ".join(wrong))
             fields: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
             return cls(**fields)
         except FileNotFoundError:
             raise UserError(
                 f"expected a contract at {path}, found none; fix: see docs on bringing your own data"
             ) from None
-        except (json.JSONDecodeError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError) as error:
             raise UserError(f"expected a contract at {path}, found {error}; fix: write it again") from error
 
     @classmethod
@@ -109,10 +123,9 @@ class Contract:
         meta = Path(root) / "meta"
         if (meta / FILE).exists():
             return cls.load(meta)
-        info = read_json(meta / "info.json")
-        features = info["features"]
-        cameras = tuple(k for k, f in features.items() if f["dtype"] in ("image", "video"))
-        return cls(cameras=cameras, image_size=image_size(features[cameras[0]]) if cameras else None, fps=info["fps"])
+        info = read_info(Path(root))
+        cameras = {key: feature for key, feature in info["features"].items() if is_picture(key, feature)}
+        return cls(cameras=tuple(cameras), image_size=common_size(cameras), fps=info["fps"])
 
     def save(self, folder: Path | str) -> None:
         """Write `contract.json` into `folder`."""
@@ -144,10 +157,10 @@ class Contract:
             raise UserError(f"{name} and {other_name} do not fit together:\n  " + "\n  ".join(problems))
 
 
-def image_size(feature: dict[str, Any]) -> tuple[int, int]:
-    """Height and width (px) of an image feature of a dataset's `info.json`, whichever order its axes have."""
-    sizes = dict(zip(feature["names"], feature["shape"], strict=True))
-    return int(sizes["height"]), int(sizes["width"])
+def common_size(cameras: Mapping[str, dict[str, Any]]) -> tuple[int, int] | None:
+    """Height and width (px) of the cameras' pictures, by `info.json`; None if they have several sizes, or are none."""
+    sizes = {picture_shape(key, feature)[:2] for key, feature in cameras.items()}
+    return sizes.pop() if len(sizes) == 1 else None
 
 
 def check_features(
@@ -160,7 +173,7 @@ def check_features(
         if found.get(key) != shape
     ]
     if problems:
-        fix = "record these features in these shapes, rename yours, or train on what there is"
+        fix = "--rename YOURS=EXPECTED or --resize CAMERA=HEIGHTxWIDTH, or train on what there is"
         raise UserError(f"{name} and {other_name} do not fit together; fix: {fix}\n  " + "\n  ".join(problems))
 
 

@@ -1,49 +1,204 @@
-"""A LeRobotDataset v3.0, read the way distillation reads it: whole columns at once, and frames in order.
+"""A LeRobotDataset v3.0 in a folder, read the way distillation reads it: whole columns at once, and frames in order.
 
-LeRobot's own reader seeks in the video for every sample; whoever needs every frame once is many times faster decoding
-each file from its beginning to its end. Items in any order: `apprentice.data.items`.
+Here a dataset is opened and checked, once for all readers. Items in any order: `apprentice.data.items`.
 """
 
-import json
-from collections.abc import Iterator, Sequence
-from itertools import groupby
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.utils.constants import ACTION, OBS_STATE
 from numpy.typing import NDArray
 
+from apprentice.data.features import VECTORS, is_picture
 from apprentice.data.images import images
+from apprentice.data.info import COPY, read_object
+from apprentice.data.local import LocalDataset
+from apprentice.data.statistics import described
+from apprentice.data.validate import cameras_described, check_files, read_table
 from apprentice.errors import UserError
+from apprentice.progress import console
 
 Bounds = tuple[NDArray[np.int64], NDArray[np.int64]]
 
+NEEDED = ("episode_index", "task_index")
+STATS, TASKS = "meta/stats.json", "meta/tasks.parquet"
 
-def open_dataset(folder: Path | str) -> LeRobotDataset:
-    """Open a dataset folder, without network. Raises UserError if it is missing, too old or lacks a column."""
+
+def open_dataset(
+    folder: Path | str, rename: Mapping[str, str] | None = None, resize: Mapping[str, str] | None = None
+) -> LocalDataset:
+    """Open a dataset folder, without network, and check it.
+
+    Its statistics are those of `meta/stats.json` where these describe its numbers, and computed else.
+
+    Args:
+        folder: holds meta/, data/ and videos/.
+        rename: new names of features by those in the dataset, as LeRobot's rename map.
+        resize: HEIGHTxWIDTH (px) of cameras, by their new names; their pictures are read in this size.
+
+    Raises UserError if a file is missing or damaged, the version is old, a column is missing or has other numbers than
+    finite ones, or an instruction is missing.
+    """
     folder = Path(folder)
+    check_files(folder)
+    if (folder / STATS).exists():
+        read_object(folder / STATS, "remove it, then statistics are computed")
+    tasks = _read_tasks(folder)
     try:
-        info = json.loads((folder / "meta" / "info.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        # No dataset of the hub can have this name, so what LeRobot might still miss here it finds nowhere.
+        dataset = LocalDataset(f"local:{folder.name}", root=folder, video_backend="pyav", return_uint8=True)
+    except Exception as error:  # whatever LeRobot, datasets or Arrow raise on files that they cannot read
+        found = (str(error).splitlines() or [""])[0]
         raise UserError(
-            f"expected a LeRobotDataset in {folder}, found {error}; "
-            "fix: name the folder that holds meta/, data/ and videos/"
+            f"expected a dataset that LeRobot reads in {folder}, found {type(error).__name__}: {found}; fix: {COPY}"
         ) from error
-    version = info.get("codebase_version")
-    if version != "v3.0":
-        raise UserError(
-            f"expected dataset version v3.0 in {folder}, found {version}; fix: "
-            f"python -m lerobot.scripts.convert_dataset_v21_to_v30 --repo-id=local --root={folder} --push-to-hub=false"
-        )
-    missing = {OBS_STATE, ACTION} - set(info["features"])
+    dataset.meta.tasks = tasks
+    dataset.meta.info.features = cameras_described(dataset.meta.features)
+    _rename(dataset, dict(rename or {}))
+    _resize(dataset, dict(resize or {}))
+    needed = {OBS_STATE, ACTION, *NEEDED, *(["timestamp"] if dataset.meta.video_keys else [])}
+    missing = needed - set(dataset.meta.features)
     if missing:
         raise UserError(
-            f"expected columns {sorted(missing)} in {folder}, found none; fix: record them, or rename yours"
+            f"expected columns {sorted(missing)} in {folder}, found none; fix: record them, or rename yours with "
+            "--rename YOURS=EXPECTED"
         )
-    return LeRobotDataset(f"local/{folder.name}", root=folder, video_backend="pyav", return_uint8=True)
+    _check_rows(dataset)
+    _complete_statistics(dataset)
+    return dataset
+
+
+def _read_tasks(folder: Path) -> Any:
+    """The table of tasks as LeRobot has it: instructions as index, ordered by their numbers.
+
+    Some tools write the instructions as a column of their own. Raises UserError if there are none.
+    """
+    table = read_table(folder / TASKS).to_pandas()
+    tasks = table if "task" not in table.columns else table.set_index("task")
+    texts = tasks.index.tolist()
+    whole = "task_index" in tasks.columns and tasks["task_index"].dtype.kind in "iu" and tasks["task_index"].is_unique
+    if not whole or not all(isinstance(text, str) for text in texts):
+        raise UserError(
+            f"expected instructions and their numbers (task, task_index) in {folder / TASKS}, found the columns "
+            f"{list(table.columns)} and the index {texts[:3]}; fix: write the instructions as text"
+        )
+    tasks.index.name = "task"
+    return tasks.sort_values("task_index")
+
+
+def _rename(dataset: LocalDataset, names: dict[str, str]) -> None:
+    features = dataset.meta.features
+    new = [names.get(key, key) for key in features]
+    if (unknown := [key for key in names if key not in features]) or len(set(new)) < len(new):
+        wrong = f"no {unknown[0]}" if unknown else f"two features {next(name for name in new if new.count(name) > 1)}"
+        raise UserError(
+            f"expected --rename OLD=NEW of features of {dataset.root}, found {wrong}; "
+            f"fix: name some of {', '.join(key for key in features if key.startswith(('observation.', 'action')))}"
+        )
+    if not names:
+        return
+    stored = {names.get(key, key): key for key in features}
+    dataset.stored = stored
+    dataset.meta.info.features = {names.get(key, key): feature for key, feature in features.items()}
+    stats = dataset.meta.stats or {}
+    dataset.meta.stats = {names.get(key, key): value for key, value in stats.items()}
+    table = dataset.hf_dataset
+    dataset.reader.hf_dataset = table.rename_columns({k: v for k, v in names.items() if k in table.column_names})
+
+
+def _resize(dataset: LocalDataset, sizes: dict[str, str]) -> None:
+    cameras = [key for key, feature in dataset.meta.features.items() if is_picture(key, feature)]
+    features = dict(dataset.meta.features)
+    for key, text in sizes.items():
+        found = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", text)
+        if key not in cameras or found is None:
+            raise UserError(
+                f"expected --resize CAMERA=HEIGHTxWIDTH with a camera of {', '.join(cameras)}, found {key}={text}; "
+                "fix: such as --resize observation.images.top=240x320"
+            )
+        dataset.sizes[key] = int(found[1]), int(found[2])
+        features[key] = {**features[key], "shape": (*dataset.sizes[key], 3)}
+    dataset.meta.info.features = features
+
+
+def _check_rows(dataset: LocalDataset) -> None:
+    """Every frame is of its episode, has an instruction and finite numbers, and each camera has pictures as described.
+
+    Raises UserError, which names the first frame that has not.
+    """
+    root, lengths = dataset.root, np.asarray(dataset.meta.episodes["length"])
+    episode = np.repeat(np.arange(len(lengths)), lengths)
+
+    def place(frame: int) -> str:
+        start = int(lengths[: episode[frame]].sum())
+        return f"frame {frame - start} of episode {episode[frame]}"
+
+    of_episode = values(dataset, "episode_index")
+    if (wrong := np.flatnonzero(of_episode != episode)).size:
+        raise UserError(
+            f"expected the frames of {root / 'data'} in the order of the episodes, found episode "
+            f"{of_episode[wrong[0]]} at {place(wrong[0])}; fix: {COPY}"
+        )
+    known = set(task_names(dataset))
+    numbers = values(dataset, "task_index")
+    if lost := sorted(set(np.unique(numbers).tolist()) - known):
+        frame = int(np.argmax(numbers == lost[0]))
+        raise UserError(
+            f"expected an instruction for each task_index in {root / TASKS}, found none for {lost[0]}, which "
+            f"{place(frame)} has; fix: write it there"
+        )
+    timed = ["timestamp"] if dataset.meta.video_keys else []
+    for key in [*(key for key in VECTORS if key in dataset.meta.features), *timed]:
+        numbers = column(dataset, key).reshape(len(episode), -1)
+        bad = np.argwhere(~np.isfinite(numbers))
+        if len(bad):
+            frames_of = np.unique(bad[:, 0])
+            more = f" (and in {len(frames_of) - 1} more frames)" if len(frames_of) > 1 else ""
+            raise UserError(
+                f"expected finite numbers in {key} of {root}, found {numbers[tuple(bad[0])]} in column {bad[0, 1]} at "
+                f"{place(int(bad[0, 0]))}{more}; fix: lerobot-edit-dataset --operation.type delete_episodes "
+                f'--operation.episode_indices "{sorted(set(episode[frames_of].tolist()))}"'
+            )
+    for key in timed:
+        _check_times(dataset, values(dataset, key), place)
+    for key, feature in dataset.meta.features.items():
+        if is_picture(key, feature) and feature["dtype"] == "image":
+            images(dataset, key)[np.array([0])]
+
+
+def _check_times(dataset: LocalDataset, times: NDArray[Any], place: Callable[[int], str]) -> None:
+    """Every frame's time lies in its episode's part of each video: else it would show another episode."""
+    episodes, margin = dataset.meta.episodes, 0.5 / dataset.meta.fps
+    lengths = np.asarray(episodes["length"])
+    for key in dataset.meta.video_keys:
+        name = f"videos/{dataset.stored.get(key, key)}"
+        spans = np.subtract(episodes[f"{name}/to_timestamp"], episodes[f"{name}/from_timestamp"])
+        wrong = np.flatnonzero((times < -margin) | (times > np.repeat(spans, lengths) + margin))
+        if len(wrong):
+            frame = int(wrong[0])
+            raise UserError(
+                f"expected timestamps of 0 to {np.repeat(spans, lengths)[frame]:.3f} s, the part of the episode in the "
+                f"video of {key} in {dataset.root}, found {times[frame]:.3f} at {place(frame)}; fix: write timestamps "
+                "in seconds from the episode's beginning"
+            )
+
+
+def _complete_statistics(dataset: LocalDataset) -> None:
+    features = dataset.meta.features
+    columns = {key: column(dataset, key) for key in VECTORS if key in features}
+    pictures = [key for key, feature in features.items() if is_picture(key, feature)]
+    known = dataset.meta.stats
+    dataset.meta.stats, computed = described(known, columns, pictures)
+    if computed:
+        there = [key for key in computed if key in (known or {})]
+        why = f"those of {', '.join(there)} in {STATS} do not describe its numbers" if there else f"{STATS} has none"
+        console.print(
+            f"{dataset.root}: statistics of {', '.join(computed)} are computed; {why}", highlight=False, soft_wrap=True
+        )
 
 
 def values(dataset: LeRobotDataset, key: str) -> NDArray[Any]:
@@ -52,8 +207,10 @@ def values(dataset: LeRobotDataset, key: str) -> NDArray[Any]:
 
 
 def column(dataset: LeRobotDataset, key: str) -> NDArray[np.float32]:
-    """One numeric column as (F, ...) float32."""
-    return values(dataset, key).astype(np.float32)
+    """One numeric column as (F, ...) float32; a state or an action of one entry as (F, 1)."""
+    with np.errstate(over="ignore"):  # infinity is found by who opens the dataset
+        numbers = values(dataset, key).astype(np.float32)
+    return numbers.reshape(len(numbers), -1) if key in VECTORS else numbers
 
 
 def episode_bounds(dataset: LeRobotDataset) -> Bounds:
@@ -98,27 +255,6 @@ def instructions(dataset: LeRobotDataset) -> list[str]:
     return [names[int(index)] for index in values(dataset, "task_index")]
 
 
-def frames(dataset: LeRobotDataset, camera: str, start: int = 0) -> Iterator[NDArray[np.uint8]]:
-    """One camera's images (h, w, 3), in the order of the frames from `start` on. Raises UserError if some are lost."""
-    if dataset.meta.features[camera]["dtype"] != "video":
-        stored = images(dataset, camera)
-        for index in range(start, dataset.num_frames):
-            yield stored[np.array([index])][0]
-        return
-    passed = 0
-    for path, group in groupby(
-        range(dataset.meta.total_episodes), lambda e: dataset.meta.get_video_file_path(e, camera)
-    ):
-        expected = sum(int(dataset.meta.episodes["length"][episode]) for episode in group)
-        if passed + expected > start:
-            found = 0
-            with av.open(str(Path(dataset.root) / path)) as container:
-                for frame in container.decode(video=0):
-                    if passed + found >= start:
-                        yield np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
-                    found += 1
-            if found != expected:
-                raise UserError(
-                    f"expected {expected} frames in {path}, found {found}; fix: copy or record the dataset again"
-                )
-        passed += expected
+def frames(dataset: LocalDataset, camera: str, start: int = 0) -> Iterator[NDArray[np.uint8]]:
+    """One camera's images (h, w, 3), in the order of the frames from `start` on. Raises UserError if one is lost."""
+    return images(dataset, camera).each(np.arange(start, dataset.num_frames))

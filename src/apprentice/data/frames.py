@@ -7,39 +7,43 @@ from typing import Any
 
 import numpy as np
 import torch
-from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.utils.constants import OBS_STATE
 from torch import Tensor
 
 from apprentice.data.dataset import column, frames, instructions, neighbours
+from apprentice.data.features import policy_features
 from apprentice.data.items import Items
+from apprentice.data.local import LocalDataset
 
 
 @dataclass(frozen=True)
 class Frames:
     """Every n-th frame of a dataset, in order."""
 
-    dataset: LeRobotDataset
+    dataset: LocalDataset
     cameras: list[str]
     every: int
+    vectors: tuple[str, ...] = (OBS_STATE,)
 
     def __len__(self) -> int:
         return len(range(0, self.dataset.num_frames, self.every))
 
     def batches(self, start: int, size: int, steps: int = 1) -> Iterator[dict[str, Any]]:
         """Batches from the `start`-th frame on, as LeRobot's data loader would yield them: uint8 images (b, 3, h, w),
-        state (b, S), task.
+        state (b, S) and other `vectors`, task.
 
         With more than one step, images (b, steps, 3, h, w) and state (b, steps, S) of the present and the frames right
         before it, oldest first; at the start of an episode its first frame is repeated, and `observation.state_is_pad`
         (b, steps) says so.
         """
-        state, task = torch.from_numpy(column(self.dataset, OBS_STATE)), instructions(self.dataset)
+        vectors = {key: torch.from_numpy(column(self.dataset, key)) for key in self.vectors}
+        task = instructions(self.dataset)
         steps_of, absent = neighbours(self.dataset, range(1 - steps, 1))
         streams = [self._images(camera, start, steps_of) for camera in self.cameras]
         for first in range(start, len(self), size):
             index = np.arange(first, min(first + size, len(self))) * self.every
-            batch: dict[str, Any] = {OBS_STATE: state[steps_of[index]], "task": [task[i] for i in index]}
+            batch: dict[str, Any] = {key: values[steps_of[index]] for key, values in vectors.items()}
+            batch["task"] = [task[i] for i in index]
             batch[f"{OBS_STATE}_is_pad"] = torch.from_numpy(absent[index])
             batch |= {
                 camera: torch.stack([next(stream) for _ in index])
@@ -64,8 +68,8 @@ def present(batch: dict[str, Any]) -> dict[str, Any]:
     return {key: value[:, -1] if key.startswith("observation.") else value for key, value in kept.items()}
 
 
-def seen_at(dataset: LeRobotDataset, index: np.ndarray, steps: int = 1) -> dict[str, Any]:
-    """A batch as `Frames` makes it, of frames anywhere (b,)."""
-    keys = [key for key in dataset.meta.features if key.startswith("observation.")]
+def seen_at(dataset: LocalDataset, index: np.ndarray, steps: int = 1) -> dict[str, Any]:
+    """A batch as `Frames` makes it, of frames anywhere (b,), with all that a policy could read."""
+    keys = [key for key in policy_features(dataset.meta.features) if key.startswith("observation.")]
     batch = Items(dataset, {key: range(1 - steps, 1) for key in keys}, keys).batch(index)
     return batch if steps > 1 else present(batch)

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from apprentice.data.dataset import episode_bounds, surroundings, task_names, values
+from apprentice.data.dataset import column, episode_bounds, surroundings, task_names, values
+from apprentice.data.features import VECTORS, is_picture
 from apprentice.data.images import images
+from apprentice.data.local import LocalDataset
 
 
 class Items(Dataset[dict[str, Any]]):
@@ -27,7 +28,7 @@ class Items(Dataset[dict[str, Any]]):
 
     def __init__(
         self,
-        dataset: LeRobotDataset,
+        dataset: LocalDataset,
         windows: Mapping[str, Sequence[int]] | None = None,
         keys: Iterable[str] | None = None,
     ):
@@ -36,15 +37,19 @@ class Items(Dataset[dict[str, Any]]):
         windows: the steps that a feature is told of, 0 is the frame's own; it gets an axis of time, and `KEY_is_pad`
             marks the steps outside the episode, which repeat its first or last frame. Other features are told of the
             frame alone.
-        keys: features that an item has besides its task; all if None.
+        keys: features that an item has besides its task; all numbers and pictures of colours if None.
         """
         features = dataset.meta.features
         chosen = [key for key in features if keys is None or key in set(keys)]
-        cameras = set(dataset.meta.camera_keys)
+        cameras = {key for key in chosen if is_picture(key, features[key])}
         self.windows = {key: np.asarray(steps) for key, steps in (windows or {}).items() if key in chosen}
         self.bounds = episode_bounds(dataset)
         self.images = {key: images(dataset, key) for key in chosen if key in cameras}
-        self.columns = {key: _tensor(values(dataset, key)) for key in chosen if _is_number(features[key]["dtype"])}
+        self.columns = {
+            key: _tensor(column(dataset, key) if key in VECTORS else values(dataset, key))
+            for key in chosen
+            if _is_number(features[key]["dtype"])
+        }
         self.names, self.tasks = task_names(dataset), values(dataset, "task_index")
 
     def __len__(self) -> int:
@@ -67,8 +72,8 @@ class Items(Dataset[dict[str, Any]]):
         for key, steps in self.windows.items():
             seen[key], absent = surroundings(self.bounds, index, steps)
             batch[f"{key}_is_pad"] = torch.from_numpy(absent)
-        for key, column in self.columns.items():
-            batch[key] = column[seen.get(key, index)]
+        for key, numbers in self.columns.items():
+            batch[key] = numbers[seen.get(key, index)]
         for key, pictures in self.images.items():
             frames = seen.get(key, index)
             decoded = torch.from_numpy(pictures[frames.ravel()]).permute(0, 3, 1, 2).contiguous()

@@ -6,7 +6,7 @@ published=4 corrections=1   two; four of five samples come from the first
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,11 +14,11 @@ from typing import Any
 
 from lerobot.configs import PolicyFeature
 from lerobot.datasets.compute_stats import aggregate_stats
-from lerobot.datasets.lerobot_dataset import LeRobotDataset
-from lerobot.utils.feature_utils import dataset_to_policy_features
 
-from apprentice.data.contract import Contract
+from apprentice.data.contract import Contract, common_size
 from apprentice.data.dataset import open_dataset, task_names
+from apprentice.data.features import VECTORS, policy_features
+from apprentice.data.local import LocalDataset
 from apprentice.errors import UserError
 
 
@@ -32,7 +32,7 @@ class Mixture:
         contract: what is known of the conventions of all of them.
     """
 
-    datasets: list[LeRobotDataset]
+    datasets: list[LocalDataset]
     weights: list[float] | None
     contract: Contract
 
@@ -43,13 +43,14 @@ class Mixture:
         if len(self.datasets) == 1:
             return first
         together = copy.copy(first)
-        together.stats = aggregate_stats([dataset.meta.stats for dataset in self.datasets])
+        read = [{key: dataset.meta.stats[key] for key in self.features} for dataset in self.datasets]
+        together.stats = aggregate_stats(read)
         return together
 
     @property
     def features(self) -> dict[str, PolicyFeature]:
         """What a policy can read and do, images (3, h, w)."""
-        return dataset_to_policy_features(self.datasets[0].meta.features)
+        return policy_features(self.datasets[0].meta.features)
 
     @property
     def instructions(self) -> list[str]:
@@ -62,8 +63,13 @@ class Mixture:
         return " and ".join(f"dataset {dataset.root}" for dataset in self.datasets)
 
 
-def open_mixture(words: str | Sequence[str]) -> Mixture:
-    """Open FOLDER or FOLDER=WEIGHT words. Raises UserError if a dataset cannot be read, or two do not fit together."""
+def open_mixture(
+    words: str | Sequence[str], rename: Mapping[str, str] | None = None, resize: Mapping[str, str] | None = None
+) -> Mixture:
+    """Open FOLDER or FOLDER=WEIGHT words, each with `rename` and `resize` as `open_dataset` takes them.
+
+    Raises UserError if a dataset cannot be read, or two do not fit together.
+    """
     words = [words] if isinstance(words, str) else list(words)
     if not words:
         raise UserError("expected a dataset, found none; fix: --dataset=FOLDER")
@@ -72,15 +78,26 @@ def open_mixture(words: str | Sequence[str]) -> Mixture:
         raise UserError(
             f"expected a weight for every dataset or for none, found {' '.join(words)}; fix: FOLDER=WEIGHT for all"
         )
-    datasets = [open_dataset(folder) for folder in folders]
-    contract = Contract.of_dataset(datasets[0].root)
+    datasets = [open_dataset(folder, rename, resize) for folder in folders]
+    contract = contract_of(datasets[0])
     for dataset in datasets[1:]:
         names = f"dataset {datasets[0].root}", f"dataset {dataset.root}"
         _check_same_features(datasets[0], dataset, *names)
-        other = Contract.of_dataset(dataset.root)
+        other = contract_of(dataset)
         contract.check(other, *names)
         contract = contract.completed(other)
     return Mixture(datasets, None if None in weights else list(weights), contract)
+
+
+def contract_of(dataset: LocalDataset) -> Contract:
+    """The contract of a dataset as it is read: with its new names and sizes."""
+    contract = Contract.of_dataset(dataset.root)
+    new = {old: name for name, old in dataset.stored.items()}
+    cameras = tuple(new.get(key, key) for key in contract.cameras or ()) or None
+    if not dataset.sizes:
+        return contract.having(cameras=cameras)
+    features = {key: dataset.meta.features[key] for key in cameras or () if key in dataset.meta.features}
+    return contract.having(cameras=cameras, image_size=common_size(features))
 
 
 def _weighed(word: str) -> tuple[str, float | None]:
@@ -96,7 +113,7 @@ def _weighed(word: str) -> tuple[str, float | None]:
     return folder, value
 
 
-def _check_same_features(one: LeRobotDataset, other: LeRobotDataset, name: str, other_name: str) -> None:
+def _check_same_features(one: LocalDataset, other: LocalDataset, name: str, other_name: str) -> None:
     mine, theirs = (_described(dataset.meta.features) for dataset in (one, other))
     problems = [
         f"{key}: {name} has {mine.get(key, 'none')}, {other_name} has {theirs.get(key, 'none')}"
@@ -111,7 +128,7 @@ def _check_same_features(one: LeRobotDataset, other: LeRobotDataset, name: str, 
 def _described(features: dict[str, Any]) -> dict[str, str]:
     """The shape of each feature that a policy can use, and the names of its columns if it has any."""
     found = {}
-    for key, feature in dataset_to_policy_features(features).items():
-        names = features[key].get("names") if features[key]["dtype"] not in ("image", "video") else None
+    for key, feature in policy_features(features).items():
+        names = features[key].get("names") if key in VECTORS else None
         found[key] = f"{tuple(feature.shape)}" + (f" {names}" if names else "")
     return found

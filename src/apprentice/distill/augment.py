@@ -3,7 +3,7 @@
 A frame's n-th view is the same in every run and on every machine, so what is computed of it can be kept.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -16,15 +16,17 @@ SHIFT = 0.05  # of an image's longer side, at most, in each direction; its edges
 LIGHT = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.02}
 
 
-def view_of(images: Tensor, frames: Iterable[int], view: int, seed: int = 0) -> Tensor:
-    """The `view`-th view of images (B, N, 3, h, w), uint8, of N cameras at `frames` (B); view 0 is the images."""
+def view_of(images: Sequence[Tensor], frames: Iterable[int], view: int, seed: int = 0) -> list[Tensor]:
+    """The `view`-th view of N cameras' images (B, 3, h, w) each, uint8, at `frames` (B); view 0 is the images."""
     if view == 0:
-        return images
-    height, width = images.shape[-2:]
-    crop = v2.RandomCrop((height, width), padding=round(SHIFT * max(height, width)), padding_mode="edge")
-    change = v2.Compose([crop, v2.ColorJitter(**LIGHT)])
+        return list(images)
+    changes = [v2.Compose([_crop(*camera.shape[-2:]), v2.ColorJitter(**LIGHT)]) for camera in images]
     changed = []
-    for cameras, frame in zip(images, frames, strict=True):
+    for row, frame in enumerate(frames):
         with seeded(int(np.random.default_rng([seed, view, int(frame)]).integers(2**63))):
-            changed.append(torch.stack([change(image) for image in cameras]))
-    return torch.stack(changed)
+            changed.append([change(camera[row]) for change, camera in zip(changes, images, strict=True)])
+    return [torch.stack(camera) for camera in zip(*changed, strict=True)]
+
+
+def _crop(height: int, width: int) -> v2.RandomCrop:
+    return v2.RandomCrop((height, width), padding=round(SHIFT * max(height, width)), padding_mode="edge")

@@ -13,13 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from torch import Tensor
 
-from apprentice.data.contract import image_size
 from apprentice.data.dataset import frames, instructions, task_names
 from apprentice.data.frames import Frames, seen_at
 from apprentice.data.images import images
+from apprentice.data.local import LocalDataset
 from apprentice.device import fast_bfloat16, mixed_precision
 from apprentice.distill.augment import view_of
 from apprentice.distill.rows import Computed, Rows, Views, content
@@ -30,6 +29,7 @@ from apprentice.files import fingerprint, read_json, write_json
 from apprentice.policy.modeling_apprentice import EXPERT_LATENTS, IMAGE_TOKENS, PREFIX, ApprenticePolicy
 from apprentice.progress import console
 from apprentice.vlm.packed import packed
+from apprentice.vlm.pixels import alike
 
 BATCH = 32
 MARGIN = 2e9  # bytes that stay free on the disk
@@ -79,7 +79,7 @@ class Kind:
 
 def cached(
     policy: ApprenticePolicy,
-    dataset: LeRobotDataset,
+    dataset: LocalDataset,
     every: int = 1,
     views: int = 1,
     cache_gb: float = CACHE_GB,
@@ -92,7 +92,7 @@ def cached(
 
 def cached_each(
     policy: ApprenticePolicy,
-    datasets: Sequence[LeRobotDataset],
+    datasets: Sequence[LocalDataset],
     every: int = 1,
     views: int = 1,
     cache_gb: float = CACHE_GB,
@@ -142,7 +142,7 @@ def cached_each(
 
 
 def cached_images(
-    datasets: Sequence[LeRobotDataset], cameras: Sequence[str], cache_gb: float = CACHE_GB, choice: Path | None = None
+    datasets: Sequence[LocalDataset], cameras: Sequence[str], cache_gb: float = CACHE_GB, choice: Path | None = None
 ) -> list[dict[str, Views]]:
     """Decoded images (3, h, w), uint8, of each frame of each dataset, by camera; see `cached_each`."""
     contents = [fingerprint(Path(dataset.root)) for dataset in datasets]
@@ -155,9 +155,9 @@ def cached_images(
     ]
 
 
-def images_of(dataset: LeRobotDataset, content: str, camera: str) -> Kind:
+def images_of(dataset: LocalDataset, content: str, camera: str) -> Kind:
     """One camera's images, which depend on the `content` of the dataset alone."""
-    height, width = image_size(dataset.meta.features[camera])
+    height, width = dataset.meta.features[camera]["shape"][:2]
     about = About(
         what=f"images of {camera.rpartition('.')[2]}",
         dataset=str(dataset.root),
@@ -168,7 +168,7 @@ def images_of(dataset: LeRobotDataset, content: str, camera: str) -> Kind:
         count=dataset.num_frames,
         row_bytes=3 * height * width,
     )
-    rows = Rows(fingerprint("images", camera, content), about, torch.uint8)
+    rows = Rows(fingerprint("images", camera, content, *dataset.changes), about, torch.uint8)
 
     def fill(view: int, first: int) -> Iterator[Tensor]:
         return (torch.from_numpy(image).permute(2, 0, 1)[None] for image in frames(dataset, camera, first))
@@ -231,14 +231,14 @@ class Frozen:
     def __init__(
         self,
         policy: ApprenticePolicy,
-        dataset: LeRobotDataset,
+        dataset: LocalDataset,
         every: int,
         precision: str,
         tasks: list[str] | None = None,
     ):
         self.policy, self.precision = policy, precision
-        self.source = Frames(dataset, list(policy.config.image_features), every)
-        self.content = fingerprint(Path(dataset.root), *self.source.cameras, str(every))
+        self.source = Frames(dataset, list(policy.config.image_features), every, policy.vectors)
+        self.content = fingerprint(Path(dataset.root), *self.source.cameras, str(every), *dataset.changes)
         self.tasks = instructions(dataset)[::every]
         self.all_tasks = tasks or sorted(set(self.tasks))
         self.ready: dict[str, Views] = {}
@@ -255,7 +255,8 @@ class Frozen:
     def latents(self) -> Kind:
         """The expert's latents (N, D)."""
         config = self.policy.config
-        files = sorted({Path(config.expert), *checkpoints(config.expert)})
+        place = config.find_expert()
+        files = sorted({Path(place), *checkpoints(place)})
         key = fingerprint(str(config.expert_obs_steps), *files)
         rows = self._rows(EXPERT_LATENTS, key, next(self._fill_latents(0, 0, 1)), torch.float32, 1)
         return Kind(EXPERT_LATENTS, rows, self._fill_latents, self._latents_at)
@@ -309,10 +310,12 @@ class Frozen:
 
     def _seen(self) -> str:
         """What the VLM makes of a picture before its weights meet it."""
-        cameras = list(self.policy.config.image_features.values())
         generator = torch.Generator().manual_seed(0)
-        noise = torch.randint(0, 256, (1, len(cameras), *cameras[0].shape), generator=generator, dtype=torch.uint8)
-        return fingerprint(*(content(value.cpu()) for value in self.policy.vlm.pixels(noise).values()))
+        seen = []
+        for size, cameras in alike(self.policy.image_sizes).items():
+            noise = torch.randint(0, 256, (1, len(cameras), 3, *size), generator=generator, dtype=torch.uint8)
+            seen += [content(value.cpu()) for value in self.policy.vlm.pixels(noise).values()]
+        return fingerprint(*seen)
 
     # ---- rows in order
 

@@ -4,9 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.utils.constants import ACTION
-from lerobot.utils.feature_utils import dataset_to_policy_features
 from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
@@ -14,16 +12,18 @@ from torch import Tensor
 from apprentice.data.contract import FILE as CONTRACT
 from apprentice.data.contract import Contract, check_features
 from apprentice.data.dataset import action_chunks, open_dataset
+from apprentice.data.features import policy_features
 from apprentice.data.frames import seen_at
+from apprentice.data.local import LocalDataset
+from apprentice.data.mixture import contract_of
 from apprentice.device import best_device
 from apprentice.errors import UserError
 from apprentice.experts import checkpoints, load_expert
-from apprentice.experts.base import ActionExpert
+from apprentice.experts.base import ActionExpert, check_units
 from apprentice.progress import console
 
 BATCH = 16
 SAME = 1e-3  # of the normalisation's scale: decoded latents and the policy's own actions may differ by so much
-FAR, FLAT = 4.0, 0.01  # normalised actions have a mean and a spread below the one, and a spread above the other
 
 
 @dataclass(frozen=True)
@@ -48,17 +48,25 @@ class Findings:
         return float(self.error.norm() / self.spread.norm())
 
 
-def expert_check(checkpoint: str, dataset: str, frames: int = 64) -> bool:
+def expert_check(
+    checkpoint: str,
+    dataset: str,
+    frames: int = 64,
+    rename: dict[str, str] | None = None,
+    resize: dict[str, str] | None = None,
+) -> bool:
     """Tell whether a policy can teach on a dataset; False, and what to do about it, if it cannot.
 
     Args:
         checkpoint: the policy's checkpoint folder, or a YAML file with one for each instruction.
         dataset: folder of a LeRobotDataset v3.0.
         frames: how many frames, spread over the dataset, its actions are compared on.
+        rename: new names of the dataset's features, such as observation.images.top=observation.images.image.
+        resize: sizes (px) in which cameras are read, such as observation.images.image=240x320 (height x width).
 
     Raises UserError if there is no such dataset.
     """
-    data = open_dataset(dataset)
+    data = open_dataset(dataset, rename, resize)
     try:
         expert = load_expert(checkpoint, best_device())
         console.print(summary(expert))
@@ -70,7 +78,7 @@ def expert_check(checkpoint: str, dataset: str, frames: int = 64) -> bool:
                 f"decoded latents and its own actions differ by {findings.difference:.1e} scales\n"
                 f"error against the recorded actions: {findings.relative_error:.2f} of a constant answer's"
             )
-            problems = [*foreign_units(expert, data), *unfit(findings)]
+            problems = unfit(findings)
     except UserError as error:
         problems = [str(error)]
     for problem in problems:
@@ -98,12 +106,13 @@ def summary(expert: ActionExpert) -> Table:
     return table
 
 
-def meeting(expert: ActionExpert, checkpoint: str, dataset: LeRobotDataset) -> list[str]:
+def meeting(expert: ActionExpert, checkpoint: str, dataset: LocalDataset) -> list[str]:
     """Where features and contracts of expert and dataset do not fit together."""
     problems = []
-    found = {key: tuple(feature.shape) for key, feature in dataset_to_policy_features(dataset.meta.features).items()}
+    found = {key: tuple(feature.shape) for key, feature in policy_features(dataset.meta.features).items()}
     try:
         check_features({**expert.inputs, ACTION: (expert.action_dim,)}, found, "the expert", "the dataset")
+        check_units(expert, dataset.meta.stats, "the expert", "the dataset")
     except UserError as error:
         problems.append(str(error))
     for folder in checkpoints(checkpoint):
@@ -111,13 +120,13 @@ def meeting(expert: ActionExpert, checkpoint: str, dataset: LeRobotDataset) -> l
             console.print(f"{folder} has no contract: conventions (units, rotation, gripper) are not compared")
             continue
         try:
-            Contract.load(folder).check(Contract.of_dataset(dataset.root), f"expert {folder}", "the dataset")
+            Contract.load(folder).check(contract_of(dataset), f"expert {folder}", "the dataset")
         except UserError as error:
             problems.append(str(error))
     return problems
 
 
-def action_table(expert: ActionExpert, dataset: LeRobotDataset) -> Table:
+def action_table(expert: ActionExpert, dataset: LocalDataset) -> Table:
     """The dataset's actions beside the expert's normalisation of them."""
     table = Table(title="actions", title_justify="left")
     for name in ("column", "recorded mean", "recorded spread", "expert's offset", "expert's scale"):
@@ -129,29 +138,14 @@ def action_table(expert: ActionExpert, dataset: LeRobotDataset) -> Table:
     return table
 
 
-def foreign_units(expert: ActionExpert, dataset: LeRobotDataset) -> list[str]:
-    """Actions that, normalised by the expert's statistics, lie far from where such actions lie."""
-    offset, scale = (value.cpu() for value in expert.action_affine())
-    recorded = _recorded(dataset)
-    moving = recorded.std(0) > 1e-6
-    normalised = (recorded - offset) / scale
-    far = (normalised.mean(0).abs() > FAR) | (normalised.std(0) > FAR) | (normalised.std(0) < FLAT)
-    wrong = (far & moving).nonzero()[:, 0].tolist()
-    if not wrong:
-        return []
-    return [
-        f"expected actions like those that it was trained on, found other means or spreads in columns {wrong}; "
-        "fix: convert the dataset's actions to its units, or train it on this dataset"
-    ]
-
-
 @torch.no_grad()
-def look(expert: ActionExpert, dataset: LeRobotDataset, count: int) -> Findings:
+def look(expert: ActionExpert, dataset: LocalDataset, count: int) -> Findings:
     """Compare the expert's decoded latents with its own and with the recorded actions, on `count` frames at most."""
     index = np.unique(np.linspace(0, dataset.num_frames - 1, count).round().astype(int))
     truth, pad = (torch.from_numpy(values[index]) for values in action_chunks(dataset, range(expert.horizon)))
     decoded, difference = [], 0.0
     scale = expert.action_affine()[1].cpu()
+    scale = torch.where(scale == 0, 1.0, scale)
     for first in range(0, len(index), BATCH):
         batch = seen_at(dataset, index[first : first + BATCH], expert.n_obs_steps)
         actions = expert.decoded(expert.encode(batch)).cpu()
@@ -159,7 +153,7 @@ def look(expert: ActionExpert, dataset: LeRobotDataset, count: int) -> Findings:
         difference = max(difference, float(((actions - own) / scale).abs().max()))
         decoded.append(actions)
     errors = (torch.cat(decoded) - truth)[~pad] / scale
-    return Findings(difference, errors.square().mean(0).sqrt(), (truth[~pad] / scale).std(0))
+    return Findings(difference, errors.square().mean(0).sqrt(), (truth[~pad] / scale).std(0, correction=0))
 
 
 def unfit(findings: Findings) -> list[str]:
@@ -170,7 +164,9 @@ def unfit(findings: Findings) -> list[str]:
             f"expected decoded latents to be its own actions, found a difference of {findings.difference:.1e}; "
             "fix: report it with this checkpoint, it is a fault of ours"
         )
-    if not findings.relative_error < 1:
+    if not findings.spread.norm() > 0:
+        problems.append("expected recorded actions that vary, found all alike; fix: record more frames")
+    elif not findings.relative_error < 1:
         problems.append(
             f"expected actions nearer to the recorded ones than their mean is, found {findings.relative_error:.2f} "
             "times its error; fix: train it longer, and on this dataset"
@@ -178,5 +174,5 @@ def unfit(findings: Findings) -> list[str]:
     return problems
 
 
-def _recorded(dataset: LeRobotDataset) -> Tensor:
+def _recorded(dataset: LocalDataset) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(action_chunks(dataset, [0])[0][:, 0]))

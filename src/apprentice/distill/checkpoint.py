@@ -1,8 +1,8 @@
 """What a run leaves behind while it trains, so that it can be killed at any moment and go on as if it had not been.
 
 `run/checkpoint` is the newest checkpoint: the policy, as LeRobot loads it, and in `training_state/` what it takes to
-go on. `run/previous` is the one before. Each lists its own files with their sizes and SHA-256, so that damage is found
-when a checkpoint is read and not a thousand steps later.
+go on. `run/previous` is the one before, `run/best` the best one while a run that keeps it trains. Each lists its own
+files with their sizes and SHA-256, so that damage is found when a checkpoint is read and not a thousand steps later.
 """
 
 import hashlib
@@ -10,7 +10,9 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -21,12 +23,44 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from apprentice.distill.learner import Learner
 from apprentice.errors import UserError
-from apprentice.files import read_json, write_json
+from apprentice.files import disk_full_at, move, read_json, write_json
 from apprentice.progress import console
 
 MANIFEST = "manifest.json"
-NEWEST, BEFORE, FRESH = "checkpoint", "previous", ".checkpoint"
+NEWEST, BEFORE, FRESH, BEST = "checkpoint", "previous", ".checkpoint", "best"
 STATE = Path("training_state", "state.safetensors")
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands after its checkpoint.
+
+    Attributes:
+        step: optimizer steps taken.
+        samples: samples that they trained on.
+        begun: step at which the present schedule of the learning rate began: 0, or the end of a finished run that now
+            takes more steps.
+        finished: how many steps the run was to take when it finished with this checkpoint; 0 before that.
+        best: the best that was measured so far, and `best_step` the steps taken by then; None before the first.
+        worse: how often it was measured since then.
+        weights: after how many steps the checkpoint's weights are: `step`, or `best_step` when a run that keeps the
+            best is finished.
+    """
+
+    step: int = 0
+    samples: int = 0
+    begun: int = 0
+    finished: int = 0
+    best: float | None = None
+    best_step: int = 0
+    worse: int = 0
+    weights: int = 0
+
+    @classmethod
+    def of(cls, folder: Path) -> "Position":
+        """The position that a checkpoint's manifest names. Raises OSError and ValueError if it has none."""
+        known = read_json(folder / MANIFEST)
+        return cls(**{field.name: known[field.name] for field in fields(cls) if field.name in known})
 
 
 class Trainee:
@@ -108,6 +142,14 @@ class Trainee:
         fused = any(group.get("fused") for group in self.optimizer.param_groups)
         return parameter.device if fused else torch.device("cpu")
 
+    def finite(self) -> bool:
+        """Whether all weights that train, and their average, are numbers. All processes take part."""
+        here = [_here(p) for p in self.trained.values()] + self.average
+        lost = torch.zeros((), device=self.accelerator.device)
+        for each in here:
+            lost += (~each.isfinite()).any().float()
+        return not float(self.accelerator.reduce(lost, "sum"))
+
     def write(self, folder: Path | None) -> None:
         """Write the policy, with averaged weights, into `folder`; None on the processes that only hand theirs in."""
         with self.averaged():
@@ -123,15 +165,25 @@ class Trainee:
             processor.save_pretrained(folder)
 
 
-def save(trainee: Trainee, run: Path, step: int, seconds: float, last: bool) -> None:
-    """Write `run/checkpoint` after `step` steps and `seconds`; what was there is the one before, until the `last`.
+def save(trainee: Trainee, run: Path, position: Position, seconds: float, keep_best: bool = False) -> None:
+    """Write `run/checkpoint` at `position`, after `seconds`. What was there is the one before, until the run is
+    finished: then the checkpoint is all that stays, the best one to `keep_best`, and holds the policy alone.
 
     All processes take part.
     """
-    fresh = run / FRESH
+    with disk_full_at(run / FRESH, run / NEWEST):
+        _save(trainee, run, position, seconds, keep_best)
+
+
+def _save(trainee: Trainee, run: Path, position: Position, seconds: float, keep_best: bool) -> None:
+    fresh, last = run / FRESH, bool(position.finished)
     if trainee.main:
         shutil.rmtree(fresh, ignore_errors=True)
-    trainee.write(fresh if trainee.main else None)
+    kept = position.best_step if keep_best and last and position.best is not None else position.step
+    if kept == position.step:
+        trainee.write(fresh if trainee.main else None)
+    elif trainee.main:
+        shutil.copytree(run / BEST, fresh)
     state = {} if last else trainee.state()
     if not trainee.main:
         return
@@ -139,20 +191,29 @@ def save(trainee: Trainee, run: Path, step: int, seconds: float, last: bool) -> 
         (fresh / STATE).parent.mkdir()
         save_file(state, fresh / STATE, {"format": "pt"})
         write_json((fresh / STATE).with_name("progress.json"), {"seconds": seconds})
-    write_json(fresh / MANIFEST, {"step": step, "files": _listed(fresh)})
+    seal(fresh, replace(position, weights=kept))
+    move(fresh, run / NEWEST)
     shutil.rmtree(run / BEFORE, ignore_errors=True)
-    if (run / NEWEST).exists():
-        os.replace(run / NEWEST, run / BEFORE)
-    os.replace(fresh, run / NEWEST)
+    if fresh.exists() and not last:  # what was there
+        os.replace(fresh, run / BEFORE)
+    shutil.rmtree(fresh, ignore_errors=True)
     if last:
-        shutil.rmtree(run / BEFORE, ignore_errors=True)
+        shutil.rmtree(run / BEST, ignore_errors=True)
 
 
-def recover(run: Path) -> int:
-    """Make the newest whole checkpoint `run/checkpoint`, and return how many steps it took; 0 if there is none.
+def seal(folder: Path, position: Position) -> None:
+    """List the files of a checkpoint, and where it stands."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    write_json(folder / MANIFEST, {**asdict(position), "files": _listed(folder)})
 
-    A damaged one is named, and moved aside.
+
+def recover(run: Path) -> Position:
+    """Make the newest whole checkpoint `run/checkpoint`, and return where it stands: at the beginning if there is none.
+
+    A damaged one is named, and moved aside. One that was whole, but not yet in its place, is put there.
     """
+    if not (run / NEWEST).exists() and (run / FRESH).exists() and not damage(run / FRESH):
+        os.replace(run / FRESH, run / NEWEST)
     shutil.rmtree(run / FRESH, ignore_errors=True)
     for name in (NEWEST, BEFORE):
         folder = run / name
@@ -162,13 +223,16 @@ def recover(run: Path) -> int:
         if not fault:
             if name == BEFORE:
                 os.replace(folder, run / NEWEST)
-            return read_json(run / NEWEST / MANIFEST)["step"]
+            position = Position.of(run / NEWEST)
+            for rest in (BEFORE, BEST) if position.finished else ():
+                shutil.rmtree(run / rest, ignore_errors=True)
+            return position
         aside = run / f"{name}.damaged"
         shutil.rmtree(aside, ignore_errors=True)
         os.replace(folder, aside)
         then = "going on from the one before it" if name == NEWEST and (run / BEFORE).exists() else "starting over"
         console.print(f"{folder}: {fault}; {then}", highlight=False, soft_wrap=True)
-    return 0
+    return Position()
 
 
 def restore(trainee: Trainee, run: Path) -> float:
@@ -192,8 +256,8 @@ def check_whole(folder: Path) -> None:
 def damage(folder: Path) -> str:
     """What is wrong with a checkpoint: a file that is missing, cut off or altered; nothing if it is whole."""
     try:
-        listed = read_json(folder / MANIFEST)["files"]
-    except (OSError, ValueError, KeyError):
+        listed: dict[str, Any] = read_json(folder / MANIFEST)["files"]
+    except (OSError, ValueError, KeyError, TypeError):
         return f"no readable {MANIFEST}"
     for name, (size, digest) in listed.items():
         file = folder / name

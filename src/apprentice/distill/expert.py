@@ -4,6 +4,7 @@ The policy, its processors, its optimizer and its schedule are what `lerobot-tra
 are ours. What is left is arithmetic: `benchmarks/expert.py` compares.
 """
 
+import copy
 import dataclasses
 import difflib
 import typing
@@ -19,23 +20,26 @@ from accelerate import Accelerator
 from draccus.utils import DecodingError
 from lerobot.configs import FeatureType, PreTrainedConfig
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
-from lerobot.utils.constants import IMAGENET_STATS
+from lerobot.processor import RenameObservationsProcessorStep
+from lerobot.utils.constants import ACTION, IMAGENET_STATS, OBS_STATE
 from torch import Tensor
 
-from apprentice.adapters import load_policy
+from apprentice.adapters import load_policy, load_processors
 from apprentice.data.contract import FILE as CONTRACT
 from apprentice.data.contract import Contract, check_features
 from apprentice.data.mixture import Mixture, open_mixture
+from apprentice.data.statistics import check_alike
 from apprentice.device import best_device, bfloat16_is_faster
 from apprentice.distill.cache import cached_images
+from apprentice.distill.checkpoint import Position
 from apprentice.distill.learner import Learner
 from apprentice.distill.resident import on_device
-from apprentice.distill.runs import carry_out, checkpoint_of
+from apprentice.distill.runs import RATES, carry_out, checkpoint_of
 from apprentice.distill.samples import Samples
 from apprentice.distill.tracking import tracked
 from apprentice.distill.trainer import Schedule, Watch, processes, train
 from apprentice.errors import UserError
-from apprentice.experts.base import Batch
+from apprentice.experts.base import Batch, affine_of, state_affine_of
 from apprentice.experts.kinds import kind_of
 from apprentice.files import read_json, write_json
 from apprentice.policy.modeling_apprentice import shapes
@@ -43,6 +47,7 @@ from apprentice.progress import console
 
 STAGE = "train-expert"
 PROBED = 8  # samples on which precisions are compared on a CPU; a GPU needs a whole batch to be busy
+FIXED = {"device", "push_to_hub", "pretrained_path", "output_features", "use_amp", "use_peft"}  # not for --set
 HORIZONS = ("n_action_steps", "chunk_size", "action_chunk_size")
 
 
@@ -57,6 +62,9 @@ class ExpertConfig:
         kind: what to train (default: seer, or what is in `init`).
         set: fields of the policy's own configuration, as in --policy.KEY=VALUE of lerobot-train: chunk_size=16
             optimizer_lr=3e-4.
+        rename: new names of a dataset's features, such as observation.images.top=observation.images.image. The
+            checkpoint remembers them, for a robot that has the old names.
+        resize: sizes (px) in which cameras are read, such as observation.images.image=240x320 (height x width).
         cameras: the images that it reads; all if none are named.
         init: checkpoint (or run) whose weights and statistics to go on from.
         steps: optimizer steps.
@@ -72,6 +80,8 @@ class ExpertConfig:
             others; 1 for alike.
         validate: episodes of the datasets that nothing trains on; their loss is logged.
         validate_every: steps from one look at them to the next.
+        keep: which weights the run ends with: the last, or those that had the least loss of `validate`'s episodes.
+        patience: stop early, when so many looks in a row found no lesser loss; 0 for never.
         track: also draw the log's curves with trackio, if it is installed, or wandb; both stay on this machine.
     """
 
@@ -79,6 +89,8 @@ class ExpertConfig:
     out: str
     kind: Literal["seer", "seer_full", "act", "diffusion", "vqbet", "multi_task_dit"] | None = None
     set: dict[str, str] | None = None
+    rename: dict[str, str] | None = None
+    resize: dict[str, str] | None = None
     cameras: Sequence[str] = ()
     init: str = ""
     steps: int = 10000
@@ -92,6 +104,8 @@ class ExpertConfig:
     gripper_change_factor: float = 1.0
     validate: int = 0
     validate_every: int = 500
+    keep: Literal["last", "best"] = "last"
+    patience: int = 0
     track: Literal["trackio", "wandb", "none"] = "trackio"
 
 
@@ -100,27 +114,51 @@ def train_expert(config: ExpertConfig) -> Path:
 
     Raises UserError if the datasets do not fit together, or the policy's settings or inputs do not fit to them.
     """
+    _check_settings(config)
     policy_config = configured(config)  # before the other processes, for its errors
     accelerator = processes(STAGE, config.accumulate)
 
-    def teach(done: int) -> None:
-        _train(config, policy_config, accelerator, done)
+    def teach(position: Position) -> None:
+        _train(config, policy_config, accelerator, position)
 
     return carry_out(STAGE, accelerator, Path(config.out), asdict(config), teach)
 
 
-def _train(config: ExpertConfig, policy_config: Any, accelerator: Accelerator, done: int) -> None:
-    """Train it, from step `done` on."""
+def _check_settings(config: ExpertConfig) -> None:
+    """Raise UserError for a setting that would do nothing."""
+    unseen = "no episodes are kept out without --validate"
+    idle = {name: unseen for name in ("validate_every", "keep", "patience") if not config.validate}
+    idle |= {"cameras": "the checkpoint of --init says which cameras it reads"} if config.init else {}
+    for name, reason in idle.items():
+        if (value := getattr(config, name)) != getattr(ExpertConfig, name):
+            raise UserError(
+                f"expected settings that do something, found --{name.replace('_', '-')} {value}, but {reason}; "
+                "fix: leave it out"
+            )
+    if fixed := sorted(FIXED & set(config.set or {})):
+        raise UserError(
+            f"expected settings that training here reads, found --set {fixed[0]}, which does nothing; fix: leave it "
+            "out (--precision chooses bfloat16, --dataset the features, --init the weights)"
+        )
+
+
+def _train(config: ExpertConfig, policy_config: Any, accelerator: Accelerator, position: Position) -> None:
+    """Train it, from `position` on."""
+    done = position.step
     run = Path(config.out)
     checkpoint = run / "checkpoint"
     torch.manual_seed(config.seed)
-    mixture = open_mixture(config.dataset)
+    mixture = open_mixture(config.dataset, config.rename, config.resize)
     init = checkpoint if done else checkpoint_of(config.init) if config.init else None
     if done:  # a policy may have filled in what it found in pretrained encoders
+        pace = {name: getattr(policy_config, name) for name in config.set or {} if name.startswith(RATES)}
         policy_config = PreTrainedConfig.from_pretrained(checkpoint, local_files_only=True)
-        policy_config.device = best_device().type
+        for name, value in {**pace, "device": best_device().type}.items():
+            setattr(policy_config, name, value)
     policy, contract = built(policy_config, mixture, config.cameras, init)
     before, after = processors(policy, mixture, init)
+    if init is not None:
+        _check_units(policy, before, after, mixture)
     with accelerator.main_process_first(), accelerator.local_main_process_first():
         rows = cached_images(
             mixture.datasets, list(policy.config.image_features), config.cache_gb, choice=run / "caches.json"
@@ -135,8 +173,8 @@ def _train(config: ExpertConfig, policy_config: Any, accelerator: Accelerator, d
     learner = Learner(
         policy,
         STAGE,
-        *optimization(policy, config.steps),
-        processors=(before, after),
+        *optimization(policy, config.steps, position.begun),
+        processors=(renaming(before, config.rename), after),
         contract=contract,
         bfloat16=_in_bfloat16(config, policy, samples, run, accelerator),
         settled=lambda: _is_settled(policy),
@@ -146,8 +184,8 @@ def _train(config: ExpertConfig, policy_config: Any, accelerator: Accelerator, d
     schedule = Schedule(config.steps, config.batch_size, config.seed, config.accumulate, config.ema)
     kind = config.track if accelerator.is_main_process else "none"
     with tracked(kind, run, {"stage": STAGE, **asdict(config)}) as tell:
-        watch = Watch(held_out, config.validate_every, tell=tell)
-        train(learner, samples, schedule, run, done, watch, accelerator)
+        watch = Watch(held_out, config.validate_every, keep=config.keep, patience=config.patience, tell=tell)
+        train(learner, samples, schedule, run, position, watch, accelerator)
 
 
 def configured(config: ExpertConfig) -> Any:
@@ -240,13 +278,34 @@ def processors(policy: Any, mixture: Mixture, init: Path | None) -> tuple[Any, A
     lerobot-train; or as they are in `init`, for the weights there were trained with them.
     """
     if init is not None:
-        override = {"device_processor": {"device": policy.config.device}}
-        return make_pre_post_processors(policy.config, str(init), preprocessor_overrides=override)
+        return load_processors(init, policy.config)
     usual = {name: torch.tensor(value, dtype=torch.float32) for name, value in IMAGENET_STATS.items()}
-    stats = {key: {**mixture.meta.stats[key], **usual} for key in mixture.meta.camera_keys}
+    cameras = [key for key, feature in mixture.features.items() if feature.type is FeatureType.VISUAL]
+    stats = {key: {**mixture.meta.stats[key], **usual} for key in cameras}
     return make_pre_post_processors(
         policy.config, dataset_stats={**mixture.meta.stats, **stats}, dataset_meta=mixture.meta
     )
+
+
+def renaming(before: Any, rename: dict[str, str] | None) -> Any:
+    """The processor as a robot needs it that has a dataset's old names; training reads by the new ones."""
+    if not rename:
+        return before
+    own = copy.copy(before)
+    names = RenameObservationsProcessorStep(rename_map=dict(rename))
+    own.steps = [names if isinstance(step, RenameObservationsProcessorStep) else step for step in before.steps]
+    return own
+
+
+def _check_units(policy: Any, before: Any, after: Any, mixture: Mixture) -> None:
+    """Raises UserError if a dataset has other numbers than those that the weights were trained on."""
+    known = {ACTION: affine_of(after, policy.config.action_feature.shape[0])}
+    if policy.config.robot_state_feature is not None:
+        known[OBS_STATE] = state_affine_of(before, policy.config.robot_state_feature.shape[0])
+    for dataset in mixture.datasets:
+        for key, (offset, scale) in known.items():
+            stats = dataset.meta.stats[key]
+            check_alike(stats, offset.numpy(), scale.numpy(), key, "the expert", f"dataset {dataset.root}")
 
 
 def prepared(before: Any) -> Callable[[Batch], Batch]:
@@ -260,13 +319,18 @@ def prepared(before: Any) -> Callable[[Batch], Batch]:
     return prepare
 
 
-def optimization(policy: Any, steps: int) -> tuple[torch.optim.Optimizer, Callable[[int], float], float]:
-    """The policy's own optimizer, with its peak rates, the factor of these in each step, and its limit of gradients."""
+def optimization(
+    policy: Any, steps: int, begun: int = 0
+) -> tuple[torch.optim.Optimizer, Callable[[int], float], float]:
+    """The policy's own optimizer, with its peak rates, the factor of these in each step from `begun` on, and its limit
+    of gradients.
+    """
     preset, schedule = policy.config.get_optimizer_preset(), policy.config.get_scheduler_preset()
     rate: Callable[[int], float] = lambda step: 1.0  # noqa: E731
     if schedule is not None:
         anything = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-        rate = schedule.build(anything, steps).lr_lambdas[0]
+        own = schedule.build(anything, steps - begun).lr_lambdas[0]
+        rate = lambda step: own(step - begun)  # noqa: E731
     optimizer = preset.build(policy.get_optim_params())
     for group in optimizer.param_groups:
         group |= {"fused": True} if "fused" in group else {}  # the same numbers in a fifth of the time

@@ -36,7 +36,7 @@ class Learner:
     settled: Callable[[], bool] = lambda: True
 
 
-def decay(steps: int) -> Callable[[int], float]:
-    """Warm up over a tenth of the steps, then fall linearly to zero at the last (PAPER, recipe)."""
-    warm = max(1, round(WARM_UP * steps))
-    return lambda step: min((step + 1) / warm, (steps - step) / max(1, steps - warm))
+def decay(steps: int, begun: int = 0) -> Callable[[int], float]:
+    """From step `begun` on warm up over a tenth of what is left, then fall linearly to zero (PAPER, recipe)."""
+    warm = max(1, round(WARM_UP * (steps - begun)))
+    return lambda step: min((step - begun + 1) / warm, (steps - step) / max(1, steps - begun - warm))

@@ -17,15 +17,15 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from lerobot.configs import FeatureType, PolicyFeature
-from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.utils.constants import ACTION, OBS_STATE
-from lerobot.utils.feature_utils import dataset_to_policy_features
 from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from apprentice.data.contract import Contract
 from apprentice.data.dataset import instructions, open_dataset
+from apprentice.data.features import policy_features
+from apprentice.data.local import LocalDataset
 from apprentice.distill.cache import BATCH
 from apprentice.distill.memory import Account, Saved, imagine
 from apprentice.errors import UserError
@@ -36,6 +36,7 @@ from apprentice.policy.configuration_apprentice import ApprenticeConfig
 from apprentice.policy.history import ABSENT, EXPERT_LATENTS
 from apprentice.policy.modeling_apprentice import IMAGE_TOKENS, PREFIX, ApprenticePolicy
 from apprentice.progress import console
+from apprentice.untrusted import check_model
 
 INSTRUCTIONS = ["pick up the black bowl and place it on the plate", "turn on the stove"]  # where no dataset tells
 NO_WEIGHTS = ["*.json", "*.jinja", "*.txt", "*.model"]
@@ -132,11 +133,11 @@ class Sketch:
     """
 
     def __init__(
-        self, folder: Path, expert: str, data: LeRobotDataset | None, batch: int, steps: int, precision: torch.dtype
+        self, folder: Path, expert: str, data: LocalDataset | None, batch: int, steps: int, precision: torch.dtype
     ):
         self.batch, self.steps, self.precision = batch, steps, precision
         self.expert = load_expert(expert, torch.device("cpu"))
-        features = dataset_to_policy_features(data.meta.features) if data else _features(self.expert)
+        features = policy_features(data.meta.features) if data else _features(self.expert)
         tasks = sorted(set(instructions(data))) if data else INSTRUCTIONS
         self.config = ApprenticeConfig(
             vlm=str(folder / "vlm"),
@@ -190,8 +191,7 @@ class Sketch:
     def _see(self, policy: ApprenticePolicy, account: Account) -> tuple[tuple[int, int], int]:
         """Shape of a frame's image tokens, and the bytes that it takes to compute them."""
         before = account.live
-        cameras = list(policy.config.image_features.values())
-        black = torch.zeros(1, len(cameras), *cameras[0].shape, dtype=torch.uint8)
+        black = [torch.zeros(1, 3, *size, dtype=torch.uint8) for size in policy.image_sizes]
         with account, torch.no_grad(), self._autocast():
             tokens = policy.vlm.image_tokens(black)
         return (tokens.shape[1], tokens.shape[2]), account.peak - before
@@ -324,6 +324,7 @@ def configuration(vlm: str) -> Iterator[Path]:
                 f"expected a VLM's folder or its name on the hub, found '{vlm}': {str(error).splitlines()[0]}; "
                 "fix: check the name, or go online once to fetch its configuration"
             ) from error
+    check_model(place, weights=False)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "vlm").symlink_to(place.resolve())
         Contract().save(folder)

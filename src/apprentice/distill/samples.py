@@ -12,11 +12,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lerobot.configs import PreTrainedConfig
-from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.utils.constants import ACTION, OBS_STATE
 from numpy.typing import NDArray
 
 from apprentice.data.dataset import action_chunks, column, episode_bounds, instructions, neighbours
+from apprentice.data.local import LocalDataset
 from apprentice.distill.rows import Joined, Views
 from apprentice.errors import UserError
 from apprentice.experts.base import ACTIONS, Batch
@@ -56,7 +56,7 @@ class Samples:
 
     def __init__(
         self,
-        dataset: LeRobotDataset,
+        dataset: LocalDataset,
         config: PreTrainedConfig,
         rows: dict[str, Views],
         device: torch.device,
@@ -92,7 +92,7 @@ class Samples:
     @classmethod
     def of(
         cls,
-        datasets: Sequence[LeRobotDataset],
+        datasets: Sequence[LocalDataset],
         config: PreTrainedConfig,
         rows: Sequence[dict[str, Views]],
         device: torch.device,
@@ -154,11 +154,16 @@ class Samples:
         `balance` "task", each instruction as often as every other; inside an instruction, samples around a change of
         the gripper so many times as often as others.
 
-        Raises UserError for a factor that is not above 0.
+        Raises UserError for a factor that is not above 0, or that has no change of the gripper to count for.
         """
         if not 0 < gripper_change_factor < np.inf:
             raise UserError(
                 f"expected a factor above 0, found {gripper_change_factor}; fix: --gripper-change-factor=1 for none"
+            )
+        if gripper_change_factor != 1 and not self.changes[self.frames].any():
+            raise UserError(
+                "expected a gripper, the last column of the action, that opens or closes, found none that does; "
+                "fix: leave --gripper-change-factor out"
             )
         source = self.source[self.frames]
         names = [self.task[frame] if balance == "task" else "" for frame in self.frames]
@@ -171,9 +176,9 @@ class Samples:
         each *= (of_source / np.maximum(groups, 1))[source] / np.bincount(group, each)[group]
         self.weights = None if np.allclose(each, each[0], rtol=1e-9) else Weights(each, group)
 
-    def order(self, step: int, batch_size: int, seed: int) -> np.ndarray:
+    def order(self, step: int, batch_size: int, seed: int, moved: int = 0) -> np.ndarray:
         """Which samples (batch_size,) step number `step` trains on."""
-        return order(step, batch_size, len(self), seed, self.views, self.weights)
+        return order(step, batch_size, len(self), seed, self.views, self.weights, moved)
 
     def some(self, count: int) -> Iterator[Batch]:
         """Batches of about `count` samples of view 0, taken evenly."""
@@ -205,7 +210,7 @@ def observed_steps(config: PreTrainedConfig) -> list[int] | None:
     return config.history if config.n_obs_steps > 1 else None
 
 
-def near_gripper_change(dataset: LeRobotDataset) -> NDArray[np.bool_]:
+def near_gripper_change(dataset: LocalDataset) -> NDArray[np.bool_]:
     """Which frames (F,) are less than `NEAR_CHANGE` away from one at which the gripper, the action's last column,
     crosses the middle of its range.
     """
@@ -222,12 +227,18 @@ def near_gripper_change(dataset: LeRobotDataset) -> NDArray[np.bool_]:
 
 
 def order(
-    step: int, batch_size: int, count: int, seed: int, views: int = 1, weights: Weights | None = None
+    step: int,
+    batch_size: int,
+    count: int,
+    seed: int,
+    views: int = 1,
+    weights: Weights | None = None,
+    moved: int = 0,
 ) -> np.ndarray:
     """Which samples (batch_size,) step number `step` trains on: an endless chain of epochs of `count` frames, cut into
-    batches; from one epoch to the next a frame shows its next view, beginning with any.
+    batches, after `moved` samples more; from one epoch to the next a frame shows its next view, beginning with any.
     """
-    positions = np.arange(step * batch_size, (step + 1) * batch_size)
+    positions = np.arange(step * batch_size, (step + 1) * batch_size) + moved
     epochs = positions // count
     shuffled = {int(e): epoch(int(e), count, seed, weights) for e in np.unique(epochs)}
     frames = np.array([shuffled[int(e)][p % count] for e, p in zip(epochs, positions, strict=True)])

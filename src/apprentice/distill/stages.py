@@ -6,27 +6,34 @@ scratch     finetune(vlm, expert, scratch=True): the VLM's weights are random
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from lerobot.configs import FeatureType
+from draccus.utils import DecodingError
+from lerobot.configs import FeatureType, PreTrainedConfig
+from lerobot.utils.constants import ACTION, OBS_STATE
 from rich.table import Table
 
 from apprentice.adapters import load_policy
 from apprentice.data.contract import check_features
+from apprentice.data.dataset import instructions
+from apprentice.data.local import LocalDataset
 from apprentice.data.mixture import Mixture, open_mixture
+from apprentice.data.statistics import check_alike
 from apprentice.device import best_device, fast_bfloat16
 from apprentice.distill.cache import cached_each
+from apprentice.distill.checkpoint import Position
 from apprentice.distill.learner import Learner, decay
 from apprentice.distill.resident import on_device
-from apprentice.distill.runs import carry_out, checkpoint_of
+from apprentice.distill.runs import carry_out, checkpoint_of, same_place
 from apprentice.distill.samples import Samples
 from apprentice.distill.tracking import tracked
 from apprentice.distill.trainer import Schedule, Watch, processes, train
 from apprentice.errors import UserError
+from apprentice.files import read_json
 from apprentice.policy.configuration_apprentice import ApprenticeConfig
 from apprentice.policy.modeling_apprentice import TRAINED, ApprenticePolicy, shapes
 from apprentice.policy.processor_apprentice import make_apprentice_pre_post_processors
@@ -43,12 +50,17 @@ class StageConfig:
         dataset: folder of a LeRobotDataset v3.0, or several, A B, each sampled as often as it has frames; or with
             weights, A=2 B=1, of which A gives two of three samples.
         out: folder of the run.
-        vlm: folder or hub name of a Hugging Face VLM; not needed with `student`.
-        expert: folder of the expert's checkpoint, or a YAML file with one for each instruction; not needed to
-            fine-tune a `student`.
+        rename: new names of a dataset's features, such as observation.images.top=observation.images.image. A student's
+            checkpoint remembers them, for a robot that has the old names.
+        resize: sizes (px) in which cameras are read, such as observation.images.image=240x320 (height x width).
+        vlm: folder or hub name of a Hugging Face VLM, for a new student.
+        expert: folder of the expert's checkpoint, or a YAML file with one for each instruction. With `student`: where
+            its expert lies now, if it was moved.
         student: checkpoint (or run) to go on from.
-        scratch: give the VLM random weights.
-        n_obs_steps: steps of observation that a new student reads, the present one included.
+        scratch: give the VLM of a new student random weights.
+        n_obs_steps: steps of observation that a new student reads, the present one included (default: 1).
+        gripper_state_dims: how many of the last entries of the state belong to the gripper of a new student (default:
+            2, or fewer if there would be no others).
         every: learn from every n-th frame alone. Neighbours differ little, and caching costs a time for each.
         views: learn from so many views of each frame: the picture, and others moved a little and in another light.
         cache_gb: what is computed once for all steps may take that much of the disk (GB). If there is not enough room
@@ -71,16 +83,22 @@ class StageConfig:
         validate_every: steps from one look at them to the next.
         rollouts: fresh layouts of each of the dataset's LIBERO tasks to run in closed loop while training.
         rollout_every: steps from one time to the next.
+        keep: which weights the run ends with: the last, or those that were best, by success if there are roll-outs,
+            else by the loss of `validate`'s episodes.
+        patience: stop early, when so many looks (roll-outs, or else losses) in a row found nothing better; 0 for never.
         track: also draw the log's curves with trackio, if it is installed, or wandb; both stay on this machine.
     """
 
     dataset: Sequence[str] | str
     out: str
+    rename: dict[str, str] | None = None
+    resize: dict[str, str] | None = None
     vlm: str = ""
     expert: str = ""
     student: str = ""
     scratch: bool = False
-    n_obs_steps: int = 1
+    n_obs_steps: int | None = None
+    gripper_state_dims: int | None = None
     every: int = 1
     views: int = 1
     cache_gb: float = 32.0
@@ -100,6 +118,8 @@ class StageConfig:
     validate_every: int = 200
     rollouts: int = 0
     rollout_every: int = 1000
+    keep: Literal["last", "best"] = "last"
+    patience: int = 0
     track: Literal["trackio", "wandb", "none"] = "trackio"
 
 
@@ -117,20 +137,102 @@ def finetune(config: StageConfig, rollout: Rollout | None = None) -> Path:
 
 
 def _stage(stage: str, config: StageConfig, rollout: Rollout | None) -> Path:
+    config = settled(stage, config)
     accelerator = processes(stage, config.accumulate)
 
-    def teach(done: int) -> None:
-        _teach(stage, config, rollout, accelerator, done)
+    def teach(position: Position) -> None:
+        _teach(stage, config, rollout, accelerator, position)
 
     return carry_out(stage, accelerator, Path(config.out), asdict(config), teach)
 
 
-def _teach(stage: str, config: StageConfig, rollout: Rollout | None, accelerator: Accelerator, done: int) -> None:
-    """Train the student, from step `done` on."""
+def settled(stage: str, config: StageConfig) -> StageConfig:
+    """The configuration with what a student is made of filled in from the student that it goes on from.
+
+    Raises UserError if something is missing, contradicts the student, or would do nothing.
+    """
+    for name, idle, reason in _idle(stage, config):
+        if idle and getattr(config, name) != getattr(StageConfig, name):
+            raise UserError(
+                f"expected settings that do something, found {_flag(name, getattr(config, name))}, but {reason}; "
+                "fix: leave it out"
+            )
+    if not config.student:
+        for name in ("vlm", "expert"):
+            if not getattr(config, name):
+                raise UserError(f"expected --{name} or --student, found neither; fix: --{name}=FOLDER")
+        return replace(config, n_obs_steps=config.n_obs_steps or 1)
+    own = _own(config)
+    contradicted = {
+        "vlm": bool(config.vlm) and not same_place(own.vlm, config.vlm),
+        "scratch": config.scratch and not own.scratch,
+        "n_obs_steps": config.n_obs_steps not in (None, own.n_obs_steps),
+        "gripper_state_dims": config.gripper_state_dims not in (None, own.gripper_state_dims),
+    }
+    for name in (name for name, wrong in contradicted.items() if wrong):
+        raise UserError(
+            f"expected a student of {_flag(name, getattr(config, name))}, found {_flag(name, getattr(own, name))} in "
+            f"{config.student}, which stays as it is; fix: leave that out, or --student, to begin with a new one"
+        )
+    if config.expert:
+        own.expert, own.expert_place = config.expert, ""
+    reads = stage == "align" or config.latent_weight > 0
+    expert = own.find_expert() if reads or config.expert else own.expert
+    kept = {name: getattr(own, name) for name in ("vlm", "scratch", "n_obs_steps", "gripper_state_dims")}
+    return replace(config, expert=expert, **kept)
+
+
+def _idle(stage: str, config: StageConfig) -> list[tuple[str, bool, str]]:
+    """Settings that may do nothing, whether they do so here, and why."""
+    aligns, measured = stage == "align", bool(config.validate or config.rollouts)
+    return [
+        ("latent_weight", aligns, "to align is to learn the latents, and nothing else"),
+        ("language_rate_factor", aligns, "the language model does not train while aligning"),
+        ("align_loss", not aligns and not config.latent_weight, "latents do not count without --latent-weight"),
+        ("cache_precision", not aligns and config.cache_precision == "8-bit", "8-bit is for align's keys and values"),
+        ("validate_every", not config.validate, "no episodes are kept out without --validate"),
+        ("rollout_every", not config.rollouts, "there are no roll-outs without --rollouts"),
+        ("keep", not measured, "nothing says what is best without --validate or --rollouts"),
+        ("patience", not measured, "nothing says what is better without --validate or --rollouts"),
+    ]
+
+
+def _own(config: StageConfig) -> ApprenticeConfig:
+    """What the student that a run goes on from says of itself. Raises UserError if it is none."""
+    folder = Path(config.student, "checkpoint")
+    folder = folder if folder.exists() else Path(config.student)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"expected a student's checkpoint in {folder}, found no config.json; fix: --student=FOLDER")
+    try:
+        known = read_json(folder / "config.json")
+        if (kind := known.get("type")) != ApprenticeConfig.get_choice_name(ApprenticeConfig):
+            other = "a run without a checkpoint" if "stage" in known else "another model"
+            found = f"a policy of type {kind}" if kind else other
+            raise UserError(f"expected a student in {folder}, found {found}; fix: --student=FOLDER")
+        own = PreTrainedConfig.from_pretrained(folder, local_files_only=True)
+    except (ValueError, TypeError, AttributeError, DecodingError) as error:
+        raise UserError(
+            f"expected a student's settings in {folder / 'config.json'}, found: {str(error).splitlines()[0]}; "
+            "fix: copy or train it again"
+        ) from error
+    assert isinstance(own, ApprenticeConfig)
+    return own
+
+
+def _flag(name: str, value: Any) -> str:
+    name = name.replace("_", "-")
+    return f"--{name}={value}" if not isinstance(value, bool) else f"--{name}" if value else f"--no-{name}"
+
+
+def _teach(
+    stage: str, config: StageConfig, rollout: Rollout | None, accelerator: Accelerator, position: Position
+) -> None:
+    """Train the student, from `position` on."""
+    done = position.step
     run = Path(config.out)
     checkpoint = run / "checkpoint"
     torch.manual_seed(config.seed)
-    mixture = open_mixture(config.dataset)
+    mixture = open_mixture(config.dataset, config.rename, config.resize)
     if done:
         policy = ApprenticePolicy.from_pretrained(checkpoint)
     elif config.student:
@@ -143,9 +245,14 @@ def _teach(stage: str, config: StageConfig, rollout: Rollout | None, accelerator
     policy.contract.check(mixture.contract, "the student", mixture.name)
     found = {key: tuple(feature.shape) for key, feature in mixture.features.items()}
     check_features(shapes(policy.config), found, "the student", mixture.name)
+    for dataset in mixture.datasets:
+        _check_units(policy, dataset)
     policy.set_stage(stage)
+    if policy.config.reads_expert or config.expert != policy.config.expert:
+        policy.config.expert, policy.config.expert_place = config.expert, str(Path(config.expert).resolve())
     policy.config.device = best_device().type  # of its expert too, wherever the checkpoint comes from
     policy.to(best_device())
+    policy.vlm.check({task for dataset in mixture.datasets for task in instructions(dataset)})
     console.print(parameter_table(policy))
     # The first process fills the caches; then, if it has another disk, the first of each machine; then all find them.
     with accelerator.main_process_first(), accelerator.local_main_process_first():
@@ -164,16 +271,17 @@ def _teach(stage: str, config: StageConfig, rollout: Rollout | None, accelerator
         policy,
         stage,
         torch.optim.AdamW(policy.get_optim_params(), weight_decay=policy.config.weight_decay),
-        decay(config.steps),
-        processors=make_apprentice_pre_post_processors(policy.config),
+        decay(config.steps, position.begun),
+        processors=make_apprentice_pre_post_processors(policy.config, rename=config.rename),
         contract=policy.contract,
         bfloat16=fast_bfloat16(best_device()),
     )
     schedule = Schedule(config.steps, config.batch_size, config.seed, config.accumulate, config.ema)
     kind = config.track if accelerator.is_main_process else "none"
     with tracked(kind, run, {"stage": stage, **asdict(config)}) as tell:
-        watch = Watch(held_out, config.validate_every, rollout, config.rollout_every, tell)
-        train(learner, samples, schedule, run, done, watch, accelerator)
+        every = (config.validate_every, rollout, config.rollout_every)
+        watch = Watch(held_out, *every, config.keep, config.patience, tell)
+        train(learner, samples, schedule, run, position, watch, accelerator)
 
 
 def parameter_table(policy: ApprenticePolicy) -> Table:
@@ -188,21 +296,30 @@ def parameter_table(policy: ApprenticePolicy) -> Table:
 
 
 def fresh_student(config: StageConfig, mixture: Mixture) -> ApprenticePolicy:
-    """A student of `config.expert`, on `config.vlm`. Raises UserError if one of them is missing or does not fit."""
-    for name in ("vlm", "expert"):
-        if not getattr(config, name):
-            raise UserError(f"expected --{name} or --student, found neither; fix: --{name}=FOLDER")
+    """A student of `config.expert`, on `config.vlm`. Raises UserError if they do not fit."""
     features = mixture.features
     student = ApprenticeConfig(
         vlm=config.vlm,
         expert=config.expert,
         scratch=config.scratch,
-        n_obs_steps=config.n_obs_steps,
+        n_obs_steps=config.n_obs_steps or 1,
+        gripper_state_dims=config.gripper_state_dims,
+        resize=sorted(config.resize or {}),
         input_features={k: f for k, f in features.items() if f.type is not FeatureType.ACTION},
         output_features={k: f for k, f in features.items() if f.type is FeatureType.ACTION},
         push_to_hub=False,
         device=best_device().type,
     )
-    policy = ApprenticePolicy(student, dataset_stats=mixture.meta.stats, dataset_meta=mixture.meta)
-    policy.contract = policy.contract.completed(mixture.contract)
-    return policy
+    meta = mixture.meta
+    return ApprenticePolicy(student, dataset_stats=meta.stats, dataset_meta=meta, contract=mixture.contract)
+
+
+def _check_units(policy: ApprenticePolicy, dataset: LocalDataset) -> None:
+    """Raises UserError if a dataset has other numbers than those that the student learns, or learned, from."""
+    learned = {
+        OBS_STATE: (policy.state_offset, policy.state_scale),
+        ACTION: (policy.action_offset, policy.action_scale),
+    }
+    for key, affine in learned.items():
+        offset, scale = (value.cpu().numpy() for value in affine)
+        check_alike(dataset.meta.stats[key], offset, scale, key, "the student", f"dataset {dataset.root}")

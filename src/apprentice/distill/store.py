@@ -1,10 +1,9 @@
 """Where caches lie, what they hold, who uses them; `apprentice cache`.
 
-A cache is a folder: `rows` (`rows.partial` until it is complete), `about.json`, and `lock`, which whoever fills the
-rows holds alone and whoever reads them holds with others, for as long as its process lives.
+A cache is a folder: `rows` (`rows.partial` until it is complete), `sums`, their checksums, `about.json`, and `lock`,
+which whoever fills the rows holds alone and whoever reads them holds with others, for as long as its process lives.
 """
 
-import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -67,7 +66,7 @@ class Entry:
         """None if nothing tells, as of older versions' caches."""
         try:
             return About(**read_json(self.path / "about.json"))
-        except (OSError, TypeError, json.JSONDecodeError):
+        except (OSError, TypeError, ValueError):
             return None
 
     @cached_property

@@ -14,12 +14,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from apprentice.files import fingerprint, write_text
+from apprentice.errors import FileError
+from apprentice.files import disk_full_at, fingerprint, read_lines, write_text
 from apprentice.progress import console
 
-PROJECT = "apprentice"
+PROJECT, LOG = "apprentice", "log.jsonl"
 HELD_OUT = "validation_loss"
 SAVE_SHARE = 0.05  # of the time, at most
 
@@ -54,6 +55,30 @@ class Clock:
         self._took = self._saved - start
 
 
+class Cost(TypedDict):
+    """What `run/cost.json` tells of a finished run."""
+
+    stage: str
+    seconds: float
+    samples: int
+    trainable_parameters: int
+    total_parameters: int
+
+
+def read_log(run: Path) -> list[dict[str, float]]:
+    """The lines of `run/log.jsonl`, without one that a kill cut off. Raises FileNotFoundError and FileError."""
+    lines: list[dict[str, float]] = read_lines(
+        run / LOG, dict[str, int | float], "a line of a training's log", whole=True
+    )
+    for number, line in enumerate(lines, 1):
+        if lacking := [key for key in ("step", "samples", "loss") if key not in line]:
+            raise FileError(
+                f"expected {', '.join(lacking)} on line {number} of {run / LOG}, found {', '.join(line) or 'nothing'}; "
+                "fix: put back what was written there, or train again"
+            )
+    return lines
+
+
 class Log:
     """The lines of `run/log.jsonl`, cut off where the checkpoint after `done` steps was written; use it in a `with`.
 
@@ -64,17 +89,16 @@ class Log:
     """
 
     def __init__(self, run: Path, done: int, tell: Callable[[dict[str, float]], None], main: bool):
-        self._path, self._tell, self._main = run / "log.jsonl", tell, main
+        self._path, self._tell, self._main = run / LOG, tell, main
         self.last: dict[str, float] = {}
         self.best: dict[str, float] = {}
         self.note = ""
         if main:
-            text = self._path.read_text() if done else ""
-            whole = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
-            kept = [line for line in whole if json.loads(line)["step"] < done]
-            write_text(self._path, "".join(kept))
+            found = read_log(run) if done and self._path.exists() else []
+            kept = [line for line in found if line["step"] < done]
+            write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
             for line in kept:
-                self._compare(json.loads(line))
+                self._compare(line)
 
     def __enter__(self) -> "Log":
         self._stream = self._path.open("a") if self._main else None
@@ -93,8 +117,9 @@ class Log:
         if self.best:
             self.note += f", best held-out {self.best[HELD_OUT]:.4f} after step {self.best['step']}"
         if self._stream:
-            self._stream.write(json.dumps(entry) + "\n")
-            self._stream.flush()
+            with disk_full_at(self._path):
+                self._stream.write(json.dumps(entry) + "\n")
+                self._stream.flush()
             self._tell(entry)
 
     def _compare(self, entry: dict[str, float]) -> None:

@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -20,7 +20,8 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs, gather_object
 
 from apprentice.device import best_device, fast_bfloat16, same_bits
-from apprentice.distill.checkpoint import Trainee, restore, save, whole
+from apprentice.distill.best import Best
+from apprentice.distill.checkpoint import Position, Trainee, restore, save, whole
 from apprentice.distill.learner import Learner
 from apprentice.distill.samples import Samples
 from apprentice.distill.tracking import Clock, Log
@@ -44,6 +45,7 @@ class Schedule:
         seed: decides the order of the data.
         accumulate: parts in which a process computes its share of a step, one after the other.
         ema: decay of the moving average of the weights, which is then what is saved; 0 for none.
+        moved: samples that were taken before beyond `batch_size` a step, for steps had another size.
     """
 
     steps: int
@@ -51,6 +53,7 @@ class Schedule:
     seed: int
     accumulate: int = 1
     ema: float = 0.0
+    moved: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,9 @@ class Watch:
         validate_every: steps from one look at them to the next.
         rollout: given a policy's checkpoint and a folder to keep what happens in, its success in closed loop.
         rollout_every: steps from one roll-out to the next.
+        keep: which weights a finished run's checkpoint holds: the "last", or the "best", by success if there are
+            roll-outs, else by the held-out loss.
+        patience: stop when so many looks in a row found nothing better; 0 for never.
         tell: is given each line of the log.
     """
 
@@ -69,6 +75,8 @@ class Watch:
     validate_every: int = 200
     rollout: Callable[[Path, Path], float] | None = None
     rollout_every: int = 1000
+    keep: str = "last"
+    patience: int = 0
     tell: Callable[[dict[str, float]], None] = lambda entry: None
 
 
@@ -105,23 +113,29 @@ def train(
     samples: Samples,
     schedule: Schedule,
     run: Path,
-    done: int = 0,
+    position: Position | None = None,
     watch: Watch | None = None,
     accelerator: Accelerator | None = None,
 ) -> None:
-    """Train a policy in place to the end of `schedule`, after the `done` steps of `run`'s checkpoint, if they are any.
+    """Train a policy in place to the end of `schedule`, or until patience ends, from the `position` of `run`'s
+    checkpoint on, if there is one.
 
-    Raises UserError if the processes cannot share a batch evenly, and if loss or gradients are not finite; the last
-    good checkpoint is then kept.
+    Raises UserError if the processes cannot share a batch evenly, and if loss, gradients or weights are not finite; the
+    last good checkpoint is then kept.
     """
+    position = position or Position()
+    done = position.step
     watch, accelerator = watch or Watch(), accelerator or processes(learner.stage, schedule.accumulate)
     _check_shares(schedule, accelerator.num_processes)
     peaks = [group["lr"] for group in learner.optimizer.param_groups]
     model, optimizer = accelerator.prepare(learner.policy, learner.optimizer)
     trainee = Trainee(learner, model, optimizer, accelerator, schedule.ema)
-    clock = Clock(restore(trainee, run) if done else 0.0)
-    with Log(run, done, watch.tell, trainee.main) as log, Meter(learner.stage, schedule.steps, done) as meter:
-        for step in range(done, schedule.steps):
+    schedule = replace(schedule, moved=position.samples - done * schedule.batch_size if position.samples else 0)
+    best = Best(run, position, watch.rollout is not None, watch.keep == "best", trainee)
+    log = Log(run, done, watch.tell, trainee.main)
+    clock = Clock((restore(trainee, run) if done else 0.0) or log.last.get("seconds", 0.0))
+    with log, Meter(learner.stage, schedule.steps, done) as meter:
+        for step in range(done, done if position.finished else schedule.steps):
             last = step + 1 == schedule.steps
             model.train()
             loss, parts, due = same_gradients(trainee, samples, schedule, step, clock.due(SAVE_EVERY))
@@ -133,15 +147,29 @@ def train(
             optimizer.zero_grad()
             trainee.follow(step)
 
-            entry = {"step": step, "seconds": clock.seconds(), "samples": (step + 1) * schedule.batch_size}
+            samples_seen = schedule.moved + (step + 1) * schedule.batch_size
+            entry = {"step": step, "seconds": clock.seconds(), "samples": samples_seen}
             with clock.stopped():
                 seen = look(trainee, watch, schedule, step, run)
+                better = best.judge(seen, step + 1) and best.keeps
+            last = last or bool(watch.patience and best.worse >= watch.patience)
             if seen or last or step % LOG_EVERY == 0:
                 log.write(entry | {"loss": loss} | _means(parts) | seen)
             meter.advance(note=log.note)
-            if due or last:
+            if due or last or better:
+                _check_weights(trainee, step, run)
+                finished = schedule.steps if last else 0
+                position = Position(step + 1, samples_seen, position.begun, finished, *best.found)
                 with clock.saving():
-                    save(trainee, run, step + 1, clock.seconds(), last)
+                    if better and not last:
+                        best.save(position)
+                    save(trainee, run, position, clock.seconds(), best.keeps)
+            if last:
+                break
+    if position.finished and position.step < schedule.steps:
+        console.print(f"{learner.stage}: stopped after step {position.step}: {best.worse} looks found nothing better")
+    if best.keeps and position.best is not None:
+        console.print(f"{learner.stage}: the checkpoint is that of step {position.best_step}, with {best.title}")
     if trainee.main:
         write_json(run / "cost.json", _cost(learner, log.last))
 
@@ -174,7 +202,7 @@ def gradients(
     and whether something is `due` by the first process's clock.
     """
     accelerator = trainee.accelerator
-    index = samples.order(step, schedule.batch_size, schedule.seed)
+    index = samples.order(step, schedule.batch_size, schedule.seed, schedule.moved)
     shares, seed = accelerator.num_processes * schedule.accumulate, schedule.seed << 32
     losses, parts = [], []
     for number in range(accelerator.process_index, shares, accelerator.num_processes):
@@ -199,6 +227,7 @@ def look(trainee: Trainee, watch: Watch, schedule: Schedule, step: int, run: Pat
     if watch.held_out is not None and due and trainee.learner.settled():
         seen |= validation(trainee, watch.held_out, schedule)
     if watch.rollout is not None and (last or (step + 1) % watch.rollout_every == 0):
+        _check_weights(trainee, step, run)
         folder = run / "rollouts" / f"{step + 1:06}"
         policy = folder / "student"
         trainee.write(policy if trainee.main else None)
@@ -242,6 +271,14 @@ def _check_finite(loss: float, norm: float, step: int, run: Path) -> None:
             f"expected finite numbers at step {step}, found a loss of {loss} and gradients of norm {norm}; the last "
             f"checkpoint before is kept in {run}, but would come here again; fix: a smaller --learning-rate and "
             f"another --out, going on from {run} there if you like, and see that the data is finite"
+        )
+
+
+def _check_weights(trainee: Trainee, step: int, run: Path) -> None:
+    if not trainee.finite():
+        raise UserError(
+            f"expected finite weights after step {step}, found some that are not; they are not saved, and the last "
+            f"checkpoint before is kept in {run}, but would come here again; fix: a smaller --learning-rate"
         )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from transformers.utils import logging
 
@@ -116,6 +116,8 @@ def _picture(path: str) -> Tensor:
     """A file as (3, h, w), uint8. Raises UserError."""
     try:
         with Image.open(path) as image:
+            if image.mode[0] in "IF":  # Pillow would make nearly all of it white
+                raise ValueError(f"numbers of more than 8 bits (mode {image.mode})")
             return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-    except (OSError, UnidentifiedImageError) as error:
-        raise UserError(f"expected an image, found {path}: {error}; fix: give a PNG or JPEG file") from error
+    except Exception as error:  # Pillow has many for a damaged file
+        raise UserError(f"expected an image, found {path}: {error}; fix: give a PNG or JPEG file of 8 bits") from error

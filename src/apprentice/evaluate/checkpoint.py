@@ -6,15 +6,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from apprentice.adapters import load_policy, whole_checkpoint
+from apprentice.adapters import load_policy, load_processors, whole_checkpoint
 from apprentice.data.contract import FILE as CONTRACT
 from apprentice.data.contract import Contract
+from apprentice.data.features import READ
 from apprentice.errors import UserError
 from apprentice.evaluate.protocol import Protocol
 from apprentice.evaluate.results import PolicyCard
 from apprentice.files import fingerprint, read_json
+from apprentice.untrusted import PROCESSORS, check_policy
 
-PROCESSORS = ("policy_preprocessor.json", "policy_postprocessor.json")
 ACTION_DIM = 7
 
 
@@ -25,7 +26,9 @@ def inspect_checkpoint(name: str, folder: Path, environment: Contract, protocol:
         environment.check(Contract.load(whole), "the environment", f"policy {name}")
     config = read_json(folder / "config.json")
     offered = (*(environment.cameras or ()), "observation.state")
-    asked = [key for key in config["input_features"] if key.startswith("observation.") and key not in offered]
+    renamed = rename_map(folder)
+    given = [renamed.get(key, key) for key in offered]
+    asked = [key for key in read_inputs(config["input_features"]) if key not in given]
     if asked:
         raise UserError(
             f"policy {name}: expected inputs among {', '.join(offered)}, found {', '.join(asked)}; "
@@ -34,6 +37,18 @@ def inspect_checkpoint(name: str, folder: Path, environment: Contract, protocol:
     if protocol:
         config |= vars(configured(name, folder, protocol.n_action_steps, protocol.ensembling))
     return PolicyCard(config["type"], identity(folder), config.get("n_action_steps") or 1)
+
+
+def read_inputs(features: dict[str, Any]) -> list[str]:
+    """The inputs that a policy reads, of those in its config.json: LeRobot lists a dataset's unread ones, too."""
+    return [key for key, each in features.items() if each["type"] == "VISUAL" or key in READ]
+
+
+def rename_map(folder: Path) -> dict[str, str]:
+    """The names that a checkpoint's processor gives to observations, by those that it is sent."""
+    steps = read_json(folder / PROCESSORS[0]).get("steps", [])
+    maps = [step.get("config", {}).get("rename_map") or {} for step in steps]
+    return {old: new for names in maps for old, new in names.items()}
 
 
 def complete(name: str, folder: Path) -> Path:
@@ -68,6 +83,7 @@ def configured(name: str, folder: Path, n_action_steps: int | None = None, ensem
     from lerobot.configs import PreTrainedConfig
     from lerobot.utils.import_utils import register_third_party_plugins
 
+    check_policy(folder)
     register_third_party_plugins()  # ours are one of them
     kind = read_json(folder / "config.json").get("type")
     if kind not in PreTrainedConfig.get_known_choices():
@@ -110,15 +126,12 @@ class Checkpoint:
         ensembling: float | None = None,
     ):
         from lerobot.policies.act.modeling_act import ACTTemporalEnsembler
-        from lerobot.policies.factory import make_pre_post_processors
 
         self.name, self.action_dim = name, ACTION_DIM
         config = configured(name, folder, n_action_steps, ensembling)
         config.pretrained_path, config.device = folder, str(device)
         self.policy = load_policy(folder, config)
-        self.preprocess, self.postprocess = make_pre_post_processors(
-            config, str(folder), preprocessor_overrides={"device_processor": {"device": str(device)}}
-        )
+        self.preprocess, self.postprocess = load_processors(folder, config)
         # Only `select_action` keeps a history of observations (in queues, even of one) or an ensemble of chunks, and it
         # has to see every frame; our students remember what they planned from.
         history = config.type != "apprentice" and (config.n_obs_steps > 1 or hasattr(self.policy, "_queues"))

@@ -4,11 +4,16 @@ What is sent is what openpi's LIBERO example sends: two images, upright (turned 
 and 224 px wide unless the server's metadata say otherwise, the state, and the instruction.
 """
 
+import socket
+import time
+from ipaddress import ip_address
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import numpy as np
 from PIL import Image
-from websockets.exceptions import WebSocketException
+from websockets.exceptions import InvalidStatus, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
 from apprentice.data.contract import Contract
@@ -26,7 +31,8 @@ KEYS = {
 }
 IMAGE_SIZE = 224  # px, what openpi's models read
 REPLAN = 5  # actions, as in openpi's example
-PATIENCE = 600.0  # s for an answer: a server may compile its model when it is first asked
+PATIENCE = 600.0  # s for an answer: a server may compile its model when it is first asked, and be deaf meanwhile
+REACHED = 10.0  # s until a machine that is there takes a connection
 
 
 def is_address(place: str) -> bool:
@@ -71,11 +77,13 @@ class PolicyServer:
     def reset(self, seed: int) -> None:
         """Begin an episode. A server of ours samples from `seed`; others ignore it. Raises UserError."""
         self.close()
-        address = f"{self.address}{'&' if '?' in self.address else '?'}seed={seed}"
         try:
-            self._connection = connect(address, compression=None, max_size=LARGEST, close_timeout=1)
-        except (OSError, WebSocketException, ValueError) as error:
-            raise self.error("a policy server", error, "start it, or correct the address") from error
+            self._connection = _connected(f"{self.address}{'&' if '?' in self.address else '?'}seed={seed}")
+        except InvalidStatus as error:
+            said = error.response.body.decode(errors="replace").strip()[:500] if error.response.body else error
+            raise self.error("a policy server", said, "see what it says, or correct the address") from error
+        except (OSError, WebSocketException, ValueError, ImportError) as error:  # ImportError: of a SOCKS proxy
+            raise self.error("a policy server", error, "start it, or correct the address or the proxy") from error
         self.metadata = self._receive()
         if not isinstance(self.metadata, dict):
             raise self.error("a map of metadata first", self.metadata, "ask a server of openpi's protocol")
@@ -119,6 +127,37 @@ class PolicyServer:
         """To be raised: what was expected and found at this address."""
         said = f"{type(found).__name__} {found}".strip() if isinstance(found, Exception) else found
         return UserError(f"policy {self.name}: expected {expected} at {self.address}, found {said}; fix: {fix}")
+
+
+def _connected(address: str) -> ClientConnection:
+    """Connect, in the end of `PATIENCE` at the latest; a server that is full (503) is asked again until then.
+
+    Between machines of one network no proxy of the environment is used.
+    """
+    settings: dict[str, Any] = {"compression": None, "max_size": LARGEST, "close_timeout": 1, "ping_timeout": PATIENCE}
+    parts, end = urlsplit(address), time.monotonic() + PATIENCE
+    port = parts.port or (443 if parts.scheme == "wss" else 80)
+    while True:
+        left = max(end - time.monotonic(), 1.0)
+        try:
+            if getproxies() and not _near(parts.hostname or ""):
+                return connect(address, open_timeout=left, **settings)
+            sock = socket.create_connection((parts.hostname, port), timeout=min(left, REACHED))
+            sock.settimeout(None)
+            return connect(address, sock=sock, open_timeout=left, **settings)
+        except InvalidStatus as error:
+            if error.response.status_code != 503 or time.monotonic() > end - 1:
+                raise
+        time.sleep(1)
+
+
+def _near(host: str) -> bool:
+    """Whether a host is this machine, or has an address that is not of the public internet."""
+    try:
+        found = [ip_address(str(place[4][0]).partition("%")[0]) for place in socket.getaddrinfo(host, None)]
+    except OSError:  # a proxy may know it
+        return False
+    return not any(address.is_global for address in found)
 
 
 def _resized(image: np.ndarray, size: int) -> np.ndarray:

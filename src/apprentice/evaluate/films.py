@@ -60,8 +60,7 @@ def _by_turns[T](things: list[T], group: Callable[[T], object]) -> list[T]:
 def _films(evaluation: Evaluation, episodes: list[Episode], most: int) -> list[Film]:
     films = []
     for episode in episodes[:most]:
-        path = evaluation.folder / "videos" / (episode.video or "none")
-        if path.is_file():
+        if path := evaluation.file("videos", episode.video):
             content = path.read_bytes()
             films.append(Film(episode, _address("video/mp4", content), _address("image/jpeg", _last_picture(content))))
     return films

@@ -8,12 +8,11 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from apprentice.errors import UserError
 from apprentice.evaluate.probes import PLAIN
 from apprentice.evaluate.results import ALL, Evaluation, rows_by
-from apprentice.files import write_text
+from apprentice.files import read_lines, write_text
 from apprentice.libero.suites import PERTURBATIONS
 
 ROLES = ("expert", "two-stage", "only-ft", "scratch")
@@ -142,18 +141,7 @@ def measurements(
 
 def read(file: Path) -> list[Measurement]:
     """The lines of a file of results; none if there is no such file. Raises UserError if a line is not one."""
-    found = []
-    for number, line in enumerate(file.read_text().splitlines() if file.exists() else [], 1):
-        try:
-            fields: dict[str, Any] = json.loads(line)
-            by_task = {task: (counts[0], counts[1]) for task, counts in fields["by_task"].items()}
-            found.append(Measurement(**{**fields, "by_task": by_task}))
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-            raise UserError(
-                f"expected a measured rate on line {number} of {file}, found {error!r}; "
-                "fix: write it with `apprentice record`"
-            ) from error
-    return found
+    return read_lines(file, Measurement, "a measured rate") if file.exists() else []
 
 
 def _command(evaluation: Evaluation) -> str:

@@ -70,13 +70,6 @@ class Protocol:
         fast = FAST_VERSION if render == "fast" else None
         return cls(**fields, render=render, mujoco=mujoco, robosuite=robosuite, libero=libero, fast_version=fast)
 
-    @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> "Protocol":
-        """Undo what JSON does to tuples. Raises TypeError for a field that is not known here."""
-        told = tuple((task, told) for task, told in fields["told"])
-        tuples = {key: tuple(fields[key]) for key in ("tasks", "probes") if fields.get(key)}
-        return cls(**{**fields, **tuples, "told": told})
-
     @property
     def conditions(self) -> str:
         """Hash of how one episode is run. Which and how many are left out, so that an evaluation can be extended."""

@@ -4,7 +4,6 @@
 and counts.
 """
 
-import json
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
+from apprentice.distill.tracking import Cost, read_log
 from apprentice.errors import UserError
 from apprentice.evaluate import films, tables
 from apprentice.evaluate.charts import SERIES, loss_chart, probe_chart, success_chart
@@ -57,8 +57,8 @@ class Stage:
     def load(cls, name: str, run: Path) -> "Stage":
         """Read `cost.json` and `log.jsonl` of a run. Raises UserError if the run is not finished."""
         try:
-            cost = read_json(run / "cost.json")
-            log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+            cost = read_json(run / "cost.json", Cost, "the costs of a run")
+            log = read_log(run)
         except FileNotFoundError as error:
             raise UserError(
                 f"stage {name}: expected a finished run in {run}, found no {Path(error.filename).name}; "

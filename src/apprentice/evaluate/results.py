@@ -10,12 +10,11 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from apprentice.errors import UserError
 from apprentice.evaluate.probes import PLAIN
 from apprentice.evaluate.protocol import Protocol
-from apprentice.files import fingerprint, read_json, write_json
+from apprentice.files import disk_full_at, fingerprint, inside, read_json, read_lines, write_json
 from apprentice.intervals import wilson
 
 ALL = "all"
@@ -124,6 +123,15 @@ class PolicyCard:
 
 
 @dataclass(frozen=True)
+class ProtocolFile:
+    """What `protocol.json` holds: the protocol, the hash that it had when it was written, and which policies ran."""
+
+    hash: str
+    protocol: Protocol
+    policies: dict[str, PolicyCard]
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """An evaluation's folder, read: only episodes that belong to its protocol and its checkpoints."""
 
@@ -134,14 +142,18 @@ class Evaluation:
 
     @classmethod
     def load(cls, folder: Path | str) -> "Evaluation":
-        """Raises UserError if there is no evaluation in `folder`."""
+        """Raises UserError if there is no evaluation in `folder`, or a file of it is damaged."""
         folder = Path(folder)
         try:
-            content = read_json(folder / "protocol.json")
-        except (FileNotFoundError, json.JSONDecodeError) as error:
+            file = read_json(folder / "protocol.json", ProtocolFile, "a protocol known to this version")
+        except FileNotFoundError as error:
             raise UserError(f"expected an evaluation in {folder}, found none; fix: run `apprentice eval`") from error
-        policies = {name: PolicyCard(**card) for name, card in content["policies"].items()}
-        evaluation = cls(folder, _protocol(folder, content), policies, [])
+        if file.hash != file.protocol.hash:
+            raise UserError(
+                f"expected in {folder}/protocol.json what was hashed as {file.hash}, found something else; "
+                "fix: put back what was there, or evaluate into another folder"
+            )
+        evaluation = cls(folder, file.protocol, file.policies, [])
         finished = {episode.key: episode for episode in read_episodes(evaluation.log)}
         evaluation.episodes.extend(finished[key] for key in evaluation.wanted if key in finished)
         return evaluation
@@ -150,6 +162,20 @@ class Evaluation:
     def log(self) -> Path:
         """Where a line is added for each finished episode."""
         return self.folder / "episodes.jsonl"
+
+    def file(self, kind: str, name: str | None) -> Path | None:
+        """Where a file of an episode lies, its film or its trace, if it was kept.
+
+        Args:
+            kind: "videos" or "traces".
+            name: as the episode has it.
+
+        Raises UserError if the name leads out of that folder: an evaluation may come from somebody else.
+        """
+        if name is None:
+            return None
+        path = inside(self.folder / kind, name, self.log)
+        return path if path.is_file() else None
 
     @property
     def wanted(self) -> list[Key]:
@@ -169,31 +195,17 @@ class Evaluation:
 
     def save(self) -> None:
         """Write `protocol.json`."""
-        cards = {name: asdict(card) for name, card in self.policies.items()}
-        content = {"hash": self.protocol.hash, "protocol": asdict(self.protocol), "policies": cards}
-        write_json(self.folder / "protocol.json", content)
-
-
-def _protocol(folder: Path, content: dict[str, Any]) -> Protocol:
-    """Raises UserError if it was changed after it was written, or is of a version that knows more than this one."""
-    try:
-        protocol = Protocol.from_json(content["protocol"])
-    except TypeError as error:
-        raise UserError(
-            f"expected a protocol known to this version in {folder}, found {error}; fix: use the version that wrote it"
-        ) from error
-    if content.get("hash", protocol.hash) != protocol.hash:
-        raise UserError(
-            f"expected in {folder}/protocol.json what was hashed as {content['hash']}, found something else; "
-            "fix: put back what was there, or evaluate into another folder"
+        write_json(
+            self.folder / "protocol.json", asdict(ProtocolFile(self.protocol.hash, self.protocol, self.policies))
         )
-    return protocol
 
 
 def read_episodes(path: Path) -> list[Episode]:
-    """Read finished episodes; a last line without its end is still being written, or was cut off by a kill."""
-    text = path.read_text() if path.exists() else ""
-    return [Episode(**json.loads(line)) for line in text[: text.rfind("\n") + 1].splitlines()]
+    """Read finished episodes; a last line without its end is still being written, or was cut off by a kill.
+
+    Raises UserError for a line that is no episode.
+    """
+    return read_lines(path, Episode, "a finished episode", whole=True) if path.exists() else []
 
 
 def drop_half_line(path: Path) -> None:
@@ -204,8 +216,8 @@ def drop_half_line(path: Path) -> None:
 
 
 def append_episode(path: Path, episode: Episode) -> None:
-    """Append a line in one write."""
-    with path.open("ab") as stream:
+    """Append a line in one write. Raises UserError if the disk is full."""
+    with disk_full_at(path), path.open("ab") as stream:
         stream.write((json.dumps(asdict(episode)) + "\n").encode())
 
 

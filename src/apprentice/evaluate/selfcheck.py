@@ -7,7 +7,7 @@ the same packages, environment and references.
 
 import os
 import platform
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import apprentice.libero
-from apprentice.errors import UserError
+from apprentice.errors import FileError, UserError
 from apprentice.evaluate.client import is_address
 from apprentice.evaluate.faults import check_statistics, doubts
 from apprentice.evaluate.protocol import Protocol
@@ -101,8 +101,11 @@ def before_hours(protocol: Protocol, policies: dict[str, str]) -> None:
 def require(suite: str, render: str) -> None:
     """Check the simulator unless this has been done; warn of what differs. Raises UserError if results were invalid."""
     known = cache_folder() / "selfcheck" / f"{_setting(suite, render)}.json"
-    done = known.exists()
-    checks = [Check(**fields) for fields in read_json(known)] if done else examine(suite, render)
+    checks: list[Check] = []
+    with suppress(OSError, FileError):  # a damaged file is written again
+        checks = read_json(known, list[Check])
+    done = bool(checks)
+    checks = checks or examine(suite, render)
     wrong = [str(check) for check in checks if check.verdict == INVALID]
     if wrong:
         raise UserError("\n  ".join(["the simulator is not the one that its references were made with:", *wrong]))

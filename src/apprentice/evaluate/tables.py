@@ -117,8 +117,8 @@ def latencies(evaluation: Evaluation) -> list[Latency]:
     """Of the plans whose traces are at hand, policy by policy."""
     rows = []
     for name, card in evaluation.policies.items():
-        paths = [evaluation.folder / "traces" / (e.trace or "none") for e in evaluation.episodes if e.policy == name]
-        seconds = [Trace.load(path).plan_seconds for path in paths if path.is_file()]
+        paths = [evaluation.file("traces", e.trace) for e in evaluation.episodes if e.policy == name]
+        seconds = [Trace.load(path).plan_seconds for path in paths if path]
         if seconds:
             every, last = np.concatenate(seconds), card.n_action_steps / CONTROL_HZ
             p50, p99 = (float(x) for x in np.percentile(every, (50, 99)))

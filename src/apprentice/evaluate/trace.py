@@ -79,7 +79,7 @@ def write_table(evaluation: Evaluation) -> Path:
     with replacing(path) as fresh, pq.ParquetWriter(fresh, schema, compression="zstd") as writer:
         for first in range(0, len(evaluation.episodes), ROWS):
             episodes = evaluation.episodes[first : first + ROWS]
-            rows = [asdict(episode) | _lists(evaluation.folder, episode) for episode in episodes]
+            rows = [asdict(episode) | _lists(evaluation, episode) for episode in episodes]
             writer.write_table(pa.Table.from_pylist(rows, schema))
     return path
 
@@ -88,9 +88,9 @@ def _encoded(about: dict[str, str]) -> dict[bytes, bytes]:
     return {key.encode(): value.encode() for key, value in about.items()}
 
 
-def _lists(folder: Path, episode: Episode) -> dict[str, list | None]:
-    path = folder / "traces" / (episode.trace or "none")
-    if not path.is_file():
+def _lists(evaluation: Evaluation, episode: Episode) -> dict[str, list | None]:
+    path = evaluation.file("traces", episode.trace)
+    if path is None:
         return dict.fromkeys(LISTS)
     return {name: array.tolist() for name, array in asdict(Trace.load(path)).items()}
 

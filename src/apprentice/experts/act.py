@@ -4,7 +4,7 @@ The latents are what comes out of ACT's transformer decoder. ACT's other latent,
 zero outside its training.
 """
 
-from lerobot.utils.constants import ACTION, OBS_IMAGES
+from lerobot.utils.constants import ACTION
 from torch import Tensor, nn
 
 from apprentice.experts.base import ACTIONS, ActionDecoder, Batch
@@ -39,7 +39,10 @@ class ACTExpert(LeRobotExpert):
         self.decoder = ACTDecoder(head.in_features, head.out_features).to(head.weight.device).eval()
         self.decoder.head.load_state_dict(head.state_dict())
 
+    def together(self, images: list[Tensor]) -> list[Tensor]:
+        """ACT encodes each camera by itself, so that each may have a size of its own."""
+        return images
+
     def latents(self, batch: Batch) -> Tensor:
-        images = {OBS_IMAGES: list(batch[OBS_IMAGES].unbind(1))} if OBS_IMAGES in batch else {}
         model = self.policy.model
-        return input_of(model.action_head, lambda: model({**batch, **images}))
+        return input_of(model.action_head, lambda: model(batch))

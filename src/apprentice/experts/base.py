@@ -14,9 +14,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lerobot.utils.constants import ACTION
+from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor, nn
 
+from apprentice.data.statistics import check_alike, is_constant
 from apprentice.errors import UserError
 
 Batch = dict[str, Any]
@@ -107,7 +108,17 @@ class ActionExpert(ABC):
 
     @abstractmethod
     def action_affine(self) -> tuple[Tensor, Tensor]:
-        """Offset and scale (A,) of its normalisation: normalised = (action - offset) / scale."""
+        """Offset and scale (A,) of its normalisation: normalised = (action - offset) / scale.
+
+        The scale of a column that was constant in its training is 0: its action is the offset, whatever is decoded.
+        """
+
+    def normalisations(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Offset and scale of what it was trained on, of the actions (A,) and of the state (S,) if it reads one."""
+        found = {ACTION: self.action_affine()}
+        if OBS_STATE in self.inputs:
+            found[OBS_STATE] = state_affine_of(self.preprocessor, self.inputs[OBS_STATE][0])
+        return found
 
     @torch.no_grad()
     def own_actions(self, batch: Batch) -> Tensor:
@@ -138,15 +149,48 @@ def scaled_images(batch: Batch) -> Batch:
 
 
 def affine_of(postprocessor: Any, action_dim: int) -> tuple[Tensor, Tensor]:
-    """Offset and scale (A,) of a postprocessor that un-normalises actions, whatever its mode.
+    """Offset and scale (A,) of a postprocessor that un-normalises actions, whatever its mode; a scale of 0 for a
+    constant.
 
-    Raises UserError if it does anything else to them.
+    Raises UserError if it does anything else to them, or if they are not finite.
     """
     zero, one, two = (postprocessor(torch.full((1, action_dim), float(x)))[0].cpu() for x in (0, 1, 2))
-    scale = one - zero
+    scale = _finite(ACTION, zero, one - zero)
     if not torch.allclose(two - one, scale, rtol=1e-3, atol=1e-5):
         raise UserError(
             f"expected an expert whose {ACTION} is un-normalised by an offset and a scale, found a postprocessor that "
             "does more; fix: train it on absolute or per-step actions, with LeRobot's default processors"
         )
-    return zero, torch.where(scale == 0, 1e-8, scale)
+    return zero, scale
+
+
+@torch.no_grad()
+def state_affine_of(preprocessor: Any, state_dim: int) -> tuple[Tensor, Tensor]:
+    """Offset and scale (S,) of a preprocessor that normalises states; a scale of 0 for a constant.
+
+    Raises UserError if they are not finite.
+    """
+    states = torch.tensor([[0.0], [1.0]]).expand(-1, state_dim).contiguous()
+    zero, one = preprocessor({OBS_STATE: states, "task": ["", ""]})[OBS_STATE].cpu().double()
+    scale = 1 / (one - zero)
+    return -zero * scale, _finite(OBS_STATE, -zero * scale, scale)
+
+
+def _finite(key: str, offset: Tensor, scale: Tensor) -> Tensor:
+    """The scale, 0 where a column varies by less than rounding does."""
+    wrong = ~(torch.isfinite(offset) & torch.isfinite(scale) & (scale >= 0))
+    if wrong.any():
+        column = int(wrong.nonzero()[0])
+        raise UserError(
+            f"expected finite statistics of {key} in the expert's processors, found an offset of {offset[column]:.4g} "
+            f"and a scale of {scale[column]:.4g} in column {column}; fix: train it on a dataset whose meta/stats.json "
+            "is right (without that file it is computed)"
+        )
+    return torch.where(torch.from_numpy(is_constant(scale.numpy(), offset.numpy())), 0.0, scale)
+
+
+def check_units(expert: ActionExpert, stats: dict[str, Any], name: str, other_name: str) -> None:
+    """Raises UserError if a dataset's statistics are not of the numbers that an expert was trained on."""
+    for key, (offset, scale) in expert.normalisations().items():
+        if key in stats:
+            check_alike(stats[key], offset.cpu().numpy(), scale.cpu().numpy(), key, name, other_name)

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import yaml
 from lerobot.utils.constants import ACTION
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,6 +26,7 @@ from torch.nn import functional as F
 from apprentice.errors import UserError
 from apprentice.experts.base import ActionDecoder, ActionExpert, Batch
 from apprentice.experts.kinds import DECODERS, EXPERTS, kind_of
+from apprentice.files import read_yaml
 
 CHOICE_SCALE = 8.0  # a logit for each unit of choice: 0 against 1 is told apart with a probability of 0.9997
 CHOICE_WEIGHT = 0.1  # of the classification against the decoders' own losses
@@ -65,7 +65,7 @@ class ByTaskDecoder(ActionDecoder):
         for expert, rows in _groups(torch.where(told < 0, choice.argmax(-1), told)):
             offset, scale = self.relative[expert]
             picked = {key: batch[key][rows] for key in (ACTION, "action_is_pad") if key in batch}
-            picked[ACTION] = (picked[ACTION] - offset) / scale
+            picked[ACTION] = (picked[ACTION] - offset) / torch.where(scale == 0, 1.0, scale)
             loss, of_expert = self._decoder(expert).loss(own[rows], picked)
             share = len(rows) / len(latents)
             total = total + share * loss
@@ -111,11 +111,15 @@ class ByTaskExpert(ActionExpert):
         self.latent_dim = first.latent_dim + len(self.experts)
         settings = [expert.decoder.settings for expert in self.experts]
         self.decoder = ByTaskDecoder(first.kind, settings, self.action_dim, self.numbers).to(device).eval()
-        offset, scale = first.action_affine()
+        affines = [expert.action_affine() for expert in self.experts]
+        offset, scale = affines[0]
+        for _, other in affines[1:]:  # what is constant for one expert may move for another
+            scale = torch.where(scale == 0, other, scale)
+        self.affine, unit = (offset, scale), torch.where(scale == 0, 1.0, scale)
         for number, expert in enumerate(self.experts):
             self.decoder.decoders[number].load_state_dict(expert.decoder.state_dict())
-            own_offset, own_scale = expert.action_affine()
-            self.decoder.relative[number] = torch.stack([(own_offset - offset) / scale, own_scale / scale])
+            own_offset, own_scale = affines[number]
+            self.decoder.relative[number] = torch.stack([(own_offset - offset) / unit, own_scale / unit])
 
     @property
     def latent_count(self) -> int:
@@ -141,7 +145,17 @@ class ByTaskExpert(ActionExpert):
         return self._routed(batch, of)
 
     def action_affine(self) -> tuple[Tensor, Tensor]:
-        return self.first.action_affine()
+        return self.affine
+
+    def normalisations(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Those of all experts' data together, as if each had as much: mean, and deviation within and between."""
+        found = {}
+        for key in self.first.normalisations():
+            offsets, scales = (
+                torch.stack(each) for each in zip(*(e.normalisations()[key] for e in self.experts), strict=True)
+            )
+            found[key] = offsets.mean(0), (scales.square().mean(0) + offsets.var(0, correction=0)).sqrt()
+        return found
 
     def own_actions(self, batch: Batch) -> Tensor:
         return self._routed(batch, lambda number, rows: self.experts[number].own_actions(rows))
@@ -162,13 +176,14 @@ class ByTaskExpert(ActionExpert):
 
 def read_tasks(path: Path | str) -> dict[str, Path]:
     """The checkpoint folder of each instruction in an experts.yaml. Raises UserError if it is not such a file."""
+    what = "lines 'instruction: checkpoint folder'"
     try:
-        content = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        content = error
-    if not content or not isinstance(content, dict) or not all(isinstance(v, str) for v in content.values()):
-        raise UserError(f"expected lines 'instruction: checkpoint folder' in {path}, found {content}; fix: write them")
-    return {str(task): Path(path).parent / folder for task, folder in content.items()}
+        content: dict[str, str] = read_yaml(path, dict[str, str], what)
+    except FileNotFoundError:
+        raise UserError(f"expected {what} at {path}, found nothing; fix: write them") from None
+    if not content:
+        raise UserError(f"expected {what} at {path}, found none; fix: write them")
+    return {task: Path(path).parent / folder for task, folder in content.items()}
 
 
 def _groups(numbers: Tensor) -> list[tuple[int, Tensor]]:

@@ -17,6 +17,7 @@ from apprentice.experts.seer_full import configuration_seer_full  # noqa: F401
 from apprentice.experts.seer_full.expert import SeerFullExpert
 from apprentice.experts.vqbet import VQBeTDecoder, VQBeTExpert
 from apprentice.files import read_json
+from apprentice.untrusted import check_policy
 
 EXPERTS: dict[str, Callable[[Path, torch.device], ActionExpert]] = {
     "seer": SeerExpert,
@@ -36,13 +37,17 @@ DECODERS: dict[str, type[ActionDecoder]] = {
 
 
 def kind_of(folder: Path) -> str:
-    """The policy type of a checkpoint folder. Raises UserError if it is none, or of a type that cannot teach."""
+    """The policy type of a checkpoint folder, which is checked (`apprentice.untrusted`).
+
+    Raises UserError if it is none, may not be loaded, or is of a type that cannot teach.
+    """
     config = folder / "config.json"
     if not config.is_file():
         raise UserError(
             f"expected an expert's checkpoint folder, found no {config}; "
             "fix: name the folder with config.json and model.safetensors (lerobot-train calls it pretrained_model)"
         )
+    check_policy(folder)
     kind = read_json(config).get("type")
     if kind not in EXPERTS:
         raise UserError(f"expected an expert of type {', '.join(EXPERTS)}, found {kind!r}; fix: train one of those")

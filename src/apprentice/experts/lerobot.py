@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from lerobot.configs import PreTrainedConfig
-from lerobot.policies.factory import make_pre_post_processors
 from lerobot.policies.utils import populate_queues
 from lerobot.utils.constants import OBS_ENV_STATE, OBS_IMAGES, OBS_STATE
 from torch import Tensor, nn
 
-from apprentice.adapters import load_policy
+from apprentice.adapters import load_policy, load_processors
+from apprentice.data.features import read_features
 from apprentice.errors import UserError
 from apprentice.experts.base import ActionExpert, Batch, affine_of, scaled_images, seeded
 
@@ -30,18 +30,17 @@ class LeRobotExpert(ActionExpert):
         self.config = self.offline(config)
         try:
             self.policy = load_policy(path, config, strict=True)
-            self.preprocessor, self.postprocessor = make_pre_post_processors(
-                config, str(path), preprocessor_overrides={"device_processor": {"device": str(device)}}
-            )
-        except (OSError, RuntimeError, ImportError, KeyError) as error:
+            self.preprocessor, self.postprocessor = load_processors(path, config)
+        except (OSError, RuntimeError, ImportError, KeyError, ValueError) as error:
             raise UserError(
                 f"expected a complete checkpoint of a {config.type} policy in {path}, found: {error}; fix: name the "
                 "folder that lerobot-train calls pretrained_model, and install what the policy needs"
             ) from error
-        self.inputs = {key: tuple(feature.shape) for key, feature in config.input_features.items()}
+        self.inputs = {key: tuple(feature.shape) for key, feature in read_features(config.input_features).items()}
         self.action_dim = config.action_feature.shape[0]
         self.n_obs_steps = config.n_obs_steps
         self.cut()
+        self.normalisations()  # for its errors
 
     def offline(self, config: Any) -> Any:
         """Change a configuration so that building the policy needs no network."""
@@ -69,7 +68,11 @@ class LeRobotExpert(ActionExpert):
         processed = self.preprocessor(scaled_images(batch))
         batch = {key: value for key, value in processed.items() if key.startswith("observation.")}
         images = [batch[key] for key in self.config.image_features]
-        return batch | ({OBS_IMAGES: torch.stack(images, -4)} if images else {})
+        return batch | ({OBS_IMAGES: self.together(images)} if images else {})
+
+    def together(self, images: list[Tensor]) -> Any:
+        """The cameras' images as the policy's model reads them."""
+        return torch.stack(images, -4)
 
 
 class QueuedExpert(LeRobotExpert):

@@ -34,7 +34,7 @@ def collect(
     Args:
         suite: such as libero_goal.
         episodes: successful ones of each task, at most 1000.
-        out: folder to write, which must not exist.
+        out: folder to write, which must not exist, or be what is asked for.
         tasks: their indices in the suite; all of them if not given.
         workers: processes.
         ray: address of a Ray cluster whose processes do the work, such as auto.

@@ -10,6 +10,7 @@ import shutil
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +19,8 @@ import numpy as np
 from rich.table import Table
 
 from apprentice.data.contract import Contract
-from apprentice.errors import UserError
-from apprentice.files import only_one, read_json, replacing, write_json
+from apprentice.errors import FileError, UserError
+from apprentice.files import UNFINISHED, only_one, read_json, replacing, sweep, write_json
 from apprentice.libero.suites import tasks as tasks_of
 from apprentice.libero.wording import paraphrases
 from apprentice.libero.worlds import find_task
@@ -125,7 +126,7 @@ def gather[J: Job](
     """Make `episodes` successful episodes of each task and write them into the dataset folder `out`.
 
     Args:
-        out: folder to write, which must not exist; finished episodes wait in a folder beside it.
+        out: folder to write, which must not exist, or be what is asked for; finished episodes wait in a folder beside.
         make: the job of a `task` and an `episode`.
         run: does a job, in a worker.
         settings: what all jobs share and the dataset should tell, JSON.
@@ -140,8 +141,7 @@ def gather[J: Job](
     suite, seed, worlds = settings["suite"], settings["seed"], settings.get("worlds", 0)
     known = tasks_of(suite)
     chosen = list(tasks or range(len(known)))
-    if out.exists():
-        raise UserError(f"expected no {out}, found one; fix: remove it or choose another folder")
+    finished = _finished(out, {**settings, "tasks": chosen, "episodes": episodes})
     if unknown := [task for task in chosen if not 0 <= task < len(known)]:
         raise UserError(f"expected tasks 0 to {len(known) - 1} of {suite}, found {unknown}; fix: name existing tasks")
     if not 0 < episodes <= 1000 or not 0 <= seed <= LAST_SEED or worlds < 0:
@@ -153,6 +153,11 @@ def gather[J: Job](
     for task in chosen:
         find_task(suite, task, 0 if worlds else None)
     scratch = out.with_name(f".{out.name}.episodes")
+    if finished is not None:  # a kill may have come between the last lines below
+        sweep(out.parent, f".{out.name}.*{UNFINISHED}")
+        shutil.rmtree(scratch, ignore_errors=True)
+        console.print(f"{out} is finished already")
+        return finished
     with only_one(scratch):
         _check_settings(scratch, settings)
         if failures := _run(run, jobs, scratch, workers, ray):
@@ -210,13 +215,25 @@ def scenes(root: Path) -> list[Scene]:
     return found
 
 
+def _finished(out: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
+    """What `out` tells of itself if it is what is asked for. Raises UserError if something else is there."""
+    if not out.exists():
+        return None
+    found: dict[str, Any] = {}
+    with suppress(OSError, FileError):
+        found = read_json(out / "meta" / "collection.json", dict[str, Any])
+    if {key: found.get(key) for key in asked} != asked:
+        raise UserError(f"expected no {out}, found one; fix: remove it or choose another folder")
+    return found
+
+
 def _check_settings(scratch: Path, settings: dict[str, Any]) -> None:
     """Raises UserError if the folder of finished episodes holds those of other settings.
 
     Tasks and number of episodes may differ: an episode does not depend on which others are wanted.
     """
     if (scratch / "settings.json").exists():
-        found = read_json(scratch / "settings.json")
+        found = read_json(scratch / "settings.json", dict[str, Any], "the settings of a collection")
         if found != settings:
             raise UserError(f"expected episodes collected with {settings} in {scratch}, found {found}; fix: remove it")
     write_json(scratch / "settings.json", settings)

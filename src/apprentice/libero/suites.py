@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
+import yaml
 
 from apprentice.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # Name -> most steps an episode may take (20 Hz), as LeRobot counts them.
 SUITES: dict[str, int] = {
@@ -33,6 +37,11 @@ class Task:
     index: int
     instruction: str
     bddl: Path
+
+
+def task_count(suite: str) -> int:
+    """How many tasks a suite has, known without the simulator."""
+    return 90 if suite == "libero_90" else 10
 
 
 def check_simulator() -> None:
@@ -59,10 +68,15 @@ def tasks(suite: str) -> list[Task]:
         raise UserError(f"expected a suite of {', '.join(STEP_LIMITS)}, found {suite!r}; fix: name one of them")
     check_simulator()
     with contextlib.redirect_stdout(io.StringIO()):  # the package prints a banner
-        from libero.libero import benchmark, get_libero_path
+        from libero.libero import benchmark, config_file, get_libero_path
 
-        listed = benchmark.get_benchmark_dict()[suite]().tasks
-    root = Path(get_libero_path("bddl_files"))
+        try:
+            listed = benchmark.get_benchmark_dict()[suite]().tasks
+            root = Path(get_libero_path("bddl_files"))
+        except (OSError, ValueError, AssertionError, yaml.YAMLError) as error:
+            raise UserError(f"expected LIBERO's paths in {config_file}, found: {error}; fix: remove it") from error
+    if not root.is_dir():
+        raise UserError(f"expected LIBERO's tasks in {root}, found nothing; fix: mend or remove {config_file}")
     files = [root / task.problem_folder / task.bddl_file for task in listed]
     return [
         Task(suite, index, _told(file) if suite.endswith(("_lan", "_task")) else task.language, file)
@@ -87,7 +101,7 @@ def _told(bddl: Path) -> str:
     return said[1].lower()  # as LIBERO reads it
 
 
-def initial_states(suite: str, task: int) -> np.ndarray:
+def initial_states(suite: str, task: int) -> "np.ndarray":
     """The test states (50, S) float64 of a task: time, positions and velocities as MuJoCo orders them."""
     bddl = tasks(suite)[task].bddl
     from libero.libero import get_libero_path

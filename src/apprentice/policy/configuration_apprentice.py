@@ -1,15 +1,20 @@
 """Configuration of the student policy."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from lerobot.configs import FeatureType, NormalizationMode, PreTrainedConfig
 from lerobot.optim import AdamWConfig, CosineDecayWithWarmupSchedulerConfig
+from lerobot.utils.constants import ACTION
 
+from apprentice.data.features import read_features
 from apprentice.errors import UserError
 from apprentice.experts import load_expert
 from apprentice.experts.base import ActionExpert
+from apprentice.experts.by_task import read_tasks
+from apprentice.files import fingerprint
 
 STAGES = ("align", "finetune")
 
@@ -33,7 +38,9 @@ class ApprenticeConfig(PreTrainedConfig):
         latent_weight: how much of the alignment's loss stays in the fine-tuning's; 0 as in the paper.
         scratch: give the VLM random weights (a control).
         n_action_steps: actions executed before the policy plans again; None for half of the chunk.
-        gripper_state_dims: how many of the last columns of the state belong to the gripper.
+        gripper_state_dims: how many of the last columns of the state belong to the gripper; None for 2, or fewer if
+            the state would have no others.
+        resize: cameras whose images may have any size; they are brought to the size that the student learned.
         position_noise_mm, angle_noise_rad: standard deviation of noise on the state in training, so that the student
             looks instead of trusting where the arm happened to be in the demonstrations; by the contract's units.
         learning_rate: peak learning rate; the language model's is `language_rate_factor` times as high.
@@ -41,6 +48,8 @@ class ApprenticeConfig(PreTrainedConfig):
         chunk_size: T, actions in a chunk.
         latent_count, latent_dim: N latents of D numbers, from which the decoder makes a chunk; an action token each.
         action_window: first step, and the one after the last, of the actions that the decoder's loss is told.
+        expert_place, expert_weights: where the expert lay, as an absolute path, and a fingerprint of its weights: by
+            these it is found, and known, when its latents count again.
         expert_obs_steps: steps of observation that the expert reads, right before each step of the student.
         history_spacing: `n_action_steps` of the training, frames between the steps of a history.
     """
@@ -52,12 +61,15 @@ class ApprenticeConfig(PreTrainedConfig):
     latent_weight: float = 0.0
     scratch: bool = False
     n_action_steps: int | None = None
-    gripper_state_dims: int = 2
+    gripper_state_dims: int | None = None
+    resize: list[str] = field(default_factory=list)
     position_noise_mm: float = 1.0
     angle_noise_rad: float = 0.01
     learning_rate: float = 1e-3
     language_rate_factor: float = 0.3
     weight_decay: float = 1e-4
+    expert_place: str = ""
+    expert_weights: str = ""
     decoder_kind: str = ""
     decoder_settings: dict[str, Any] = field(default_factory=dict)
     chunk_size: int = 0
@@ -81,18 +93,45 @@ class ApprenticeConfig(PreTrainedConfig):
             raise UserError(f"expected n_obs_steps of at least 1, found {self.n_obs_steps}; fix: 1 for no history")
 
     def validate_features(self) -> None:
-        """Raise UserError unless there are images, a state and an action, and plans as far apart as in training."""
+        """Keep the inputs that are read. Raise UserError unless there are images, a state and an action, and plans as
+        far apart as in training.
+        """
+        inputs, outputs = self.input_features, self.output_features or {}  # type: ignore[has-type]
+        self.input_features = read_features(inputs)
+        self.output_features = {key: each for key, each in outputs.items() if key == ACTION}
         if not self.image_features or self.robot_state_feature is None or self.action_feature is None:
             raise UserError(
                 f"expected images, observation.state and action in the dataset, found inputs "
                 f"{sorted(self.input_features or {})} and outputs {sorted(self.output_features or {})}; "
-                "fix: record them, or rename them with --rename_map"
+                "fix: record them, or rename yours (--rename OLD=NEW; lerobot-train: --rename_map)"
+            )
+        wrong = [f"{key} {tuple(each.shape)}" for key, each in self.image_features.items() if each.shape[0] != 3]
+        if wrong:
+            raise UserError(
+                f"expected images of three colours, found {', '.join(wrong)}; fix: leave these cameras out of the "
+                "dataset, or convert their pictures"
+            )
+        size = self.robot_state_feature.shape[0]
+        if not 0 <= self.gripper_dims <= size:
+            raise UserError(
+                f"expected --gripper-state-dims of 0 to {size}, the entries of observation.state, found "
+                f"{self.gripper_state_dims}; fix: say how many of its last entries belong to the gripper"
             )
         if self.n_obs_steps > 1 and self.history_spacing not in (0, self.n_action_steps):
             raise UserError(
                 f"expected n_action_steps {self.history_spacing}, how far apart steps of a history were in training,"
                 f" found {self.n_action_steps}; fix: --policy.n_action_steps={self.history_spacing}"
             )
+
+    @property
+    def gripper_dims(self) -> int:
+        """How many of the last columns of the state belong to the gripper."""
+        assert self.robot_state_feature is not None
+        return (
+            min(2, self.robot_state_feature.shape[0] - 1)
+            if self.gripper_state_dims is None
+            else self.gripper_state_dims
+        )
 
     def get_optimizer_preset(self) -> AdamWConfig:
         """AdamW, as in the reference recipe."""
@@ -135,6 +174,20 @@ class ApprenticeConfig(PreTrainedConfig):
         if not self.chunk_size:
             self.adopt(load_expert(self.expert, torch.device("cpu")))
 
+    def find_expert(self) -> str:
+        """Where the expert is: as named, or else where it lay. Raises UserError if neither holds its weights."""
+        places = dict.fromkeys(place for place in (self.expert, self.expert_place) if place)
+        there = [place for place in places if Path(place).exists()]
+        for place in there:
+            if self.expert_weights in ("", weights_fingerprint(place)):
+                return place
+        found = f"another in {' and '.join(there)}" if there else f"nothing at {' or '.join(places)}"
+        raise UserError(
+            f"expected the expert whose latents the student learns, found {found}; fix: name the folder where it is "
+            "now, --expert=FOLDER (lerobot-train: --policy.expert=FOLDER), or do without it, --latent-weight=0 to "
+            "fine-tune"
+        )
+
     def adopt(self, expert: ActionExpert) -> None:
         """Take over the shape of the expert's latents and the recipe of its decoder."""
         self.chunk_size, self.action_window = expert.horizon, expert.action_window
@@ -143,8 +196,18 @@ class ApprenticeConfig(PreTrainedConfig):
         self.n_action_steps = self.n_action_steps or (expert.horizon + 1) // 2
         self.history_spacing = self.n_action_steps
         self.decoder_kind, self.decoder_settings = expert.kind, dict(expert.decoder.settings)
+        self.expert_place, self.expert_weights = str(Path(self.expert).resolve()), weights_fingerprint(self.expert)
 
     @property
     def reward_delta_indices(self) -> None:
         """No rewards."""
         return None
+
+
+def weights_fingerprint(expert: str) -> str:
+    """A fingerprint of an expert's weights, or of those for each instruction; the same wherever the folders lie."""
+    tasks = read_tasks(expert) if Path(expert).is_file() else {"": Path(expert)}
+    parts: list[Path | str] = []
+    for task, folder in sorted(tasks.items()):
+        parts += [task, *sorted(folder.glob("*.safetensors"))]
+    return fingerprint(*parts)

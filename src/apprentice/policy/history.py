@@ -6,17 +6,21 @@ a student sees what it saw in training. There every step of a history is supervi
 an episode is as familiar as one that begins with it, at every length up to K.
 """
 
+from copy import copy, deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from apprentice.data.frames import present
 from apprentice.errors import UserError
 from apprentice.experts.base import Batch
 from apprentice.policy.configuration_apprentice import ApprenticeConfig
 from apprentice.vlm.base import VLM, Prefix
+from apprentice.vlm.pixels import Size
 
 ABSENT = f"{OBS_STATE}_is_pad"  # (B, K), steps before the episode's beginning
 STEPS = "step_count"  # optional in a batch: how many steps the latents' loss is the mean of, instead of the batch's own
@@ -32,8 +36,12 @@ class Step:
     tokens: Tensor
 
 
+@dataclass(frozen=True)
 class History:
     """The steps of an episode up to now, at most K of them, and the keys and values that the VLM keeps of them.
+
+    It does not change: reading one more step yields another history, which the policy takes over once it has a plan. So
+    a step whose plan failed is not remembered.
 
     A step is read after those keys and values, so it costs about what a step without history costs. When K steps are
     full, the older half is forgotten and the others, K // 2 + 1 with the new one, are read anew from their image
@@ -41,18 +49,17 @@ class History:
     hold no trace of older ones. Over a long episode a step then costs 1.75 turns on average at K = 7, and 2 at K = 10.
     """
 
-    def __init__(self, most: int):
-        self.most = most
-        self.steps: list[Step] = []
-        self.past: Prefix | None = None
+    most: int
+    steps: tuple[Step, ...] = ()
+    past: Prefix | None = None
 
-    def clear(self) -> None:
-        """Forget the episode."""
-        self.steps, self.past = [], None
+    def __deepcopy__(self, memo: dict[int, Any]) -> "History":
+        return self
 
     @torch.no_grad()
-    def read(self, vlm: VLM, images: tuple[int, int, int], step: Step) -> Tensor:
-        """Read one more step, after N images of h x w px; return the last hidden states (B, S, H) of its tokens.
+    def read(self, vlm: VLM, images: tuple[Size, ...], step: Step) -> tuple[Tensor, "History"]:
+        """Read one more step, after images of these sizes; return the last hidden states (B, S, H) of its tokens, and
+        the history with this step.
 
         Raises UserError if it is of more or fewer episodes than the steps before.
         """
@@ -62,19 +69,27 @@ class History:
                 f"expected observations of {len(self.steps[0].tokens)} episodes as before, found {count}; "
                 "fix: call the policy's reset() between episodes"
             )
-        self.steps.append(step)
-        if len(self.steps) > self.most:
-            self.steps, self.past = self.steps[-(self.most // 2 + 1) :], None
-        new = self.steps if self.past is None else [step]
-        begins = [self.past is None and number == 0 for number in range(len(new))]
-        hidden, self.past = vlm.turns(
+        steps, past = (*self.steps, step), self.past and _unshared(self.past)
+        if len(steps) > self.most:
+            steps, past = steps[-(self.most // 2 + 1) :], None
+        new = steps if past is None else (step,)
+        begins = [past is None and number == 0 for number in range(len(new))]
+        hidden, past = vlm.turns(
             [vlm.prompt(each.instructions, images, first=[b] * count) for each, b in zip(new, begins, strict=True)],
             torch.stack([each.image_tokens for each in new], 1),
             torch.stack([each.tokens for each in new], 1),
-            self.past,
+            past,
             keep=True,
         )
-        return hidden[:, -1]
+        return hidden[:, -1], History(self.most, steps, past)
+
+
+def _unshared(past: Prefix) -> Prefix:
+    """The same, which a pass may let grow: layers of these kinds then get new tensors, and the old ones stay."""
+    cache = copy(past.cache)
+    kinds = DynamicLayer, DynamicSlidingWindowLayer
+    cache.layers = [copy(layer) if type(layer) in kinds else deepcopy(layer) for layer in past.cache.layers]
+    return Prefix(cache, past.prompt)
 
 
 def own_steps(config: ApprenticeConfig, batch: Batch) -> Batch:

@@ -25,18 +25,22 @@ from lerobot.configs import PreTrainedConfig
 from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor, nn
+from torchvision.transforms.v2.functional import resize
 
 from apprentice.data.contract import FILE as CONTRACT
 from apprentice.data.contract import Contract, check_features, hash_of
+from apprentice.data.features import read_features
 from apprentice.data.noise import state_noise
+from apprentice.data.statistics import is_constant
 from apprentice.errors import UserError
 from apprentice.experts import DECODERS, checkpoints, load_expert
-from apprentice.experts.base import ACTIONS, ActionDecoder, ActionExpert, Batch
+from apprentice.experts.base import ACTIONS, ActionDecoder, ActionExpert, Batch, check_units
 from apprentice.experts.realtime import RealTime
+from apprentice.files import read_json
 from apprentice.policy.configuration_apprentice import ApprenticeConfig
 from apprentice.policy.history import EXPERT_LATENTS, STEPS, History, Step, absent_steps, each_step, own_steps
 from apprentice.vlm.base import VLM, Prefix
-from apprentice.vlm.pixels import see_whole
+from apprentice.vlm.pixels import Size, see_whole
 from apprentice.vlm.prompt import Prompt
 
 IMAGE_TOKENS = "image_tokens"  # optional in a batch: what `VLM.image_tokens` yields of each step, computed before
@@ -55,14 +59,14 @@ class StateEncoder(nn.Module):
 
     def __init__(self, state_dim: int, gripper_dims: int, hidden_size: int):
         super().__init__()
-        self.gripper_dims = gripper_dims
+        self.sizes = [state_dim - gripper_dims, gripper_dims]
         self.arm = nn.Linear(state_dim - gripper_dims, hidden_size)
         self.gripper = nn.Linear(gripper_dims, hidden_size)
         self.join = nn.Linear(2 * hidden_size, hidden_size)
 
     def forward(self, state: Tensor) -> Tensor:
         """Encode a normalised state (..., S)."""
-        arm, gripper = state[..., : -self.gripper_dims], state[..., -self.gripper_dims :]
+        arm, gripper = state.split(self.sizes, -1)
         return self.join(torch.cat([self.arm(arm), self.gripper(gripper)], -1)).unsqueeze(-2)
 
 
@@ -79,9 +83,12 @@ class ApprenticePolicy(RealTime, PreTrainedPolicy):
         dataset_stats: dict[str, dict[str, Any]] | None = None,
         dataset_meta: Any = None,
         checkpoint: Path | None = None,
+        contract: Contract | None = None,
         **kwargs: Any,
     ):
         """Build a fresh student from `config.vlm` and `config.expert`, or an empty one for the weights in `checkpoint`.
+
+        The `contract` is that of the data; without it, the one that stands beside `dataset_meta`.
 
         Raises UserError if the VLM, the expert or the dataset do not fit.
         """
@@ -91,7 +98,7 @@ class ApprenticePolicy(RealTime, PreTrainedPolicy):
         state_dim, action_dim = config.robot_state_feature.shape[0], config.action_feature.shape[0]
         self._expert: ActionExpert | None = None
         if checkpoint is None:
-            self.contract = self._fresh_contract(dataset_meta)
+            self.contract = self._fresh_contract(dataset_meta, contract)
             config.adopt(self.expert)
             check_features(
                 {**self.expert.inputs, ACTION: (self.expert.action_dim,)},
@@ -111,7 +118,7 @@ class ApprenticePolicy(RealTime, PreTrainedPolicy):
                 "fix: --n-obs-steps=1, or another VLM"
             )
         hidden, latent = self.vlm.hidden_size, config.latent_dim
-        self.state_encoder = StateEncoder(state_dim, config.gripper_state_dims, hidden)
+        self.state_encoder = StateEncoder(state_dim, config.gripper_dims, hidden)
         start = torch.randn(config.latent_count, hidden) * self.vlm.embedding_scale()
         self.action_tokens = nn.Embedding.from_pretrained(start, freeze=False)
         self.mapper = nn.Sequential(
@@ -145,7 +152,7 @@ class ApprenticePolicy(RealTime, PreTrainedPolicy):
     def expert(self) -> ActionExpert:
         """The teacher, loaded when first needed, never part of the weights. Raises UserError if it is gone."""
         if self._expert is None:
-            self._expert = load_expert(self.config.expert, torch.device(self.config.device or "cpu"))
+            self._expert = load_expert(self.config.find_expert(), torch.device(self.config.device or "cpu"))
         return self._expert
 
     def parts(self) -> dict[str, list[nn.Parameter]]:
@@ -222,15 +229,19 @@ class ApprenticePolicy(RealTime, PreTrainedPolicy):
         absent = absent_steps(batch).to(self.vlm.device)
         begins = absent.sum(1)
         steps = range(absent.shape[1])
-        prompts = [self.vlm.prompt(batch["task"], self._image_size, first=(begins == k).tolist()) for k in steps]
+        prompts = [self.vlm.prompt(batch["task"], self.image_sizes, first=(begins == k).tolist()) for k in steps]
         return [prompt.without(absent[:, k]) for k, prompt in enumerate(prompts)]
 
     @property
-    def _image_size(self) -> tuple[int, int, int]:
-        """N images a step, of h x w px."""
-        features = list(self.config.image_features.values())
-        height, width = features[0].shape[-2:]
-        return len(features), height, width
+    def image_sizes(self) -> tuple[Size, ...]:
+        """Height and width (px) of each camera's images."""
+        return tuple((feature.shape[-2], feature.shape[-1]) for feature in self.config.image_features.values())
+
+    @property
+    def vectors(self) -> tuple[str, ...]:
+        """The observations that are no images and that it reads, or its expert where that counts."""
+        read = self.expert.inputs if self.config.reads_expert else {}
+        return tuple(dict.fromkeys([OBS_STATE, *(key for key, shape in read.items() if len(shape) == 1)]))
 
     @torch.no_grad()
     def prefix(self, batch: Batch, length: int = 0) -> Prefix:
@@ -242,7 +253,7 @@ class ApprenticePolicy(RealTime, PreTrainedPolicy):
 
     def prompt(self, batch: Batch, length: int = 0) -> Prompt:
         """The batch's instructions behind placeholders for the cameras' images, at least `length` tokens long."""
-        return self.vlm.prompt(batch["task"], self._image_size, length)
+        return self.vlm.prompt(batch["task"], self.image_sizes, length)
 
     @torch.no_grad()
     def _image_tokens(self, batch: Batch) -> Tensor:
@@ -250,8 +261,8 @@ class ApprenticePolicy(RealTime, PreTrainedPolicy):
         if IMAGE_TOKENS in batch:
             return batch[IMAGE_TOKENS]
         images = self.images(batch)
-        steps = images.shape[:-4]
-        return self.vlm.image_tokens(images.flatten(0, -5)).unflatten(0, steps)
+        steps = images[0].shape[:-3]
+        return self.vlm.image_tokens([camera.flatten(0, -4) for camera in images]).unflatten(0, steps)
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:  # type: ignore[override]
         """The loss of the present stage on a raw batch, and its parts (PAPER, stages 1 and 2).
@@ -269,7 +280,8 @@ class ApprenticePolicy(RealTime, PreTrainedPolicy):
         if self.config.stage == "align":
             loss = self._align_loss(latents, batch)
             return loss, {"align": loss.item()}
-        action = (batch[ACTION].float() - self.action_offset) / self.action_scale
+        scale = torch.where(self.action_scale == 0, 1.0, self.action_scale)  # of a constant: whatever is decoded, it is
+        action = (batch[ACTION].float() - self.action_offset) / scale
         loss, parts = self.decoder.loss(latents, {**batch, ACTION: action})
         if self.config.latent_weight:
             align = self._align_loss(latents, batch)
@@ -310,15 +322,26 @@ class ApprenticePolicy(RealTime, PreTrainedPolicy):
 
         A student with a history remembers: every call is the next step of the episode, `n_action_steps` frames after
         the last, until `reset`. Given all K steps of observation (B, K, ...) it plans from these and remembers nothing.
+        Raises UserError if the plan is not finite; a step whose plan failed is not remembered.
         """
         self.eval()
+        history = self._history
         if self.config.n_obs_steps > 1 and batch[OBS_STATE].ndim == 2:
             step = Step(batch["task"], self._image_tokens(batch), self._tokens(batch))
-            latents = self._mapped(self._history.read(self.vlm, self._image_size, step))
+            hidden, history = self._history.read(self.vlm, self.image_sizes, step)
+            latents = self._mapped(hidden)
         else:
             latents = self.latents(batch)
             latents = latents[:, -1] if latents.ndim == 4 else latents
         actions = self.decoder.decode(latents.float()) * self.action_scale + self.action_offset
+        if not actions.isfinite().all():
+            found, state = actions[~actions.isfinite()][0].item(), batch[OBS_STATE]
+            raise UserError(
+                f"expected finite actions, found {found} from a state with numbers from {state.min().item():.3g} to "
+                f"{state.max().item():.3g}; "
+                "fix: check the state, or the training if the state is right"
+            )
+        self._history = history
         return self.continued(actions, **kwargs)
 
     @torch.no_grad()
@@ -332,7 +355,7 @@ class ApprenticePolicy(RealTime, PreTrainedPolicy):
     def reset(self) -> None:
         """Forget the planned chunk and the episode."""
         self._queue.clear()
-        self._history.clear()
+        self._history = History(self.config.n_obs_steps)
 
     # ---- checkpoints
 
@@ -350,6 +373,7 @@ class ApprenticePolicy(RealTime, PreTrainedPolicy):
         if not folder.is_dir():
             folder = Path(snapshot_download(str(pretrained_name_or_path), revision=kwargs.get("revision")))
         config = config or PreTrainedConfig.from_pretrained(folder)
+        _check_same(config, folder)
         kwargs = {**kwargs, "strict": True, "checkpoint": folder}
         try:
             return cast(ApprenticePolicy, super().from_pretrained(folder, config=config, **kwargs))
@@ -359,17 +383,18 @@ class ApprenticePolicy(RealTime, PreTrainedPolicy):
                 "config.json, model.safetensors and vlm/"
             ) from error
 
-    def _fresh_contract(self, dataset_meta: Any) -> Contract:
-        if dataset_meta is None:
-            return Contract()
-        data = Contract.of_dataset(dataset_meta.root)
+    def _fresh_contract(self, dataset_meta: Any, contract: Contract | None) -> Contract:
+        name = "the dataset" if dataset_meta is None else f"dataset {dataset_meta.root}"
+        if contract is None:
+            contract = Contract() if dataset_meta is None else Contract.of_dataset(dataset_meta.root)
         for known in checkpoints(self.config.expert):
             if (known / CONTRACT).exists():
-                Contract.load(known).check(data, f"expert {known}", f"dataset {dataset_meta.root}")
-        return data
+                Contract.load(known).check(contract, f"expert {known}", name)
+        return contract
 
     def _take_over(self, dataset_stats: dict[str, dict[str, Any]]) -> None:
         """Copy the expert's decoder and the statistics: of the actions from the expert, of the state from the data."""
+        check_units(self.expert, dataset_stats, f"expert {self.config.expert}", "the dataset")
         self.decoder.load_state_dict(self.expert.decoder.state_dict())
         offset, scale = self.expert.action_affine()
         self.action_offset.copy_(offset)
@@ -377,20 +402,55 @@ class ApprenticePolicy(RealTime, PreTrainedPolicy):
         if OBS_STATE in dataset_stats:
             stats = {k: torch.as_tensor(v, dtype=torch.float32) for k, v in dataset_stats[OBS_STATE].items()}
             self.state_offset.copy_(stats["mean"])
-            self.state_scale.copy_(torch.where(stats["std"] > 1e-6, stats["std"], torch.ones(())))
+            still = torch.from_numpy(is_constant(stats["std"].numpy(), stats["mean"].numpy()))
+            self.state_scale.copy_(torch.where(still, torch.ones(()), stats["std"]))
         statistics = {"state": {"offset": self.state_offset, "scale": self.state_scale}}
         statistics["action"] = {"offset": self.action_offset, "scale": self.action_scale}
         self.contract = self.contract.having(
             horizon=self.config.chunk_size, statistics=hash_of(statistics), versions={"vlm": self.config.vlm}
         )
 
-    def images(self, batch: Batch) -> Tensor:
-        """Stack the cameras, in the configuration's order, to uint8 (B, N, 3, h, w), or (B, K, N, 3, h, w)."""
-        images = torch.stack([batch[key] for key in self.config.image_features], -4)
-        return images if images.dtype == torch.uint8 else (images * 255).round().to(torch.uint8)
+    def images(self, batch: Batch) -> list[Tensor]:
+        """The cameras' images, in the configuration's order, uint8, (B, 3, h, w) or (B, K, 3, h, w) each.
+
+        Cameras in `config.resize` may have any size. Raises UserError if another has not its own.
+        """
+        images = []
+        for key, feature in self.config.image_features.items():
+            image, size = batch[key], feature.shape[-2:]
+            image = image if image.dtype == torch.uint8 else (image * 255).round().to(torch.uint8)
+            if image.shape[-2:] != size:
+                if key not in self.config.resize:
+                    found = tuple(image.shape[-2:])
+                    raise UserError(
+                        f"expected images of {tuple(size)} px (height, width) of {key}, found {found}; "
+                        "fix: send them as large as the student learned them, or train it with --resize"
+                    )
+                image = resize(image, list(size), antialias=True)
+            images.append(image)
+        return images
+
+
+def _check_same(config: Any, folder: Path) -> None:
+    """Raise UserError if a checkpoint is to be loaded as a student of another VLM; an expert that is named anew is
+    looked for there alone.
+    """
+    try:
+        known = read_json(folder / "config.json")
+    except (OSError, ValueError):
+        return  # the loader's error is clearer
+    for name in ("vlm", "scratch"):
+        if (now := getattr(config, name)) != known.get(name, now):
+            raise UserError(
+                f"expected {name} {known[name]} as in {folder}, found {now}; a trained student keeps its VLM; fix: "
+                f"leave --policy.{name} out, or --policy.path, to begin with a new one"
+            )
+    if config.expert != known.get("expert", config.expert):
+        config.expert_place = str(Path(config.expert).resolve())
 
 
 def shapes(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
-    """Shapes of all features of a policy, images (3, h, w)."""
-    features = {**(config.input_features or {}), **(config.output_features or {})}
+    """Shapes of all that a policy reads, images (3, h, w), and does."""
+    features = read_features(config.input_features)
+    features |= {key: each for key, each in (config.output_features or {}).items() if key == ACTION}
     return {key: tuple(feature.shape) for key, feature in features.items()}

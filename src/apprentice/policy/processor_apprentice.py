@@ -19,16 +19,22 @@ from apprentice.policy.configuration_apprentice import ApprenticeConfig
 
 
 def make_apprentice_pre_post_processors(
-    config: ApprenticeConfig, dataset_stats: dict[str, Any] | None = None, dataset_meta: Any = None
+    config: ApprenticeConfig,
+    dataset_stats: dict[str, Any] | None = None,
+    dataset_meta: Any = None,
+    rename: dict[str, str] | None = None,
 ) -> tuple[
     PolicyProcessorPipeline[dict[str, Any], dict[str, Any]],
     PolicyProcessorPipeline[PolicyAction, PolicyAction],
 ]:
-    """Return the steps before and after the policy. LeRobot overrides the (un)normaliser by name, so both are there."""
+    """Return the steps before and after the policy. LeRobot overrides the (un)normaliser by name, so both are there.
+
+    Observations get the new names that `rename` has for them.
+    """
     inputs, outputs = config.input_features or {}, config.output_features or {}
     mapping = config.normalization_mapping
     before = [
-        RenameObservationsProcessorStep(rename_map={}),
+        RenameObservationsProcessorStep(rename_map=dict(rename or {})),
         AddBatchDimensionProcessorStep(),
         DeviceProcessorStep(device=config.device or "cpu"),
         NormalizerProcessorStep(features={**inputs, **outputs}, norm_map=mapping, stats=dataset_stats),

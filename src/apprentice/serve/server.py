@@ -1,182 +1,221 @@
 """A checkpoint behind a websocket, in openpi's protocol: their clients can ask it, and so can `apprentice eval`.
 
-A connection is an episode: it begins with our metadata, and with a policy that remembers nothing. `?seed=3` in the
-address seeds what the policy samples. Images are as large as the policy learned them; openpi's example sends others
-with `--args.resize-size`.
+A connection begins with our metadata, and with a policy that remembers nothing. Each client has a memory of its own.
+Another episode begins with another connection, another prompt, `{"__ctrl__": "episode_start"}`, or `"reset": True` in
+an observation. `?seed=3` in the address seeds what the policy samples. See docs/serving.md.
 """
 
 import asyncio
+import gc
 import http
+import os
+import signal
+import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-import numpy as np
-import torch
 from websockets.asyncio.server import ServerConnection
 from websockets.asyncio.server import serve as listen
 from websockets.exceptions import ConnectionClosed
+from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
+from websockets.protocol import State
 
 from apprentice.adapters import whole_checkpoint
 from apprentice.data.contract import FILE as CONTRACT
 from apprentice.device import best_device
 from apprentice.errors import UserError
 from apprentice.evaluate.checkpoint import Checkpoint, complete, configured, identity, longest_chunk
-from apprentice.evaluate.client import KEYS
-from apprentice.evaluate.wire import LARGEST, pack, unpack
+from apprentice.evaluate.wire import pack
 from apprentice.files import read_json
 from apprentice.progress import console
+from apprentice.serve.guard import Gate, GuardedConnection, one_line_log, report
+from apprentice.serve.planner import COPIED, Episode, Planner
+from apprentice.serve.questions import Control, Reader
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-NAMES = {theirs: ours for ours, theirs in KEYS.items()}
+IDLE = 30.0  # s without a question, after which another client takes the place of this one if all are taken
+PAUSE = 0.01  # s before the next message is read of a client whose last one was not planned
+LONGEST_ANSWER = 1000  # characters of an error
+GOODBYE = 2.0  # s for clients to close their connections
+ACKNOWLEDGED = ("episode_start", "episode_end")
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def serve(checkpoint: Path, *, port: int = 8000, host: str = "127.0.0.1") -> None:
+def serve(checkpoint: Path, *, port: int = 8000, host: str = "127.0.0.1", clients: int = 32) -> None:
     """Serve a policy until interrupted.
 
     Args:
         checkpoint: folder of a LeRobot checkpoint.
         port: where to listen; 0 takes a free one and prints it.
         host: address to listen at; the default is reached from this machine alone. There is no password.
+        clients: connections at a time; each keeps what its policy remembers.
 
     Raises UserError if the checkpoint is incomplete, or the port is taken.
     """
-    server = PolicyServer(Path(checkpoint))
+    if clients < 1:
+        raise UserError(f"expected at least 1 client, found --clients {clients}; fix: leave it out")
+    server = PolicyServer(Path(checkpoint), clients)
+
+    def ready(port: int) -> None:
+        console.print(f"serving {server.metadata['type']} at ws://{host}:{port}", highlight=False, soft_wrap=True)
+        if host not in LOOPBACK:
+            console.print("whoever reaches this address can use the policy", highlight=False)
+
+    gc.freeze()  # what is loaded stays: to search it for garbage would hold up all for a second
     try:
-        asyncio.run(server.run(host, port, announce=True))
+        asyncio.run(_until_told(server.run(host, port, ready)))
     except OSError as error:
         raise UserError(f"expected a free port {port} at {host}, found {error}; fix: choose another --port") from error
 
 
+async def _until_told(running: Any) -> None:
+    """Run until it ends, or until a signal, which ends the process. Who started it may have it ignore some of them."""
+    loop, told = asyncio.get_running_loop(), asyncio.Event()
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            loop.add_signal_handler(number, told.set)
+    tasks = asyncio.ensure_future(running), asyncio.ensure_future(told.wait())
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    if tasks[0].done():
+        return tasks[0].result()
+    tasks[0].cancel()
+    with suppress(asyncio.CancelledError):
+        await tasks[0]
+    console.print("stopped", highlight=False)
+    sys.stdout.flush()
+    os._exit(0)  # a plan that is being made, and torch's own end, can take longer than who stopped us waits
+
+
 @dataclass
-class Session:
-    """A connection: random numbers of its own, so that what others ask does not change what it gets."""
+class Client:
+    """Who is connected; `since` is when it last had an answer, None while it waits for one."""
 
-    random: tuple[torch.Tensor, list[torch.Tensor]]
-
-    def resume(self) -> None:
-        torch.set_rng_state(self.random[0])
-        torch.cuda.set_rng_state_all(self.random[1])
-
-    @staticmethod
-    def now() -> tuple[torch.Tensor, list[torch.Tensor]]:
-        return torch.get_rng_state(), torch.cuda.get_rng_state_all()
+    episode: Episode
+    since: float | None
 
 
 class PolicyServer:
     """One policy and whoever is connected."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, clients: int = 32):
         complete("policy", folder)
         config = configured("policy", folder)
         self.policy = Checkpoint("policy", folder, best_device())
         self.policy.action_dim = config.output_features["action"].shape[0]
         self.metadata = _metadata(folder, config, self.policy.n_action_steps)
-        self.remembers = self.policy.every_step or config.n_obs_steps > 1
-        if not self.remembers:  # then a client may execute more of a chunk than the checkpoint says
+        remembers = self.policy.every_step or config.n_obs_steps > 1
+        if not remembers:  # then a client may execute more of a chunk than the checkpoint says
             self.policy.n_action_steps = longest_chunk(config)
-        self.inputs = _inputs(config)
-        self._episode, self._plan = asyncio.Lock(), asyncio.Lock()
+        self.places = 1 if remembers and config.type not in COPIED else clients
+        self.reader, self.planner = Reader(config), Planner(self.policy, remembers)
+        self.clients: dict[ServerConnection, Client] = {}
+        self._closing: set[asyncio.Task[None]] = set()
 
-    async def run(self, host: str, port: int, announce: bool = False, ready: Any = None) -> None:
+    async def run(self, host: str, port: int, ready: Callable[[int], None]) -> None:
         """Listen until cancelled; `ready` is called with the port that is open."""
-        async with listen(
-            self._connected,
+        asyncio.get_running_loop().set_exception_handler(report)
+        server = await listen(
+            self._converse,
             host,
             port,
             compression=None,
-            max_size=LARGEST,
+            max_size=self.reader.largest,
+            max_queue=(1, 0),
+            open_timeout=5,
+            close_timeout=GOODBYE,
             origins=[None],  # no page in a browser may ask
-            process_request=_health,
-        ) as server:
-            port = next(iter(server.sockets)).getsockname()[1]
-            if announce:
-                console.print(f"serving {self.metadata['type']} at ws://{host}:{port}", highlight=False, soft_wrap=True)
-                if host not in LOOPBACK:
-                    console.print("whoever reaches this address can use the policy", highlight=False)
-            if ready:
-                ready(port)
-            await server.serve_forever()
-
-    async def _connected(self, connection: ServerConnection) -> None:
-        """An episode. A policy that remembers has one at a time; who comes meanwhile waits."""
+            process_request=self._admit,
+            logger=one_line_log(),
+            create_connection=partial(GuardedConnection, Gate()),  # type: ignore[arg-type]
+        )
         try:
-            if self.remembers:
-                async with self._episode:
-                    await self._converse(connection)
-            else:
-                await self._converse(connection)
-        except ConnectionClosed:
-            pass
+            ready(next(iter(server.sockets)).getsockname()[1])
+            await asyncio.get_running_loop().create_future()  # `serve_forever` would wait for who does not leave
+        finally:
+            server.close()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(server.wait_closed(), GOODBYE)
+
+    def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
+        """Whether a client may come in: None, or what it is told instead."""
+        if urlsplit(request.path).path == "/healthz":
+            return connection.respond(http.HTTPStatus.OK, "OK\n")
+        try:
+            _seed(request)
+        except ValueError as error:
+            return _refused(connection, http.HTTPStatus.BAD_REQUEST, f"expected ?seed=NUMBER, found {error}")
+        if len(self.clients) >= self.places:
+            idle = [(client.since, key) for key, client in self.clients.items() if client.since is not None]
+            since, longest = min(idle, default=(time.monotonic(), None), key=lambda pair: pair[0])
+            if longest is None or time.monotonic() - since < IDLE:
+                said = f"expected fewer than {self.places} clients, found that many; fix: come again later"
+                return _refused(connection, http.HTTPStatus.SERVICE_UNAVAILABLE, said)
+            del self.clients[longest]
+            closing = asyncio.ensure_future(longest.close(CloseCode.TRY_AGAIN_LATER, "idle, another client takes over"))
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+        return None
 
     async def _converse(self, connection: ServerConnection) -> None:
+        assert connection.request is not None
+        client = self.clients[connection] = Client(Episode(_seed(connection.request)), time.monotonic())
         try:
-            async with self._plan:
-                session = self._begin(connection)
-        except ValueError as error:
-            await connection.send(f"expected ?seed=NUMBER, found {error}")
-            return
-        await connection.send(pack(self.metadata))
-        async for message in connection:
-            try:
-                async with self._plan:
-                    answer: bytes | str = await asyncio.to_thread(self._answer, session, message)
-            except Exception as error:  # of whatever was asked: the next question may be a good one
-                answer = f"{type(error).__name__}: {error}"
-            await connection.send(answer)
+            await connection.send(pack(self.metadata))
+            async for message in connection:
+                client.since = None
+                answer, planned = await self._answer(connection, client.episode, message)
+                client.since = time.monotonic()
+                await connection.send(answer)
+                if not planned:
+                    await asyncio.sleep(PAUSE)
+        except ConnectionClosed:
+            pass
+        finally:
+            self.clients.pop(connection, None)
 
-    def _begin(self, connection: ServerConnection) -> Session:
-        asked = parse_qs(urlsplit(connection.request.path).query) if connection.request else {}
-        self.policy.reset(int(asked.get("seed", ["0"])[0]))
-        return Session(Session.now())
-
-    def _answer(self, session: Session, message: bytes | str) -> bytes:
-        observation, instruction = self._read(message)
-        session.resume()
-        start = time.perf_counter()
-        actions = self.policy.plan(observation, instruction)
-        passed = time.perf_counter() - start
-        session.random = Session.now()
-        return pack({"actions": actions, "server_timing": {"infer_ms": 1000 * passed}})
-
-    def _read(self, message: bytes | str) -> tuple[dict[str, np.ndarray], str]:
-        """An observation under LeRobot's names, and the instruction. Raises ValueError saying what is wrong."""
-        content = unpack(message) if isinstance(message, bytes) else message
-        if not isinstance(content, dict):
-            raise ValueError(f"expected a map, found {type(content).__name__}")
-        sent = {NAMES.get(key, key): value for key, value in content.items()}
-        missing = [KEYS.get(key, key) for key in self.inputs if key not in sent]
-        missing += [] if isinstance(sent.get("prompt"), str) else ["prompt (a text)"]
-        if missing:
-            raise ValueError(f"expected {', '.join(missing)}, found {', '.join(map(str, content)) or 'nothing'}")
-        for key, shape in self.inputs.items():
-            value, kind = sent[key], "uint8" if len(shape) == 3 else "numbers"
-            fits = isinstance(value, np.ndarray) and value.shape == shape
-            if not fits or (len(shape) == 3 and value.dtype != np.uint8) or value.dtype.kind not in "iuf":
-                found = f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
-                raise ValueError(f"{KEYS.get(key, key)}: expected {kind} {shape}, found {found}")
-        images = {key: sent[key].copy() for key, shape in self.inputs.items() if len(shape) == 3}
-        return images | {k: sent[k].astype(np.float32) for k in self.inputs if k not in images}, sent["prompt"]
+    async def _answer(self, connection: ServerConnection, episode: Episode, message: bytes | str) -> tuple[Any, bool]:
+        """What is sent back, a text if it is an error, and whether a plan was made."""
+        try:
+            asked = self.reader.read(message)
+            if isinstance(asked, Control):
+                known = asked.kind in ACKNOWLEDGED
+                if known:
+                    episode.begin()
+                return pack({"__ack__": asked.kind if known else "ignored"}), False
+            planned = await self.planner.plan(episode, asked, lambda: connection.state is State.OPEN)
+        except Exception as error:  # of whatever was asked: the next question may be a good one
+            ours = isinstance(error, ValueError | UserError)
+            return f"{'' if ours else type(error).__name__ + ': '}{error}"[:LONGEST_ANSWER], False
+        if planned is None:
+            return "", False  # nobody reads it
+        return pack({"actions": planned[0], "server_timing": {"infer_ms": 1000 * planned[1]}}), True
 
 
-def _inputs(config: Any) -> dict[str, tuple[int, ...]]:
-    """Shapes of what a policy reads, images as (H, W, 3)."""
-    shapes = {key: tuple(feature.shape) for key, feature in config.input_features.items()}
-    return {key: (*shape[1:], 3) if len(shape) == 3 else shape for key, shape in shapes.items()}
+def _refused(connection: ServerConnection, status: http.HTTPStatus, said: str) -> Response:
+    connection.logger.warning("sent away: %s", said)
+    return connection.respond(status, said + "\n")
+
+
+def _seed(request: Request) -> int:
+    """The number in the address, 0 if there is none. Raises ValueError."""
+    asked = parse_qs(urlsplit(request.path).query, max_num_fields=16).get("seed", ["0"])[0]
+    if not asked.isascii() or not asked.isdigit() or len(asked) > 18:
+        raise ValueError(asked[:60])
+    return int(asked)
 
 
 def _metadata(folder: Path, config: Any, n_action_steps: int) -> dict[str, Any]:
     """What a client learns first; `image_size` only if all images are square and of one size."""
     whole = whole_checkpoint(folder)
-    sizes = {shape[:2] for shape in _inputs(config).values() if len(shape) == 3}
+    sizes = {tuple(feature.shape[-2:]) for feature in config.image_features.values()}
     known = {"contract": read_json(whole / CONTRACT)} if (whole / CONTRACT).exists() else {}
     if len(sizes) == 1 and len(set(*sizes)) == 1:
         known["image_size"] = sizes.pop()[0]
     return {"type": config.type, "checkpoint": identity(folder), "n_action_steps": n_action_steps, **known}
-
-
-def _health(connection: ServerConnection, request: Request) -> Response | None:
-    return connection.respond(http.HTTPStatus.OK, "OK\n") if request.path == "/healthz" else None

@@ -29,15 +29,17 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from apprentice.errors import UserError
+from apprentice.untrusted import place_of, without_weights
 from apprentice.vlm.families import CAUSAL_TOKEN_TYPE
 from apprentice.vlm.packed import unpacked
-from apprentice.vlm.pixels import told
-from apprentice.vlm.prompt import Prompt, joined, stacked
+from apprentice.vlm.pixels import Size, alike, told
+from apprentice.vlm.prompt import Prompt, Recent, joined, stacked
+from apprentice.vlm.template import marks_of, turn
 
 # SmolVLM's processor complains about arguments that it adds itself, once for every prompt.
 logging.getLogger("transformers.processing_utils").setLevel(logging.ERROR)
 
-ANSWER = "[[our tokens]]"  # what stands for them while a template writes a chat
+PROMPT_TOKENS = 2**22  # of prompts that are kept, of 24 bytes each
 
 
 @dataclass
@@ -62,17 +64,17 @@ class VLM(nn.Module):
         self.model = model
         self.processor = processor
         self.hidden_size: int = model.get_input_embeddings().embedding_dim
-        self._prompts: dict[tuple[str, tuple[int, int, int], bool], Prompt] = {}
+        self._prompts = Recent(self._single, PROMPT_TOKENS)  # by instruction, sizes, and whether it begins a chat
 
     @classmethod
     def from_pretrained(cls, name: str, local: bool = False) -> "VLM":
         """Load weights and processor from a folder or, if it is not one, from the hub, or if `local` from what was
         fetched of it before. Raises UserError.
         """
-        place: dict[str, Any] = {"pretrained_model_name_or_path": name, "local_files_only": local}
         try:
+            place = place_of(name, local)
             model = AutoModelForImageTextToText.from_pretrained(**place, dtype=torch.float32)
-            return cls(model, AutoProcessor.from_pretrained(**place))
+            return cls(model, AutoProcessor.from_pretrained(**without_weights(place)))
         except (OSError, ValueError, KeyError, HFValidationError) as error:
             raise UserError(
                 f"expected a Hugging Face image-text-to-text model at '{name}' (a folder or a name on the hub), found: "
@@ -81,18 +83,29 @@ class VLM(nn.Module):
 
     @classmethod
     def from_config(cls, folder: Path | str) -> "VLM":
-        """Rebuild model (random weights) and processor from what `save_config` wrote."""
-        model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(folder))
+        """Rebuild model (random weights) and processor from what `save_config` wrote. Raises UserError."""
+        place = without_weights(place_of(folder))
+        config = AutoConfig.from_pretrained(**place)
+        model = AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
         if (Path(folder) / "generation_config.json").exists():
             model.generation_config = GenerationConfig.from_pretrained(folder)
-        return cls(model.float(), AutoProcessor.from_pretrained(folder))
+        return cls(model.float(), AutoProcessor.from_pretrained(**place))
 
     def save_config(self, folder: Path | str) -> None:
         """Write everything but the weights: configuration, how it ends an answer, tokenizer, image processor, chat
-        template.
+        template; the same again after it was read from there.
         """
+        if self.processor.tokenizer.is_fast:  # it keeps how it last padded, which would be read as a setting
+            self.processor.tokenizer.backend_tokenizer.no_padding()
+            self.processor.tokenizer.backend_tokenizer.no_truncation()
         self.model.config.save_pretrained(folder)
         self.model.generation_config.save_pretrained(folder)
+        tokenizer = self.processor.tokenizer
+        for key in ("is_local", "local_files_only"):  # how it was loaded, which differs when a run goes on
+            tokenizer.init_kwargs.pop(key, None)
+        if tokenizer.is_fast:  # how the last batch was padded, likewise
+            tokenizer.backend_tokenizer.no_padding()
+            tokenizer.backend_tokenizer.no_truncation()
         self.processor.save_pretrained(folder)
 
     def parts(self) -> dict[str, list[nn.Parameter]]:
@@ -132,7 +145,10 @@ class VLM(nn.Module):
 
         A turn that is not the `first` begins with the end of the assistant's turn before it.
         """
-        texts = [self._turn(question, len(row), first) for question, row in zip(questions, images, strict=True)]
+        texts = [
+            turn(self.processor, question, len(row), first, self._marks)
+            for question, row in zip(questions, images, strict=True)
+        ]
         start = self.processor.tokenizer.bos_token
         doubled = start is not None and texts[0].startswith(start)  # a template that begins a text, as most do
         settings = {"add_special_tokens": False} if doubled or not first else {}
@@ -141,34 +157,35 @@ class VLM(nn.Module):
         inputs.pop("labels", None)  # PaliGemma's processor thinks of training
         return inputs.to(self.device)
 
+    def check(self, instructions: Iterable[str]) -> None:
+        """Raise UserError for an instruction that no prompt can hold: before what takes hours begins."""
+        for instruction in sorted(instructions):
+            turn(self.processor, instruction, 1, True, self._marks)
+
     def prompt(
         self,
         instructions: Sequence[str],
-        images: tuple[int, int, int],
+        images: tuple[Size, ...],
         length: int = 0,
         first: Sequence[bool] | None = None,
     ) -> Prompt:
-        """Tokenise one user turn for each instruction, after N images of h x w px, with the assistant's turn opened.
+        """Tokenise one user turn for each instruction, after images of these sizes, with the assistant's turn opened.
 
         How many tokens an image takes depends on its size alone, so a prompt is made once for an instruction and kept.
         Padding is on the left.
 
         Args:
             instructions: one for each sample.
-            images: N, h, w.
+            images: height and width (px) of each of N.
             length: L, if it is to be more than the longest prompt's.
             first: whether each begins its chat, as all do if None; else all are as long as any of them would be in
                 either place, so that turns of a chat are of one length.
         """
         places = (True,) if first is None else (True, False)
-        for instruction in set(instructions):
-            for place in places:
-                if (instruction, images, place) not in self._prompts:
-                    self._prompts[instruction, images, place] = self._single(instruction, images, place)
-        known = [self._prompts[instruction, images, place] for instruction in instructions for place in places]
-        length, padding = max(length, *map(len, known)), self.processor.tokenizer.pad_token_id or 0
+        known = {(text, place): self._prompts[text, images, place] for text in set(instructions) for place in places}
+        length, padding = max(length, *map(len, known.values())), self.processor.tokenizer.pad_token_id or 0
         begins = [True] * len(instructions) if first is None else first
-        rows = [self._prompts[key, images, place] for key, place in zip(instructions, begins, strict=True)]
+        rows = [known[text, place] for text, place in zip(instructions, begins, strict=True)]
         return stacked([row.padded(length, padding) for row in rows]).to(self.device)
 
     def pixels(self, images: Tensor) -> dict[str, Tensor]:
@@ -184,11 +201,31 @@ class VLM(nn.Module):
         settings, inputs = told(self.processor.image_processor, lambda: self.inputs([[blank]], [""]))
         return settings, [name for name, value in inputs.items() if value.shape != inputs["input_ids"].shape]
 
-    def image_tokens(self, images: Tensor) -> Tensor:
-        """Encode images (B, N, 3, h, w), uint8, into the language model's tokens (B, N * tokens an image, K * H).
+    def image_tokens(self, images: Sequence[Tensor]) -> Tensor:
+        """Encode N cameras' images (B, 3, h, w) each, uint8, into the language model's tokens, camera after camera:
+        (B, tokens of all N, K * H).
 
-        K is 1, or more for a model whose vision also enters deeper layers (Qwen3-VL).
+        Cameras of one size are encoded together, so each has the tokens of its own size. K is 1, or more for a model
+        whose vision also enters deeper layers (Qwen3-VL).
         """
+        found: dict[int, Tensor] = {}
+        for places in alike([(camera.shape[-2], camera.shape[-1]) for camera in images]).values():
+            group = [images[place] for place in places]
+            if len(group) == 1 < len(images) and self._alone_differs:
+                group *= 2
+            tokens = self._encoded(torch.stack(group, 1)).chunk(len(group), 1)
+            found |= dict(zip(places, tokens, strict=False))
+        return torch.cat([found[place] for place in range(len(images))], 1)
+
+    @cached_property
+    @torch.no_grad()
+    def _alone_differs(self) -> bool:
+        """Whether an image alone has other tokens than beside another one: LLaVA-OneVision then adds tiles of it."""
+        blank = torch.zeros(1, 2, 3, 64, 64, dtype=torch.uint8)
+        return 2 * self._encoded(blank[:, :1]).shape[1] != self._encoded(blank).shape[1]
+
+    def _encoded(self, images: Tensor) -> Tensor:
+        """Images of one size (B, N, 3, h, w) as tokens (B, N * tokens an image, K * H)."""
         features = self._features(images)
         first = features.pooler_output
         levels = [first if isinstance(first, Tensor) else torch.cat(list(first))]
@@ -290,26 +327,13 @@ class VLM(nn.Module):
 
     # ---- inside
 
-    def _turn(self, question: str, images: int, first: bool) -> str:
-        if self.processor.chat_template is None:
-            return self.processor.image_token * images + question
-        content = [{"type": "image"}] * images + [{"type": "text", "text": question}]
-        user = {"role": "user", "content": content}
-        if first:
-            return self.processor.apply_chat_template([user], add_generation_prompt=True)
-        ours = {"role": "assistant", "content": [{"type": "text", "text": ANSWER}]}
-        chat = self.processor.apply_chat_template([user, ours, user], add_generation_prompt=True)
-        if chat.count(ANSWER) != 1:
-            raise UserError(
-                f"expected a chat template that repeats the assistant's answer once, found {chat!r}; fix: another VLM, "
-                "or --n-obs-steps=1"
-            )
-        return chat.partition(ANSWER)[2]
+    @cached_property
+    def _marks(self) -> list[str]:
+        return marks_of(self.processor)
 
-    def _single(self, instruction: str, images: tuple[int, int, int], first: bool) -> Prompt:
+    def _single(self, instruction: str, images: tuple[Size, ...], first: bool) -> Prompt:
         """The prompt of one instruction, without padding. Where each token stands, the model is asked."""
-        count, height, width = images
-        blank = list(torch.zeros(count, 3, height, width, dtype=torch.uint8))
+        blank = [torch.zeros(3, *size, dtype=torch.uint8) for size in images]
         inputs = self.inputs([blank], [instruction], first)
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
         positions = torch.arange(ids.shape[1])[None, None]
@@ -331,10 +355,10 @@ class VLM(nn.Module):
         generator = torch.Generator().manual_seed(0)
         images = torch.randint(0, 256, (2, 1, 3, 64, 64), generator=generator, dtype=torch.uint8)
         tokens = torch.randn(2, 3, self.hidden_size, generator=generator).to(self.device) * self.embedding_scale()
-        texts, size = ["go", "put it on the plate"], (1, 64, 64)
+        texts, size = ["go", "put it on the plate"], ((64, 64),)
         try:
             with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-                seen = self.image_tokens(images)
+                seen = self.image_tokens(images.unbind(1))
                 turns = torch.stack([seen, seen.flip(0)], 1), torch.stack([tokens, tokens.flip(0)], 1)
                 yield lambda first: self.prompt(texts, size, first=None if first is None else [first] * 2), *turns
         finally:

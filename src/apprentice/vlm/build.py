@@ -130,10 +130,10 @@ def begin_with_words(model: Any, tokenizer: Any, corpus: Corpus) -> None:
     """Set the projector's last layer by ridge regression: from what that reads of each image token to the mean
     embedding of the names of what the token's part of the picture shows.
     """
-    embed = model.get_input_embeddings().weight
+    embed = model.get_input_embeddings()  # Gemma's multiplies its weights
     linear = [layer for layer in projector(model).modules() if isinstance(layer, nn.Linear)][-1]
     spoken = tokenizer([f" {name}" for name in CATEGORIES], add_special_tokens=False)["input_ids"]
-    names = torch.stack([embed[ids].mean(0) for ids in spoken])
+    names = torch.stack([embed(torch.tensor(ids, device=model.device)).mean(0) for ids in spoken])
     squares = products = torch.zeros((), device=model.device)
     seen: list[Tensor] = []
     handle = linear.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))

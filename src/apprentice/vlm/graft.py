@@ -29,6 +29,7 @@ from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 from transformers.models.smolvlm.video_processing_smolvlm import SmolVLMVideoProcessor
 
 from apprentice.errors import UserError
+from apprentice.untrusted import place_of, without_weights
 from apprentice.vlm.nano.model import NanoConfig, assembled, build_processor
 from apprentice.vlm.nano.tokenizer import IMAGE
 
@@ -43,6 +44,13 @@ PICTURES_TO_TEXT = (
     "{% set told.messages = told.messages + [{'role': message['role'], 'content': said.text}] %}{% endfor %}"
     "{% set messages = told.messages %}"
 )
+# Of a base language model, which has no template. An answer ends as its texts do.
+PLAIN = (
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}"
+    "{{ 'Assistant:' + message['content'] + eos_token + '\\n' }}{% else %}"
+    "{{ message['role'] | capitalize + ': ' + message['content'] + '\\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
 SHAPE = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels", "image_size",
     "patch_size", "hidden_act", "layer_norm_eps",
@@ -56,7 +64,9 @@ def language_model(name: str) -> tuple[Any, PreTrainedTokenizerBase]:
     if not name:
         return _smollm2()
     try:
-        return AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32), AutoTokenizer.from_pretrained(name)
+        place = place_of(name)
+        tokenizer = AutoTokenizer.from_pretrained(**without_weights(place))
+        return AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32), tokenizer
     except (OSError, ValueError, HFValidationError) as error:
         raise UserError(
             f"expected a causal language model at '{name}' (a folder or a name on the hub), found: "
@@ -72,19 +82,40 @@ def graft(llm: Any, tokenizer: PreTrainedTokenizerBase, tower: str) -> tuple[Any
         tokenizer: its tokenizer.
         tower: folder or hub name of a SmolVLM, an Idefics3, a SigLIP or a nano VLM, whose vision tower is taken.
 
-    Raises UserError if that has none that can be joined.
+    Raises UserError if that has none that can be joined, or if the VLM would answer otherwise than the language model.
     """
     eyes, scale = _tower(tower)
+    if tokenizer.eos_token is None:
+        raise UserError("expected a language model with a token that ends a text, found none; fix: name another --llm")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    ids = torch.arange(min(8, llm.config.vocab_size))[None]
+    with torch.no_grad():
+        said = llm.eval()(ids).logits
     convolutional = eyes.config.model_type == "convnext"
     marks = [IMAGE] if convolutional else SMOLVLM_MARKS
     tokenizer.add_special_tokens({"additional_special_tokens": marks})
     _widen(llm, len(tokenizer))
     join = _as_fastvlm if convolutional else _as_smolvlm
-    model, processor = join(llm, tokenizer, eyes, scale)
-    model.get_decoder().load_state_dict(llm.base_model.state_dict())
-    model.lm_head.load_state_dict(llm.get_output_embeddings().state_dict())
-    model.generation_config = GenerationConfig(**_ends(tokenizer))
-    return model.float(), processor
+    try:
+        model, processor = join(llm, tokenizer, eyes, scale)
+        model.get_decoder().load_state_dict(llm.base_model.state_dict())
+        model.lm_head.load_state_dict(llm.get_output_embeddings().state_dict())
+        model.generation_config = GenerationConfig(**_ends(tokenizer))
+        with torch.no_grad():
+            found = model.float().eval()(ids).logits[..., : said.shape[-1]]
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise _unfit(llm, f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
+    if not torch.allclose(found, said, rtol=1e-3, atol=1e-3 * float(said.abs().max())):  # Gemma 2 caps its logits
+        raise _unfit(llm, "other logits for the same text: it changes what its output layer gives")
+    return model.train(), processor
+
+
+def _unfit(llm: Any, found: str) -> UserError:
+    return UserError(
+        f"expected a language model that is an embedding, layers and an output layer, found in {type(llm).__name__} "
+        f"{found}; fix: name another --llm, such as a Llama, a Qwen or a Gemma 3 (text alone)"
+    )
 
 
 def projector(model: Any) -> Any:
@@ -105,7 +136,7 @@ def _as_fastvlm(llm: Any, tokenizer: PreTrainedTokenizerBase, eyes: Any, _: int)
     size = NanoConfig(config.image_size, config.patch_size, tuple(config.hidden_sizes), tuple(config.depths))
     model = assembled(config, llm.config, tokenizer, size.image_tokens)
     model.model.vision_tower.load_state_dict(eyes.state_dict())
-    return model, build_processor(size, tokenizer, PICTURES_TO_TEXT + str(tokenizer.chat_template))
+    return model, build_processor(size, tokenizer, _template(tokenizer))
 
 
 def _as_smolvlm(llm: Any, tokenizer: PreTrainedTokenizerBase, eyes: Any, scale: int) -> tuple[Any, Any]:
@@ -120,8 +151,14 @@ def _as_smolvlm(llm: Any, tokenizer: PreTrainedTokenizerBase, eyes: Any, scale: 
     state = {key: value for key, value in eyes.state_dict().items() if not key.startswith("head.")}
     model.model.vision_model.load_state_dict(state)
     tokens = (eyes.config.image_size // eyes.config.patch_size // scale) ** 2
-    template = PICTURES_TO_TEXT + str(tokenizer.chat_template)
-    return model, smolvlm_processor(eyes.config.image_size, tokens, tokenizer, template)
+    return model, smolvlm_processor(eyes.config.image_size, tokens, tokenizer, _template(tokenizer))
+
+
+def _template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The language model's own chat template, or a plain one, for messages with pictures."""
+    own: Any = tokenizer.chat_template
+    own = own.get("default") if isinstance(own, dict) else own
+    return PICTURES_TO_TEXT + (own or PLAIN)
 
 
 def _smollm2() -> tuple[Any, PreTrainedTokenizerBase]:
@@ -141,7 +178,8 @@ def _smollm2() -> tuple[Any, PreTrainedTokenizerBase]:
     about: dict[str, Any] = {"tie_word_embeddings": True, **_ends(tokenizer)}
     about |= {name: fields[f"llama.{key}"].contents() for key, name in names.items() if f"llama.{key}" in fields}
     config = LlamaConfig(**about)
-    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, config=config, dtype=torch.float32)
+    place = {"gguf_file": file.name, "local_files_only": True, "trust_remote_code": False}
+    model = AutoModelForCausalLM.from_pretrained(file.parent, **place, config=config, dtype=torch.float32)
     return model, tokenizer
 
 
@@ -174,7 +212,7 @@ def _smollm2_tokenizer(fields: dict[str, Any]) -> PreTrainedTokenizerBase:
 def _tower(name: str) -> tuple[Any, int]:
     """A vision tower, and how many patches of a vision transformer in a row one token of the language model holds."""
     try:
-        whole: Any = AutoModel.from_pretrained(name, dtype=torch.float32)
+        whole: Any = AutoModel.from_pretrained(**place_of(name), dtype=torch.float32)
         eyes = whole.vision_tower if whole.config.model_type == "fast_vlm" else whole.vision_model
         assert eyes.config.model_type == "convnext" or all(hasattr(eyes.config, key) for key in SHAPE)
         return eyes, getattr(whole.config, "scale_factor", 2)

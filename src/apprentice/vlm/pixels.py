@@ -1,7 +1,14 @@
 """How often an image is seen, and what a processor tells its image processor."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+
+Size = tuple[int, int]  # height and width (px)
+
+
+def alike(sizes: Sequence[Size]) -> dict[Size, list[int]]:
+    """Which images have a size, for each size, in the order of the first of each."""
+    return {size: [place for place, each in enumerate(sizes) if each == size] for size in dict.fromkeys(sizes)}
 
 
 def see_whole(image_processor: Any) -> None:

@@ -1,7 +1,9 @@
 """Prompts as tensors, and the turns of a chat as one prompt."""
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,6 +61,33 @@ class Prompt:
     def next_position(self) -> Tensor:
         """Where (B,) the next token would stand."""
         return (self.positions.amax((0, 2)) + 1) * self.mask.any(1)
+
+
+class Recent:
+    """Prompts that were made before, by what they were made of. Together they hold at most `most` tokens, or are one
+    prompt: those that were asked for the longest time ago are forgotten.
+    """
+
+    def __init__(self, make: Callable[..., Prompt], most: int):
+        self._make, self._most, self._tokens = make, most, 0
+        self._kept: OrderedDict[tuple[Any, ...], Prompt] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __getitem__(self, key: tuple[Any, ...]) -> Prompt:
+        if key not in self._kept:
+            self._kept[key] = self._make(*key)
+            self._tokens += len(self._kept[key])
+        self._kept.move_to_end(key)
+        while self._tokens > self._most and len(self._kept) > 1:
+            self._tokens -= len(self._kept.popitem(last=False)[1])
+        return self._kept[key]
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._kept.clear()
+        self._tokens = 0
 
 
 def stacked(prompts: Sequence[Prompt]) -> Prompt:

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import torch
 from lerobot.configs import PreTrainedConfig
-from lerobot.policies.factory import make_pre_post_processors
 from torch import Tensor
 
-from apprentice.adapters import load_policy
+from apprentice.adapters import load_policy, load_processors
+from apprentice.data.features import read_features
 from apprentice.experts.base import ActionExpert, Batch, affine_of, scaled_images
 
 
@@ -20,15 +20,13 @@ class SeerExpert(ActionExpert):
         config = PreTrainedConfig.from_pretrained(path, local_files_only=True)
         config.device = str(device)
         self.policy = load_policy(path, config, strict=True)
-        override = {"device_processor": {"device": str(device)}}
-        self.preprocessor, self.postprocessor = make_pre_post_processors(
-            config, str(path), preprocessor_overrides=override
-        )
+        self.preprocessor, self.postprocessor = load_processors(path, config)
         assert config.input_features and config.action_feature
-        self.inputs = {key: tuple(feature.shape) for key, feature in config.input_features.items()}
+        self.inputs = {key: tuple(feature.shape) for key, feature in read_features(config.input_features).items()}
         self.horizon, self.latent_dim = config.chunk_size, config.width
         self.action_dim = config.action_feature.shape[0]
         self.decoder = self.policy.decoder
+        self.normalisations()  # for its errors
 
     @torch.no_grad()
     def encode(self, batch: Batch) -> Tensor:

@@ -7,6 +7,7 @@ Every token sees what was observed up to its own step. What asks is seen by nobo
 see its foresight tokens: actions follow from the future that the policy expects (inverse dynamics, arXiv 2412.15109).
 """
 
+from math import pi
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ class StepEncoder(nn.Module):
         super().__init__()
         assert config.robot_state_feature
         width, cameras = config.width, len(config.image_features)
-        self.gripper_states = config.gripper_states
+        self.gripper_states, self.euler_columns = config.gripper_states, config.euler_columns
         self.vision, self.text = vision, text
         self.resampler = PerceiverResampler(config.vision_width, config.resampler_tokens, config.resampler_layers)
         self.patches = nn.ModuleList(nn.Linear(config.vision_width, width) for _ in range(cameras))
@@ -50,11 +51,27 @@ class StepEncoder(nn.Module):
 
     def _state(self, state: Tensor) -> Tensor:
         """Map states (N, n) to (N, D), arm and gripper apart, then together."""
+        if self.euler_columns is not None:
+            angles = slice(*self.euler_columns)
+            state = torch.cat(
+                [state[:, : angles.start], usual_angles(state[:, angles]), state[:, angles.stop :]], dim=1
+            )
         arm, gripper = state[:, : -self.gripper_states], state[:, -self.gripper_states :]
         if self.gripper_states == 1:
             flag = (gripper > 0).to(state)
             gripper = torch.cat([1 - flag, flag], dim=1)
         return self.state(torch.cat([self.arm_state(arm), self.gripper_state(gripper)], dim=1))
+
+
+def usual_angles(angles: Tensor) -> Tensor:
+    """Euler angles (N, 3) about x, y, z (rad) of the same rotation in their usual ranges: -pi to pi, and a half of that
+    for y. What SciPy's `from_euler("xyz", ...).as_euler("xyz")` yields, by which the public code loads LIBERO's states.
+    """
+    x, y, z = (torch.remainder(angle + pi, 2 * pi) - pi for angle in angles.unbind(1))
+    turned = y.abs() > pi / 2  # then the same rotation is half a turn about x and z away, y from the other side
+    half = turned.to(x.dtype) * pi
+    x, z = (torch.remainder(angle + half + pi, 2 * pi) - pi for angle in (x, z))
+    return torch.stack([x, torch.where(turned, y.sign() * pi - y, y), z], dim=1)
 
 
 class Backbone(nn.Module):

@@ -34,6 +34,9 @@ class SeerFullConfig(PreTrainedConfig):
         foresight_layers: of the decoder that paints the predicted pictures.
         gripper: "binary", "continuous" or "auto", see SeerConfig.
         gripper_states: 2, finger positions at the end of the state; or 1, a flag there, positive for one of two states.
+        euler_columns: first column of the state, and the one after the last, of three angles (rad) that the weights
+            know as Euler angles in their usual ranges; None if there are none. The public LIBERO loader takes the
+            axis-angle numbers for Euler angles, which puts rx - 2 pi in the place of an rx above pi.
         turn_images: turn images by 180 degrees before they are encoded. The public LIBERO weights saw the simulator's
             raw pictures, LeRobot's are turned.
         mae: folder or hub name of the ViT-MAE that a new policy starts from; it stays frozen. None: random weights of
@@ -69,6 +72,7 @@ class SeerFullConfig(PreTrainedConfig):
     foresight_layers: int = 2
     gripper: str = AUTO
     gripper_states: int = 2
+    euler_columns: tuple[int, int] | None = None
     turn_images: bool = False
 
     mae: str | None = "facebook/vit-mae-base"

@@ -13,6 +13,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokeni
 
 from apprentice.errors import UserError
 from apprentice.experts.seer_full.configuration_seer_full import SeerFullConfig
+from apprentice.untrusted import place_of, without_weights
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, of images in [0, 1]; Seer uses them for the MAE as well
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -119,7 +120,8 @@ def pretrained_clip(config: SeerFullConfig) -> tuple[CLIPTokenizer, dict[str, Te
 
 def _from_pretrained(kind: Any, name: str | None, what: str) -> Any:
     try:
-        return kind.from_pretrained(name)
+        # The published encoders are pickles on the hub. Transformers reads those as tensors alone (`weights_only`).
+        return kind.from_pretrained(**without_weights(place_of(name or "")))
     except (OSError, ValueError) as error:
         raise UserError(
             f"expected {what} at '{name}' (a folder or a name on the hub), found: {str(error).splitlines()[0]}; "

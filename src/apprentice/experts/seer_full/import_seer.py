@@ -43,7 +43,7 @@ class Recording:
 RECORDINGS = {
     "libero": Recording(
         {"observation.images.image": 128, "observation.images.image2": 128},
-        {"gripper_states": 2, "turn_images": True, "temporal_ensemble_coeff": 0.01},
+        {"gripper_states": 2, "euler_columns": (3, 6), "turn_images": True, "temporal_ensemble_coeff": 0.01},
         Contract(rotation=180, state=LIBERO_STATE, action=LIBERO_ACTION, gripper="closes", fps=20),
     ),
     "calvin": Recording(

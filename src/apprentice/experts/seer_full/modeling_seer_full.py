@@ -38,6 +38,7 @@ from apprentice.experts.seer_full.encoders import (
     pretrained_mae,
 )
 from apprentice.experts.seer_full.foresight import Painter, foresight_loss
+from apprentice.untrusted import place_of, without_weights
 
 TOKENIZER = "tokenizer"  # folder in a checkpoint
 
@@ -74,7 +75,7 @@ class SeerFullPolicy(Contracted, PreTrainedPolicy):
         seen = pretrained_mae(config) if config.mae and checkpoint is None else None
         tokenizer, read = letter_tokenizer(), None
         if checkpoint is not None:
-            tokenizer = CLIPTokenizer.from_pretrained(checkpoint / TOKENIZER)
+            tokenizer = CLIPTokenizer.from_pretrained(**without_weights(place_of(checkpoint / TOKENIZER)))
         elif config.clip:
             tokenizer, read = pretrained_clip(config)
         else:

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from apprentice.errors import UserError
 from apprentice.vlm.nano.catalogue import CATEGORIES, CELL, NAMES, SIZE, instructions, problems
 from apprentice.vlm.nano.mixtures import CENTRE, room_of
 from apprentice.vlm.nano.passes import pixels_of
 from apprentice.vlm.nano.questions import KINDS, Question, questions
 from apprentice.vlm.nano.scenes import load
 from apprentice.vlm.nano.tokenizer import DISTANCES, LOCATIONS
+from apprentice.vlm.template import FIX, write_chat
 
 ENTITIES = (*CATEGORIES[4:], "gripper")  # whose positions the auxiliary head predicts
 SHIFT = CELL  # px: shifts by whole cells keep the dense targets exact
@@ -52,12 +54,18 @@ class Chat:
 
     @classmethod
     def of(cls, processor: Any) -> "Chat":
-        """As the processor's chat template has it."""
+        """As the processor's chat template has it. Raises UserError if that drops the question."""
         content = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "QUESTION"}]
         turns = [{"role": "user", "content": content}]
-        before, close = processor.apply_chat_template(turns, add_generation_prompt=True).split("QUESTION")
+        text = write_chat(processor, turns)
+        if text.count("QUESTION") != 1:
+            raise UserError(f"expected a chat template that repeats a question once, found {text[:1000]!r}; {FIX}")
+        before, close = text.split("QUESTION")
         blank = np.zeros((SIZE, SIZE, 3), np.uint8)
-        start = processor(text=before, images=[blank, blank], return_tensors="np")
+        begin = processor.tokenizer.bos_token
+        doubled = begin is not None and before.startswith(begin)  # a template that begins a text, as most do
+        settings = {"add_special_tokens": False} if doubled else {}
+        start = processor(text=before, images=[blank, blank], return_tensors="np", **settings)
         return cls(processor.tokenizer, start["input_ids"][0], close, processor.tokenizer.eos_token)
 
     @property

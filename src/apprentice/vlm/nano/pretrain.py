@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from apprentice.device import best_device
 from apprentice.files import only_one, replacing, write_json
+from apprentice.untrusted import place_of, without_weights
 from apprentice.vlm.nano.batches import Chat, Corpus, special_values, texts
 from apprentice.vlm.nano.checks import Check
 from apprentice.vlm.nano.dense import DenseHead
@@ -157,4 +158,4 @@ def tokenizer_of(config: PretrainConfig, folder: Path) -> PreTrainedTokenizerBas
         facts = load(config.data, "layouts", ())["facts"]
         with replacing(folder) as fresh:
             train_tokenizer(texts(facts, config.seed)).save_pretrained(fresh)
-    return PreTrainedTokenizerFast.from_pretrained(folder)
+    return PreTrainedTokenizerFast.from_pretrained(**without_weights(place_of(folder)))

@@ -16,6 +16,7 @@ from apprentice.device import best_device
 from apprentice.errors import UserError
 from apprentice.files import read_json, write_text
 from apprentice.progress import track
+from apprentice.untrusted import place_of, without_weights
 from apprentice.vlm.nano.batches import Chat, Corpus, Item, pack
 from apprentice.vlm.nano.card import PARTS, Score, card
 from apprentice.vlm.nano.catalogue import CATEGORIES
@@ -42,7 +43,7 @@ def score(data: Path | str, run: Path | str, twin: Path | str) -> list[Score]:
     """
     run, twin = Path(run), Path(twin)
     config, twin_config = _config(run, blind=False), _config(twin, blind=True)
-    chat, its_chat = (Chat.of(AutoProcessor.from_pretrained(folder / "model")) for folder in (run, twin))
+    chat, its_chat = (Chat.of(_processor(folder)) for folder in (run, twin))
     facts = load(data, "train", ())["facts"]
     constants = constant_answers(facts, chat)
     scores: list[Score] = []
@@ -164,6 +165,10 @@ def _config(folder: Path, blind: bool) -> dict[str, Any]:
     return config
 
 
+def _processor(folder: Path) -> Any:
+    return AutoProcessor.from_pretrained(**without_weights(place_of(folder / "model")))
+
+
 def _model(folder: Path) -> Any:
-    model: Any = AutoModelForImageTextToText.from_pretrained(folder / "model", dtype=torch.float32)
+    model: Any = AutoModelForImageTextToText.from_pretrained(**place_of(folder / "model"), dtype=torch.float32)
     return model.to(best_device()).eval()

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from apprentice.device import best_device, mixed_precision
+from apprentice.errors import UserError
 from apprentice.files import replacing
 from apprentice.progress import Meter
 from apprentice.vlm.nano.batches import Corpus
@@ -98,12 +99,20 @@ class Trainer(ABC):
         return {}
 
     def save(self, path: Path) -> None:
-        """Write weights, optimizer state and the step into one safetensors file, atomically."""
+        """Write weights, optimizer state and the step into one safetensors file, atomically.
+
+        Raises UserError if they are no numbers; what was saved before is kept.
+        """
         tensors = {name: p.detach().cpu().contiguous() for name, p in self.named.items()}
         tensors |= {f"average/{name}": value.detach().cpu().contiguous() for name, value in self.average.items()}
         for name, parameter in self.named.items():
             state = self.optimizer.state.get(parameter, {})
             tensors |= {f"{key}/{name}": value.detach().cpu().contiguous() for key, value in state.items()}
+        if not all(bool(value.isfinite().all()) for value in tensors.values()):
+            raise UserError(
+                f"expected finite weights after step {self.step}, found some that are not; they are not saved, and "
+                f"{path} is as it was before; fix: a smaller --lr and another output folder"
+            )
         with replacing(path) as fresh:
             save_file(tensors, fresh, metadata={"step": str(self.step)})
 

@@ -1,0 +1,274 @@
+"""Runs that are killed and started again: what is there in the end must be what a run that was never killed leaves.
+
+    python benchmarks/kills.py                              # 100 kills of each of six commands
+    python benchmarks/kills.py --kills 20 --only align      # fewer
+
+Each trial starts a command in a fresh folder with fresh caches, kills it (SIGKILL), starts the same command again and
+compares all files with those of a run that was not killed, byte by byte. Half of the kills come at a random moment; the
+others right before a file operation (open to write, rename, remove, make a folder, ...), one after the other through
+all that the command does, which Python's audit events tell. Left out of the comparison is what a clock says: fields
+called seconds, ..._seconds, date or created in JSON, and the checksums of files that hold such fields.
+
+All modules are imported once; each run is a fork of this process. Runs are as small as they can be, and save a
+checkpoint after every step. When `collect` and `eval` are killed at file operations, which all are of their first
+process, they do their jobs in that process; at random moments they have workers, which must go with them.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+OPERATIONS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink", "os.utime"}
+CLOCKED = ("manifest.json",)  # they hold checksums of files that hold times
+TRAINING = ["--steps", "3", "--batch-size", "4", "--track", "none", "--dataset", "{inputs}/data"]
+COMMANDS = {
+    "align": ["align", "--vlm", "{inputs}/vlm", "--expert", "{inputs}/expert", "--out", "{out}/run", *TRAINING],
+    "finetune": ["finetune", "--student", "{inputs}/aligned/checkpoint", "--out", "{out}/run", *TRAINING],
+    "train-expert": ["train-expert", "--set", "width=48", "layers=1", "heads=2", "--out", "{out}/run", *TRAINING],
+    "collect": ["collect", "--suite", "libero_goal", "--tasks", "1", "--episodes", "1", "--size", "32", "--images",
+                "--workers", "1", "--out", "{out}/data"],
+    "eval": ["eval", "--policies", f"seer={ROOT}/assets/seer", "--suite", "libero_goal", "--tasks", "1", "--episodes",
+             "2", "--max-steps", "3", "--film", "none", "--workers", "1", "--out-dir", "{out}/eval"],
+    "run": ["run", "{inputs}/recipe.yaml", "--out", "{out}/recipe"],
+}  # fmt: skip
+RECIPE = """name: kills
+out: unused
+steps:
+  one:
+    run: sh -c "sleep 0.2; echo one > {out}/one.new; mv {out}/one.new {out}/one"
+    outputs: ["{out}/one"]
+  two:
+    run: sh -c "mkdir -p {out}/two; cat {out}/one > {out}/two/copy; sleep 0.2; echo two >> {out}/two/copy"
+    inputs: ["{out}/one"]
+    outputs: ["{out}/two"]
+  three:
+    run: sh -c "cat {out}/one {out}/two/copy > {out}/three; sleep 0.2"
+    inputs: ["{out}/one", "{out}/two"]
+    outputs: ["{out}/three"]
+"""
+
+
+def forked(work: Callable[[], int | None], log: Path, wait: float = math.inf) -> tuple[int, float]:
+    """Do some work in a fork of this process, killed after `wait` seconds; its exit code, and how long it took (s)."""
+    start = time.monotonic()
+    child = os.fork()
+    if not child:
+        stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        for number in (1, 2):
+            os.dup2(stream, number)
+        code = 99
+        try:
+            code = work() or 0
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    while True:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status), time.monotonic() - start
+        if time.monotonic() - start > wait:
+            os.kill(child, signal.SIGKILL)
+        time.sleep(0.005)
+
+
+def run(words: list[str], here: bool, at: int = 0, count: Path | None = None, below: str = "") -> int:
+    """In a fork: run a command; kill it before its file operation number `at` in the folder `below`, or `count` all."""
+    from tests.support import spread_here
+
+    import apprentice.distill.tracking
+    import apprentice.distill.trainer
+    import apprentice.evaluate.rollout
+    import apprentice.libero.gathering
+    from apprentice.cli import main
+
+    apprentice.distill.trainer.SAVE_EVERY, apprentice.distill.tracking.SAVE_SHARE = 0.0, math.inf
+    if here:
+        apprentice.evaluate.rollout.spread = apprentice.libero.gathering.spread = spread_here  # type: ignore[assignment]
+    seen: list[str] = []
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        writes = event == "open" and (isinstance(arguments[1], str) and set(arguments[1]) & set("wax+"))
+        writes = writes or (event == "open" and arguments[1] is None and bool(arguments[2] & (os.O_WRONLY | os.O_RDWR)))
+        if (writes or event in OPERATIONS) and str(arguments[0]).startswith(below):
+            seen.append(f"{event} {arguments[0]}")
+            if len(seen) == at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    if at or count:
+        sys.addaudithook(watch)
+    code = main(words)
+    if count:
+        count.write_text("\n".join(list(seen)))
+    return code
+
+
+def prepare(inputs: Path) -> None:
+    """In a fork: the small dataset, expert, VLM and aligned student that the commands start from."""
+    from tests import support
+
+    from apprentice.cli import main
+    from apprentice.data.dataset import open_dataset
+
+    support.make_dataset(inputs / "data", video=False)
+    support.make_expert(inputs / "expert", open_dataset(inputs / "data"))
+    support.make_vlm(inputs / "vlm")
+    words = [word.format(inputs=inputs, out=inputs) for word in COMMANDS["align"]]
+    assert main(words) == 0
+    (inputs / "run").rename(inputs / "aligned")
+    (inputs / "recipe.yaml").write_text(RECIPE)
+
+
+def timeless(content: Any) -> Any:
+    """JSON without what a clock says."""
+    if isinstance(content, dict):
+        return {
+            k: timeless(v) for k, v in content.items() if not k.endswith("seconds") and k not in ("date", "created")
+        }
+    return [timeless(each) for each in content] if isinstance(content, list) else content
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Each file's SHA-256, of JSON and Parquet without times; folders as well: an empty one is litter, too."""
+    import pyarrow.parquet as pq
+
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.is_dir():
+            found[name + "/"] = ""
+            continue
+        content = path.read_bytes()
+        if path.suffix in (".json", ".jsonl") and path.name not in CLOCKED:
+            content = "\n".join(
+                json.dumps(timeless(json.loads(part)))
+                for part in (content.decode().splitlines() if path.suffix == ".jsonl" else [content.decode()])
+            ).encode()
+        elif path.name == "episodes.parquet" and b"seconds" in content:
+            table = pq.read_table(path)
+            kept = [column for column in table.column_names if "seconds" not in column and "latenc" not in column]
+            content = repr(table.select(kept).to_pylist()).encode()
+        elif path.parent.name == "traces" or path.name in (*CLOCKED, "cost.json") or "logs" in path.parts:
+            content = b""  # clocks through and through: that it is there has to do
+        found[name] = hashlib.sha256(content).hexdigest()
+    return found
+
+
+class Trials:
+    """One command, killed again and again in a folder of its own."""
+
+    def __init__(self, name: str, work: Path):
+        self.name, self.work, self.out = name, work, work / name / "out"
+        self.log, self.operations = work / name / "output.log", work / name / "operations.txt"
+        self.words = [word.format(inputs=work / "inputs", out=self.out) for word in COMMANDS[name]]
+        self.failures: list[str] = []
+        self.expected, self.took = self.unkilled()
+        self.steps = self.operations.read_text().splitlines()
+
+    def fresh(self) -> None:
+        shutil.rmtree(self.out, ignore_errors=True)
+        self.out.mkdir(parents=True)
+        (self.out / "cache").mkdir()
+        os.environ["APPRENTICE_CACHE"] = str(self.out / "cache")
+        if self.name == "eval" and (self.work / "selfcheck").exists():  # that takes longer than the rest
+            shutil.copytree(self.work / "selfcheck", self.out / "cache" / "selfcheck", dirs_exist_ok=True)
+
+    def unkilled(self) -> tuple[dict[str, str], float]:
+        self.fresh()
+        begun = lambda: run(self.words, True, count=self.operations, below=str(self.out))  # noqa: E731
+        code, took = forked(begun, self.log)
+        if code:
+            raise SystemExit(f"{self.name}: expected it to run, found exit code {code}; fix: see {self.log}")
+        if self.name == "eval":
+            shutil.copytree(self.out / "cache" / "selfcheck", self.work / "selfcheck", dirs_exist_ok=True)
+        return digests(self.out), took
+
+    def trial(self, what: str, here: bool, at: int = 0, wait: float = math.inf) -> bool | None:
+        """Kill and start again; whether the end was the same, None if the kill came too late."""
+        self.fresh()
+        code, _ = forked(lambda: run(self.words, here, at, below=str(self.out)), self.log, wait)
+        if code == 0:
+            return None
+        code, _ = forked(lambda: run(self.words, here), self.log)
+        found = digests(self.out)
+        wrong = sorted(name for name in found | self.expected if found.get(name) != self.expected.get(name))
+        if code or wrong:
+            self.failures.append(f"{self.name}, {what}: exit code {code}; {', '.join(wrong[:5])}")
+            print(self.failures[-1], flush=True)
+        return not code and not wrong
+
+    def all(self, kills: int, seed: int) -> str:
+        """A row of the table."""
+        draw = random.Random(seed)
+        number = kills // 2
+        chosen = [1 + round(i * (len(self.steps) - 1) / max(1, number - 1)) for i in range(number)]
+        at_files = [self.trial(f"before {self.steps[at - 1]}", True, at) for at in dict.fromkeys(chosen)]
+        at_moments: list[bool | None] = []
+        while len(at_moments) < kills - number:
+            wait = draw.uniform(0, 0.8 * self.took)
+            at_moments.append(self.trial(f"after {wait:.2f} s", False, wait=wait))
+        cells = [self.name]
+        for found in (at_files, at_moments):
+            counted = [each for each in found if each is not None]
+            cells += [str(len(counted)), str(sum(counted))]
+        return f"| {' | '.join(cells)} | {len(set(chosen))} of {len(self.steps)} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100, help="of each command (default: 100)")
+    parser.add_argument("--only", nargs="+", choices=COMMANDS, default=list(COMMANDS))
+    parser.add_argument("--seed", type=int, default=0, help="of the random moments")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench-kills"))
+    options = parser.parse_args()
+    work = options.out.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    os.environ |= {"APPRENTICE_CACHE": str(work / "cache"), "HF_HOME": str(work / "huggingface")}
+    import_all()
+    if not (work / "inputs" / "recipe.yaml").exists():
+        shutil.rmtree(work / "inputs", ignore_errors=True)
+        code, _ = forked(lambda: prepare(work / "inputs"), work / "prepare.log")
+        if code:
+            raise SystemExit(f"expected small inputs, found exit code {code}; fix: see {work / 'prepare.log'}")
+    rows, failures = [], []
+    for name in options.only:
+        (work / name).mkdir(exist_ok=True)
+        trials = Trials(name, work)
+        rows.append(trials.all(options.kills, options.seed))
+        failures += trials.failures
+        print(rows[-1], flush=True)
+    print("\n| command | killed at a file operation | same end | at a random moment | same end | operations tried |")
+    print("| --- | --: | --: | --: | --: | --: |")
+    print("\n".join(rows))
+    if failures:
+        raise SystemExit("\n".join([f"{len(failures)} ended otherwise:", *failures]))
+
+
+def import_all() -> None:
+    """What the commands need, once for all forks. Nothing here may start a thread: forks do not have them."""
+    import torch
+
+    torch.set_num_threads(1)
+    for module in ("distill.expert", "train", "libero.collect", "libero.demonstrator", "evaluate.rollout", "recipe"):
+        __import__(f"apprentice.{module}")
+    __import__("tests.support")
+
+
+if __name__ == "__main__":
+    main()

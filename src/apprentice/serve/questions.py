@@ -1,0 +1,96 @@
+"""What a client may ask: an observation and an instruction, or that an episode begins."""
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from apprentice.evaluate.client import KEYS
+from apprentice.evaluate.wire import unpack
+
+NAMES = {theirs: ours for ours, theirs in KEYS.items()}
+PROMPT = 512  # bytes of UTF-8: what an instruction takes at most
+SPARE = 512 * 2**10  # bytes that a message may be larger than twice what the policy reads
+CONTROL, RESET = "__ctrl__", "reset"
+
+
+@dataclass(frozen=True)
+class Control:
+    """Not a question: `kind` is "episode_start", "episode_end", or what the server ignores."""
+
+    kind: str
+
+
+@dataclass(frozen=True)
+class Question:
+    """Images uint8 (H, W, 3) and numbers float32 under LeRobot's names; `reset` if an episode begins with it."""
+
+    observation: dict[str, np.ndarray]
+    instruction: str
+    reset: bool
+
+
+class Reader:
+    """Reads messages as one policy needs them.
+
+    Attributes:
+        needed: shapes of what the policy reads, images as (H, W, 3).
+        known: those, and what else stood in its dataset; it may be sent.
+        largest: bytes of a message at most: an image of another size still gets an answer that says so.
+    """
+
+    def __init__(self, config: Any):
+        features = {**config.image_features}
+        for feature, key in ((config.robot_state_feature, "observation.state"), (config.env_state_feature, None)):
+            if feature is not None:
+                features[key or next(k for k, v in config.input_features.items() if v is feature)] = feature
+        self.known = {key: _shape(feature) for key, feature in config.input_features.items()}
+        self.needed = {key: self.known[key] for key in features}
+        self.largest = 2 * sum(prod(s) * (1 if len(s) == 3 else 8) for s in self.needed.values()) + SPARE
+
+    def read(self, message: bytes | str) -> Question | Control:
+        """Raises ValueError: expected ..., found ...; fix: ... ."""
+        if isinstance(message, str):
+            raise ValueError("expected a message in msgpack, found a text; fix: pack it as openpi's client does")
+        content = unpack(message)
+        if not isinstance(content, dict):
+            raise ValueError(f"expected a map, found {type(content).__name__}; fix: send an observation")
+        if CONTROL in content:
+            return Control(str(content[CONTROL])[:PROMPT])
+        sent = {NAMES.get(key, key): value for key, value in content.items()}
+        missing = [KEYS.get(key, key) for key in self.needed if key not in sent]
+        missing += [] if isinstance(sent.get("prompt"), str) else ["prompt (a text)"]
+        if missing:
+            found = ", ".join(str(key)[:60] for key in list(content)[:20]) or "nothing"
+            raise ValueError(f"expected {', '.join(missing)}, found {found}; fix: send what is missing")
+        if (length := len(sent["prompt"].encode())) > PROMPT:
+            raise ValueError(f"expected a prompt of at most {PROMPT} bytes, found {length}; fix: say it in fewer words")
+        reset = sent.get(RESET, False)
+        if type(reset) not in (bool, np.bool_):
+            raise ValueError(f"expected true or false as {RESET}, found {type(reset).__name__}; fix: leave it out")
+        observation = {key: _checked(key, sent[key], shape) for key, shape in self.known.items() if key in sent}
+        return Question(observation, sent["prompt"], bool(reset))
+
+
+def _shape(feature: Any) -> tuple[int, ...]:
+    shape = tuple(feature.shape)
+    return (*shape[1:], 3) if len(shape) == 3 else shape
+
+
+def _checked(key: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """One part of an observation. Raises ValueError unless it is of this shape, uint8 or finite."""
+    name, image = KEYS.get(key, key), len(shape) == 3
+    found = f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
+    fits = isinstance(value, np.ndarray) and value.shape == shape
+    if not fits or value.dtype.kind not in "iuf" or (image and value.dtype != np.uint8):
+        kind, how = ("uint8", "of this size, channels last") if image else ("numbers", "as an array, without a batch")
+        raise ValueError(f"{name}: expected {kind} {shape}, found {found}; fix: send {kind} {how}")
+    if image:
+        return value.copy()
+    with np.errstate(over="ignore"):
+        numbers = value.astype(np.float32)
+    if not np.isfinite(numbers).all():
+        worst = value[~np.isfinite(numbers)].flat[0]
+        raise ValueError(f"{name}: expected finite numbers {shape}, found {worst}; fix: look at the robot's sensors")
+    return numbers
