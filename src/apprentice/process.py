@@ -24,13 +24,13 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 def end_with_parent() -> None:
     """In a process that `multiprocessing` has started: end when the parent ends, at once and however that was.
 
-    Linux kills this process even while it is busy in C; elsewhere a thread looks for the parent's end.
+    A thread waits for it. PR_SET_PDEATHSIG is not for this: it tells of the end of the thread that started a process,
+    and a pool's replaced workers are started by one that ends before them. Killed while they wait for a job, they leave
+    the queue locked, and the pool never ends.
     """
     parent = multiprocessing.parent_process()
     if parent is None:
         return
-    if sys.platform == "linux":
-        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # of the thread that started us: the parent's pool has such
 
     def wait() -> None:
         multiprocessing.connection.wait([parent.sentinel])
