@@ -363,8 +363,10 @@ def test_what_the_system_refuses_names_the_file(raised: Exception, message: str)
 
 
 SLEEP = """
-import sys, time
+import signal, sys, time
 import apprentice.cli as cli
+for number in (signal.SIGHUP, signal.SIGINT):  # under nohup, or behind a shell, both would be ignored
+    signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 cli.COMMANDS["rates"] = ("wait", "wait:wait", "wait:wait")
 sys.exit(cli.main(["rates", sys.argv[1]]))
 """

@@ -267,7 +267,6 @@ def test_it_goes_on_from_other_weights_and_their_statistics(configs: Any, small_
         (["--set", "n_obs_steps=2"], "expected n_obs_steps 1"),
         (["--cameras", "front"], "expected cameras among observation.images.image"),
         (["--kind", "vqbet", "--set", "crop_shape=null"], "one image .* fix: --set another value, --cameras"),
-        (["--gripper-change-factor", "0"], "expected a factor above 0"),
         (["--validate", "3"], "fewer than 3 episodes"),
     ],
 )

@@ -236,8 +236,9 @@ def test_no_recipe_has_a_setting_that_does_nothing(monkeypatch: pytest.MonkeyPat
         for command in re.findall(r"apprentice ((?:align|finetune) .*?)(?:\n\s+\w+:|\Z)", file.read_text(), re.DOTALL):
             words = [word.replace("{", "").replace("}", "") for word in shlex.split(command)]
             words = ["1.0" if word in ("latents", "rate") else "0" if word == "seed" else word for word in words]
-            parsed = vars(cli._parser(words[0]).parse_args(words))
-            idle = stages._idle(parsed.pop("command"), StageConfig(**parsed))
+            command, parsed = cli.parse(words, folders=False)
+            del parsed["debug"]
+            idle = stages._idle(command, StageConfig(**parsed))
             assert not [n for n, does_nothing, _ in idle if does_nothing and parsed[n] != getattr(StageConfig, n)], file
             seen += 1
     assert seen > 10

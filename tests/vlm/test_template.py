@@ -88,13 +88,13 @@ def vlm(small_vlm: Path) -> VLM:
 
 def test_a_template_that_drops_the_instruction_is_refused(vlm: VLM) -> None:
     own = vlm.processor.chat_template
-    assert len(vlm.prompt(["  put it there "], (1, 64, 64)))
+    assert len(vlm.prompt(["  put it there "], ((64, 64),)))
     for dropping in (own.replace("part['text']", "''"), "{{ messages[0]['content'][-1]['text'][:5] }}", "<image>"):
         vlm.processor.chat_template = dropping
         with pytest.raises(
             UserError, match="expected a chat template that repeats the instruction 'turn on the stove'"
         ):
-            vlm.prompt(["turn on the stove"], (1, 64, 64))
+            vlm.prompt(["turn on the stove"], ((64, 64),))
         with pytest.raises(UserError, match="expected a chat template that repeats a question once"):
             Chat.of(vlm.processor)
 
@@ -105,9 +105,9 @@ def test_so_is_one_that_drops_it_late_in_a_chat(vlm: VLM) -> None:
         "{% elif loop.index0 < 2 and not (m['role'] == 'user' and messages | length > 1 and loop.last) %}"
         "{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
     )
-    assert len(vlm.prompt(TASKS, (1, 64, 64)))
+    assert len(vlm.prompt(TASKS, ((64, 64),)))
     with pytest.raises(UserError, match="expected a chat template that repeats"):
-        vlm.prompt(TASKS, (1, 64, 64), first=[True, False])
+        vlm.prompt(TASKS, ((64, 64),), first=[True, False])
 
 
 def test_one_that_loops_for_ever_ends_a_command(
@@ -129,7 +129,7 @@ def test_marks_in_an_instruction_are_refused(vlm: VLM, mark: str) -> None:
     """They would be read as an image, or as the end of the turn."""
     for first in (None, [True], [False]):
         with pytest.raises(UserError, match="expected an instruction without the VLM's own marks, found") as found:
-            vlm.prompt([f"put {mark} there"], (1, 64, 64), first=first)
+            vlm.prompt([f"put {mark} there"], ((64, 64),), first=first)
         assert json.dumps(mark)[1:-1] in str(found.value)
 
 
@@ -148,4 +148,4 @@ def test_they_are_where_a_family_has_no_template(vlm: VLM) -> None:
     vlm.processor.chat_template = None
     with pytest.raises(UserError, match="without the VLM's own marks, found '<image>'"):
         vlm.inputs([[torch.zeros(3, 64, 64, dtype=torch.uint8)]], ["<image> and <image>"])
-    assert len(vlm.prompt(["a < b > c", "[x]", "1 | 2", "\u4e2d"], (1, 64, 64)))
+    assert len(vlm.prompt(["a < b > c", "[x]", "1 | 2", "\u4e2d"], ((64, 64),)))
