@@ -8,14 +8,23 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TRACKIO_DIR", os.path.join(tempfile.gettempdir(), "apprentice-trackio"))
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from apprentice.process import ordinary_priority
 from tests import support
 
 # What a shell starts in the background ignores Ctrl-C, and so would all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def shared_cores() -> Iterator[None]:
+    """A test that encodes a video leaves this process as it was."""
+    yield
+    ordinary_priority()
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ import pytest
 
 from apprentice.errors import UserError
 from apprentice.pool import _prepare, spread
+from apprentice.process import ordinary_priority
 from apprentice.watch import time_limit
 
 NO_RAY = "no Ray here: pip install 'lerobot_policy_apprentice[ray]'"
@@ -112,6 +113,19 @@ def test_workers_end_with_their_parent_at_once(tmp_path: Path, number: signal.Si
         while any(map(is_running, workers)):
             time.sleep(0.01)
             assert time.monotonic() - start < 5  # s; about 0.1
+
+
+def scheduler(job: int) -> int:
+    return os.sched_getscheduler(0)
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs Linux, and root")
+def test_workers_share_the_cores_though_their_parent_does_not() -> None:
+    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    try:
+        assert list(spread(scheduler, [1], 1)) == [os.SCHED_OTHER]
+    finally:
+        ordinary_priority()
 
 
 def is_running(process: int) -> bool:

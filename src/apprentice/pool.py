@@ -17,7 +17,7 @@ from rich.markup import escape
 
 from apprentice.errors import UserError
 from apprentice.garbage import collect_rarely
-from apprentice.process import end_with_parent
+from apprentice.process import end_with_parent, ordinary_priority
 from apprentice.progress import console
 from apprentice.watch import WorkerDied, busy, epitaph, keep_note
 
@@ -103,6 +103,7 @@ def _limits() -> Iterator[None]:
 
 
 def _prepare(notes: str) -> None:
+    ordinary_priority()
     end_with_parent()
     collect_rarely()
     keep_note(notes)

@@ -21,6 +21,16 @@ LIBC = ctypes.CDLL(None)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
+def ordinary_priority() -> None:
+    """Let this thread share the cores again.
+
+    SVT-AV1, with which LeRobot encodes videos, makes the thread that opens it a real-time one of the highest priority
+    if it runs as root. Threads and processes that begin there inherit that, and then nothing else gets a core.
+    """
+    if hasattr(os, "sched_getscheduler") and os.sched_getscheduler(0) != os.SCHED_OTHER:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
 def end_with_parent() -> None:
     """In a process that `multiprocessing` has started: end when the parent ends, at once and however that was.
 
