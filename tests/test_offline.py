@@ -115,7 +115,7 @@ def test_nothing_is_overwritten(folder: Path, tmp_path: Path, capsys: pytest.Cap
         assert cli.main(words) == 2
         assert "fix: another" in capsys.readouterr().err
     assert cli.main(["join", str(tmp_path), str(tmp_path / "new")]) == 2
-    assert "parts.json, found" in capsys.readouterr().err
+    assert "a folder of parts (with parts.json)" in capsys.readouterr().err
 
 
 def test_what_is_packed_is_here_and_below(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

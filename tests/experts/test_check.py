@@ -103,7 +103,6 @@ def test_random_weights_cannot_teach(real: Path, tmp_path: Path, capsys: pytest.
         ("units", "in the units of the expert, found other numbers in the dataset"),
         ("contract", "rotation: expert"),
         ("camera", "observation.images.image2: the expert reads (3, 64, 64), the dataset has (3, 128, 128)"),
-        ("none", "cannot teach: expected an expert's checkpoint folder, found no"),
     ],
 )
 def test_what_is_wrong_is_told(
@@ -114,8 +113,6 @@ def test_what_is_wrong_is_told(
         expert = zoo.act(tmp_path / "act", real, seed=1000)
     elif fault == "contract":
         Contract.for_libero(size=128, render="fast").having(rotation=0).save(expert)
-    elif fault == "none":
-        (expert / "config.json").unlink()
     code, text = shown(capsys, expert, "--dataset", real, "--frames", 4)
     assert code == 1 and message in text
 
