@@ -18,7 +18,7 @@ torch.set_num_threads(1)
 
 
 def die_between_two_renames() -> None:
-    """The first process ends when the last checkpoint has made room for the new one, which is not there yet."""
+    """The first process ends when the last checkpoint has made room for the new one."""
     rename = os.replace
 
     def replace(source: Path | str, target: Path | str) -> None:

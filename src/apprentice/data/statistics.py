@@ -15,7 +15,7 @@ Stats = dict[str, dict[str, NDArray[Any]]]
 NEEDED = ("min", "max", "mean", "std", "count")
 APART = 0.1  # of the standard deviation: what statistics of the same numbers differ by at most
 CONSTANT = 1e-6  # of a column's size, or of 1 if that is smaller: what varies by less is constant
-FAR, WIDE, FLAT = 4.0, 2.5, 0.05  # see `unlike`
+FAR, WIDE, FLAT = 4.0, 6.0, 0.05  # see `unlike`
 SAME = 1e-4  # of its size, or of 1 if that is smaller: a constant's allowance
 
 
