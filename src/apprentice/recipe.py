@@ -52,9 +52,6 @@ ROOM_OF = {
 }
 
 
-NAME = re.compile(r"\w[\w.-]*")  # it becomes the name of files
-
-
 @dataclass(frozen=True)
 class StepGiven:
     """A step as the YAML file has it."""
