@@ -121,7 +121,7 @@ def test_nobody_asks_for_what_nobody_reads(
     assert (tuned / "model.safetensors").exists()
     read = [TOP, WRIST, "observation.state"]
     for folder in (aligned, act):
-        assert sorted(PolicyServer(folder).reader.needed) == sorted(read)
+        assert list(PolicyServer(folder).reader.needed) == read
         assert read_inputs(json.loads((folder / "config.json").read_text())["input_features"]) == read
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from apprentice.data.features import read_features
 from apprentice.evaluate.client import KEYS
 from apprentice.evaluate.wire import unpack
 
@@ -41,12 +42,8 @@ class Reader:
     """
 
     def __init__(self, config: Any):
-        features = {**config.image_features}
-        for feature, key in ((config.robot_state_feature, "observation.state"), (config.env_state_feature, None)):
-            if feature is not None:
-                features[key or next(k for k, v in config.input_features.items() if v is feature)] = feature
         self.known = {key: _shape(feature) for key, feature in config.input_features.items()}
-        self.needed = {key: self.known[key] for key in features}
+        self.needed = {key: self.known[key] for key in read_features(config.input_features)}
         self.largest = 2 * sum(prod(s) * (1 if len(s) == 3 else 8) for s in self.needed.values()) + SPARE
 
     def read(self, message: bytes | str) -> Question | Control:
