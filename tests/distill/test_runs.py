@@ -31,16 +31,12 @@ from apprentice.policy.modeling_apprentice import ApprenticePolicy
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 
-@pytest.fixture(autouse=True)
-def own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("APPRENTICE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(trainer, "LOG_EVERY", 1)
+pytestmark = pytest.mark.usefixtures("own_places")
 
 
 @pytest.fixture
-def config(small_dataset: Path, small_expert: Path, small_vlm: Path, tmp_path: Path) -> StageConfig:
-    paths = {"dataset": small_dataset, "expert": small_expert, "vlm": small_vlm, "out": tmp_path / "run"}
-    return StageConfig(**{k: str(v) for k, v in paths.items()}, steps=4, batch_size=8, track="none")
+def config(config: StageConfig) -> StageConfig:
+    return dataclasses.replace(config, steps=4)
 
 
 @pytest.fixture(scope="module")
@@ -421,8 +417,8 @@ def test_a_run_that_went_on_equals_one_that_was_not_killed_file_by_file(
         stopped(monkeypatch, other, number, stage)
         run = Path(other.out)
         os.replace(run / "checkpoint", run / ".checkpoint")
-        for litter in (".config.json.x1y2z3a4", ".cost.json.x1y2z3a4", ".best.x1y2z3a4"):
-            (run / litter).mkdir()
+        for name in ("config.json", "cost.json", "best"):
+            (run / f".{name}.x1y2z3a4.unfinished").mkdir()
         stage(other)
         assert contents(run / "checkpoint") == whole
         left = {".lock", "caches.json", "checkpoint", "config.json", "cost.json", "log.jsonl"}

@@ -30,17 +30,7 @@ from apprentice.distill.tracking import Clock, tracked
 from apprentice.errors import UserError
 from apprentice.policy.modeling_apprentice import ApprenticePolicy
 
-
-@pytest.fixture(autouse=True)
-def own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("APPRENTICE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(trainer, "LOG_EVERY", 1)
-
-
-@pytest.fixture
-def config(small_dataset: Path, small_expert: Path, small_vlm: Path, tmp_path: Path) -> StageConfig:
-    paths = {"dataset": small_dataset, "expert": small_expert, "vlm": small_vlm, "out": tmp_path / "run"}
-    return StageConfig(**{k: str(v) for k, v in paths.items()}, steps=6, batch_size=8, track="none")
+pytestmark = pytest.mark.usefixtures("own_places")
 
 
 def weights(run: str) -> dict[str, torch.Tensor]:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -12,7 +11,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from apprentice.distill.checkpoint import BEST, Position, check_whole, recover
+from apprentice.distill.checkpoint import Position, check_whole, recover
 from apprentice.errors import UserError
 from apprentice.files import only_one, read_json, write_json
 from apprentice.progress import console
@@ -36,7 +35,6 @@ def carry_out(
     with only_one(run) if accelerator.is_main_process else nullcontext():
         position: list[Any] = [None]
         if accelerator.is_main_process:
-            _tidy(run)
             position = [_begun(run, {"stage": stage, **config})]
         if broadcast_object_list(position)[0] is None:
             console.print(f"{stage}: {run} is finished already", soft_wrap=True)
@@ -64,13 +62,6 @@ def same_place(one: Any, other: Any, cwd: str = ".") -> bool:
         return bool(one == other)
     was = Path(cwd, one).resolve()
     return was == Path(other).resolve() or (one == other and not was.exists())
-
-
-def _tidy(run: Path) -> None:
-    """Remove what a killed process was about to write."""
-    for name in ("config.json", "cost.json", "caches.json", "precision.json", "log.jsonl", BEST):
-        for litter in run.glob(f".{name}.*"):
-            shutil.rmtree(litter, ignore_errors=True)
 
 
 def _begun(run: Path, config: dict[str, Any]) -> Position | None:
