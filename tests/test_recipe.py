@@ -2,17 +2,20 @@
 
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
+from apprentice import closure as closures
 from apprentice.errors import UserError
-from apprentice.recipe import Recipe, run_recipe
+from apprentice.recipe import Recipe, _code, run_recipe
 
 APPEND = "import sys; open(sys.argv[2], 'a').write(open(sys.argv[1]).read())"
 
@@ -300,3 +303,57 @@ def test_our_recipes_only_read_what_is_there_or_made_before(path: Path) -> None:
             inside = any(Path(name).is_relative_to(output) for output in made)
             assert inside or name.startswith(("assets/", "recipes/")), f"{step.name} reads {name}, which no step makes"
         made += [Path(output) for output in step.outputs]
+
+
+@pytest.fixture
+def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of our sources, so that one can be edited; the recipe fingerprints these."""
+    copy = tmp_path / "src"
+    shutil.copytree(closures.SRC, copy, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    monkeypatch.setattr(closures, "SRC", copy)
+    closures._file.cache_clear()
+    yield copy / "apprentice"
+    closures._file.cache_clear()
+
+
+ALIGN = "align --vlm vlm --expert expert --dataset data --out out"
+EVAL = "eval --policies a=a --suite libero_goal --out-dir out"
+
+
+@pytest.mark.parametrize(
+    ("edited", "again", "not_again"),
+    [
+        ("device.py", [ALIGN, EVAL], ["split a b"]),
+        ("files.py", [ALIGN, EVAL, "collect --suite libero_goal --episodes 1 --out out"], []),
+        ("intervals.py", [EVAL], [ALIGN]),
+        ("pool.py", [EVAL], [ALIGN]),
+        ("data/items.py", [ALIGN], ["doctor data"]),
+        ("experts/act.py", [ALIGN], ["doctor data"]),
+        ("vlm/base.py", [ALIGN, EVAL, "serve a"], ["doctor data"]),
+        ("policy/modeling_apprentice.py", [ALIGN, EVAL], ["doctor data"]),
+        ("distill/cache.py", [ALIGN], [EVAL]),
+        ("train.py", [f"{ALIGN} --rollouts 1"], [ALIGN]),
+        ("libero/doctor.py", ["doctor data"], [ALIGN, EVAL]),
+        ("libero/env.py", [EVAL, f"{ALIGN} --rollouts 1"], [ALIGN]),
+        ("vlm/nano/card.py", ["score-vlm --data a --run b --twin c"], [ALIGN, EVAL]),
+        ("evaluate/report.html.jinja", ["report --evaluation a --out b.html"], [ALIGN, "doctor data"]),
+        ("serve/server.py", ["serve a"], [ALIGN, EVAL]),
+        ("cli.py", [ALIGN, EVAL], []),
+    ],
+)
+def test_a_step_runs_again_if_a_file_that_it_imports_changed(
+    sources: Path, edited: str, again: list[str], not_again: list[str]
+) -> None:
+    key = {words: _code(["apprentice", *words.split()]) for words in [*again, *not_again]}
+    with (sources / edited).open("a") as file:
+        file.write("\n")
+    assert [words for words in again if _code(["apprentice", *words.split()]) == key[words]] == []
+    assert [words for words in not_again if _code(["apprentice", *words.split()]) != key[words]] == []
+
+
+def test_lerobots_commands_depend_on_the_plugin_alone(sources: Path) -> None:
+    before = _code(["lerobot-train", "--policy.type=apprentice"])
+    (sources / "libero" / "env.py").write_text("")
+    assert _code(["lerobot-train", "--policy.type=apprentice"]) == before != _code(["sh", "-c", "true"])
+    (sources / "experts" / "seer" / "modeling_seer.py").write_text("")
+    assert _code(["lerobot-train", "--policy.type=apprentice"]) != before

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import apprentice
+from apprentice.closure import SRC, closure
 
 PACKAGE = Path(apprentice.__file__).parent
 ROOMS = ["data", "libero", "experts", "vlm", "policy", "distill", "evaluate", "serve"]
@@ -28,3 +29,10 @@ def test_a_room_imports_only_rooms_before_it(room: str) -> None:
     allowed = FLOOR | set(ROOMS[: ROOMS.index(room) + 1])
     for file in (PACKAGE / room).rglob("*.py"):
         assert imported(file) <= allowed, file
+
+
+def test_the_method_knows_no_simulator() -> None:
+    """Whoever wants to understand alignment and fine-tuning reads these files and no more."""
+    read = [file.relative_to(SRC / "apprentice") for file in closure(["apprentice.distill.stages"])]
+    assert {file.parts[0] for file in read if len(file.parts) > 1} == {"data", "experts", "vlm", "policy", "distill"}
+    assert not [file for file in read if "nano" in file.parts]

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import is_dataclass
 from typing import Any
 
-from apprentice.commands import COMMANDS, parse
+from apprentice.commands import COMMANDS, called, parse
 from apprentice.errors import UserError
 from apprentice.files import is_disk_full
 from apprentice.garbage import collect_rarely
@@ -72,8 +72,7 @@ def explained(error: Exception) -> tuple[str, int]:
 
 
 def _call(command: str, keywords: dict[str, Any]) -> Any:
-    _, parameters, function = COMMANDS[command]
-    declared = _load(parameters)
+    declared, function = _load(COMMANDS[command][1]), called(command, keywords)
     if is_dataclass(declared):
         return _load(function)(declared(**keywords))  # type: ignore[operator]
     return _load(function)(**keywords)

@@ -3,7 +3,7 @@
 Nothing here imports a command's own modules: a wrong flag must not wait for torch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from apprentice.checks import check
@@ -70,12 +70,12 @@ COMMANDS = {
     "align": (
         "teach a VLM to produce an expert's latents",
         "apprentice.distill.stages:StageConfig",
-        "apprentice.train:align",
+        "apprentice.distill.stages:align",
     ),
     "finetune": (
         "train an aligned (or a fresh) student on demonstrations",
         "apprentice.distill.stages:StageConfig",
-        "apprentice.train:finetune",
+        "apprentice.distill.stages:finetune",
     ),
     "cache": (
         "list or remove what was computed once for the frames of datasets",
@@ -159,6 +159,21 @@ POSITIONAL = {
     "join": ["parts", "out"],
     "run": ["path"],
 }
+
+
+# with --rollouts, these are called in place of the methods of the same name, which know no simulator
+WITH_ROLLOUTS = {name: f"apprentice.train:{name}" for name in ("align", "finetune")}
+
+
+def called(command: str, keywords: Mapping[str, Any]) -> str:
+    """What a command calls, as "module:function"."""
+    return WITH_ROLLOUTS[command] if keywords.get("rollouts") else COMMANDS[command][2]
+
+
+def modules_of(words: Sequence[str]) -> list[str]:
+    """The modules that a command line calls and reads its flags from."""
+    command, keywords = parse(words, folders=False)
+    return [place.partition(":")[0] for place in (COMMANDS[command][1], called(command, keywords))]
 
 
 def parse(words: Sequence[str], folders: bool = True) -> tuple[str, dict[str, Any]]:

@@ -28,28 +28,14 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
-from apprentice.commands import parse
+from apprentice.closure import PLUGIN, closure
+from apprentice.commands import modules_of, parse
 from apprentice.errors import FileError, UserError, meant
 from apprentice.files import fingerprint, only_one, read_json, read_yaml, write_json
 from apprentice.process import run_logged
 from apprentice.progress import console
 
 NAME = re.compile(r"\w[\w.-]*")  # it becomes the name of files
-ROOMS = ["data", "libero", "experts", "vlm", "policy", "distill", "evaluate", "serve"]
-# A room imports only rooms before it, so what a command does can depend on its room and those before, not on
-# others.
-ROOM_OF = {
-    "apprentice collect": "libero",
-    "apprentice doctor": "libero",
-    "apprentice scenes": "vlm",
-    "apprentice pretrain-vlm": "vlm",
-    "apprentice score-vlm": "vlm",
-    "apprentice train-expert": "distill",
-    "apprentice align": "distill",
-    "apprentice finetune": "distill",
-    "apprentice correct": "evaluate",
-    "lerobot-train": "policy",
-}
 
 
 @dataclass(frozen=True)
@@ -257,14 +243,12 @@ def _check_flags(step: Step) -> None:
 
 
 def _code(command: list[str]) -> str:
-    """Fingerprint our sources that `command` may use: none for a command that is not ours."""
-    if command[0] not in ("apprentice", "lerobot-train", "lerobot-eval"):
-        return "none"
-    last = ROOM_OF.get(command[0], ROOM_OF.get(" ".join(command[:2]), ROOMS[-1]))
-    package = Path(__file__).parent
-    rooms = ROOMS[: ROOMS.index(last) + 1]
-    sources = sorted(source for room in rooms for source in (package / room).rglob("*.py"))
-    return fingerprint(*sources)
+    """Fingerprint our files that `command` runs: none for a command that is not ours."""
+    if command[0] == "apprentice":
+        return fingerprint(*closure(modules_of(command[1:]), ("apprentice.cli",)))
+    if command[0] in ("lerobot-train", "lerobot-eval"):
+        return fingerprint(*closure(PLUGIN))
+    return "none"
 
 
 def _continued(command: list[str]) -> list[str]:
