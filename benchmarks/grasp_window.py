@@ -193,7 +193,7 @@ def measure_task(job: Job) -> Result:
         lifted: list[str] = []  # at each grasp, the object or none
 
         def measure(hand: Controller, position: np.ndarray, rotation: np.ndarray, lifted: list[str] = lifted) -> None:
-            world = World(env)
+            world = env.geometry()
             probe = Probe(hand, world, position, rotation)
             lifted.append(probe.name)
             if not probe.name or probe.name in lifted[:-1]:

@@ -23,13 +23,11 @@ def finetune(config: StageConfig) -> Path:
     return stages.finetune(config, closed_loop(config))
 
 
-def closed_loop(config: StageConfig) -> Callable[[Path, Path], float] | None:
-    """What runs a student on the tasks of its datasets, or nothing if no roll-outs are asked for.
+def closed_loop(config: StageConfig) -> Callable[[Path, Path], float]:
+    """What runs a student on the tasks of its datasets.
 
     Raises UserError unless all instructions of the datasets are tasks of one LIBERO suite.
     """
-    if not config.rollouts:
-        return None
     mixture = open_mixture(config.dataset, config.rename, config.resize)
     told = set(mixture.instructions)
     for suite in SUITES:

@@ -22,7 +22,6 @@ from apprentice.libero import gathering
 from apprentice.libero.controller import SLEW, Record, Style
 from apprentice.libero.demonstrator import demonstrate, solve
 from apprentice.libero.env import LiberoEnv
-from apprentice.libero.world import World
 
 POLICY, TASK, BOWL = "assets/seer", 8, "akita_black_bowl_1"  # put the bowl on the plate
 
@@ -70,7 +69,7 @@ def test_what_is_in_the_hand_is_carried_on(env: LiberoEnv, shown: Record, roll: 
     first = closing(shown)
     found = roll(first + 2, first + 2)
     assert found.kind == DRAWN and found.held and first + 4 < found.step < first + 30 and found.action[6] > 0
-    world = World(env)
+    world = env.geometry()
     env.resume(found.state)
     assert BOWL in world.grasped() and not world.rests(BOWL)
     anew = solve(env, Style(), np.random.default_rng(0))

@@ -34,7 +34,7 @@ class Episode:
 
     def __init__(self, env: LiberoEnv, monkeypatch: pytest.MonkeyPatch):
         env.reset(seed=0, init_state=0)
-        self.hand, self.world = Controller(env, Style(), np.random.default_rng(0), 10_000), World(env)
+        self.hand, self.world = Controller(env, Style(), np.random.default_rng(0), 10_000), env.geometry()
         self.observers = {task: Observer(env, env.goals_of(task)) for task in range(10)}
         step = LiberoEnv.step
 

@@ -17,7 +17,6 @@ from apprentice.evaluate.results import Episode, Evaluation, PolicyCard, success
 from apprentice.evaluate.trace import Trace
 from apprentice.libero.env import LiberoEnv, environment
 from apprentice.libero.wording import paraphrases
-from apprentice.libero.world import World
 
 BOWL, STOVE_ON, BOWL_ON_STOVE = "akita_black_bowl_1", 7, 1
 INSTRUCTION = "put the bowl on the stove"
@@ -102,7 +101,7 @@ def test_a_seed_decides_the_words_and_the_place() -> None:
 
 
 def places(env: LiberoEnv) -> dict[str, np.ndarray]:
-    world = World(env)
+    world = env.geometry()
     return {name: world.position(name) for name in world.domain.objects_dict}
 
 

@@ -17,7 +17,6 @@ from apprentice.libero.gathering import Job, scenes
 from apprentice.libero.layout import HIGH, LOW
 from apprentice.libero.suites import tasks
 from apprentice.libero.wording import paraphrases
-from apprentice.libero.world import World
 from apprentice.libero.worlds import find_task
 
 TASK = tasks("libero_object")[0]
@@ -72,7 +71,7 @@ def test_things_stand_apart_anywhere_within_reach_and_the_seed_decides_where() -
     env = LiberoEnv("libero_object", 0, world=0)
     with pytest.raises(UserError, match="own world"):
         env.reset(seed=0, init_state=0)
-    world, places = World(env), []
+    world, places = env.geometry(), []
     for seed in (0, 1, 2, 3, 0):
         env.reset(seed=seed)
         bounds = [np.array(world.bounds(name))[:, :2] - world.base()[:2] for name in world.root]

@@ -16,7 +16,6 @@ from apprentice.libero import gathering, skills
 from apprentice.libero.controller import Controller, Record
 from apprentice.libero.demonstrator import AFTER_SUCCESS, PATIENCE, START_NOISE, Episode, demonstrate, in_order
 from apprentice.libero.env import LiberoEnv
-from apprentice.libero.world import World
 
 
 def test_executed_actions_replay_to_success(fast: LiberoEnv) -> None:
@@ -82,7 +81,7 @@ def test_each_skill_reaches_its_goal_and_lets_go(suite: str, task: int) -> None:
     assert episode.failure is None
     assert len(episode.record.actions) <= PATIENCE * env.max_steps
     assert episode.record.successes[-1]
-    assert not any(World(env).held(name) for name in env.control.env.objects_dict)
+    assert not any(env.geometry().held(name) for name in env.control.env.objects_dict)
     env.close()
 
 

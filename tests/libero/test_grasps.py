@@ -10,7 +10,6 @@ from apprentice.libero.demonstrator import START_NOISE, demonstrate, solve
 from apprentice.libero.env import LiberoEnv
 from apprentice.libero.grasping import plan_grasps
 from apprentice.libero.skills import lift_off, take
-from apprentice.libero.world import World
 
 BUTTER = "butter_1"
 
@@ -80,7 +79,7 @@ def test_it_never_waits_with_the_object_in_the_hand(butter: LiberoEnv, seed: int
 def test_the_grasp_is_in_the_middle_of_what_holds(butter: LiberoEnv) -> None:
     """A miss by 3 mm in height or 5 mm sideways is forgiven; one by 10 mm upwards, as it passes the box, is not."""
     butter.reset(seed=0)
-    world = World(butter)
+    world = butter.geometry()
     grasp = plan_grasps(world, BUTTER)[0]
     u, v = grasp.rotation[:, 0], grasp.rotation[:, 1]
     for miss, forgiven in ((0.003 * UP, True), (-0.003 * UP, True), (0.005 * (u + v), True), (0.010 * UP, False)):

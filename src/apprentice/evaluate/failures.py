@@ -28,7 +28,7 @@ import mujoco
 import numpy as np
 
 from apprentice.libero.env import LiberoEnv
-from apprentice.libero.world import LEFT_FINGER, RIGHT_FINGER, World
+from apprentice.libero.world import LEFT_FINGER, RIGHT_FINGER
 
 NEVER_REACHED, MISSED, DROPPED, ELSEWHERE = "never reached", "missed the grasp", "dropped", "left elsewhere"
 WRONG_OBJECT, TIMED_OUT, OTHER_TASK = "wrong object", "timed out", "other task done"
@@ -54,7 +54,7 @@ class Observer:
     """Watches one episode: made after the reset, it looks after every control step, and names the kind at the end."""
 
     def __init__(self, env: LiberoEnv, goals: Sequence[Goal]):
-        self._world, self._goals = World(env), goals
+        self._world, self._goals = env.geometry(), goals
         model, self._data = env.model, env.data
         self._names = sorted(self._world.domain.objects_dict)
         roots = [self._world.root[name] for name in self._names]

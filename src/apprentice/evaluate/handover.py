@@ -19,7 +19,6 @@ import numpy as np
 from apprentice.libero.controller import Disturbance
 from apprentice.libero.demonstrator import in_order
 from apprentice.libero.env import LiberoEnv, SimulatorState
-from apprentice.libero.world import World
 
 GIVEN_UP = 12  # steps of closed fingers: they need 6 to 8 to reach what they grip
 IN_THE_AIR = 3  # steps in which nothing but the fingers touches an object: slowly lifted, it still rocks
@@ -42,7 +41,7 @@ class Fingers:
     """Watches what a policy's fingers do: `look` after every step."""
 
     def __init__(self, env: LiberoEnv):
-        self._world = World(env)
+        self._world = env.geometry()
         self._goals = in_order([tuple(goal) for goal in self._world.domain.parsed_problem["goal_state"]])
         self._wanted = {goal[1] for goal in self._goals if goal[0] in ("on", "in")}
         self._closed = self._gripping = False

@@ -42,7 +42,7 @@ def reset_moved(env: LiberoEnv, names: Sequence[str], start: Start) -> None:
     does in the episode that nothing is changed in. Raises UserError if there is no room for one.
     """
     start.reset(env)
-    world, rng = World(env), np.random.default_rng([start.seed, 6])
+    world, rng = env.geometry(), np.random.default_rng([start.seed, 6])
     moves = []
     for name in names:
         group = _together(world, name)

@@ -52,7 +52,7 @@ def solve(env: LiberoEnv, style: Style, rng: np.random.Generator, after: np.ndar
 
     `after` (7,) is the action before, if there was one: the first one then fits it, and what the hand holds is kept.
     """
-    hand, world = Controller(env, style, rng, int(PATIENCE * env.max_steps)), World(env)
+    hand, world = Controller(env, style, rng, int(PATIENCE * env.max_steps)), env.geometry()
     if after is not None:
         hand.take_over(after)
     failure = None

@@ -19,7 +19,7 @@ from apprentice.libero.layout import spread
 from apprentice.libero.render import CAMERAS, Renderer, renderers
 from apprentice.libero.suites import STEP_LIMITS, goals, initial_states, tasks
 from apprentice.libero.world import World
-from apprentice.libero.worlds import find_task
+from apprentice.libero.worlds import Scene, find_task
 
 SETTLE = np.array([0, 0, 0, 0, 0, 0, -1.0])
 SETTLE_STEPS = 10  # initial states hang some centimetres in the air
@@ -133,7 +133,7 @@ class LiberoEnv:
                 self._states = initial_states(self.suite, self.task)
             self.control.set_init_state(self._states[init_state])
         if self.world is not None:
-            spread(World(self), np.random.default_rng([seed, 4]))
+            spread(self.geometry(), Scene.of(self.played).loose, np.random.default_rng([seed, 4]))
         return self._objects()
 
     def step(self, action: np.ndarray) -> bool:
@@ -161,6 +161,10 @@ class LiberoEnv:
     def proprioception(self) -> np.ndarray:
         """State (8,) float32: hand position 3 (m), axis-angle 3 (rad), finger positions 2 (m)."""
         return self._state.copy()
+
+    def geometry(self) -> World:
+        """Where things are, from privileged state."""
+        return World(self.model, self.data, self.control.env)
 
     def snapshot(self) -> Snapshot:
         """What `observe` would show now."""

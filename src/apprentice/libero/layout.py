@@ -3,11 +3,12 @@
 LIBERO's own sampler takes everything, baskets and cabinets included, for a disc of 5 cm.
 """
 
+from collections.abc import Collection
+
 import mujoco
 import numpy as np
 
 from apprentice.libero.world import World
-from apprentice.libero.worlds import Scene
 
 LOW, HIGH = np.array([0.34, -0.34]), np.array([0.68, 0.34])  # m from the robot's base, on every table
 FARTHEST = 0.70  # m from the base, for the middle of what the goal speaks of
@@ -16,11 +17,10 @@ ROOM = 0.15  # m around fixtures of the goal, to open or fill them
 TRIES = 100
 
 
-def spread(world: World, rng: np.random.Generator) -> None:
-    """Move all that stands on the table, in place. What the goal's own region of the table is named after stays
-    ("to the right of the plate"), and so does everything if there is no room.
+def spread(world: World, loose: Collection[str], rng: np.random.Generator) -> None:
+    """Move `loose`, the things that stand on the table, in place. What the goal's own region of the table is named
+    after stays ("to the right of the plate"), and so does everything if there is no room.
     """
-    loose = Scene.of(world.env.played).loose
     wanted = _wanted(world)
     fixed = [region for word in wanted if (region := _table_region(world, word)) is not None]
     for name in world.root.keys() - loose:

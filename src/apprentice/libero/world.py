@@ -1,14 +1,10 @@
 """Where things are: geometry of a scene from privileged simulator state, never for a policy."""
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING
+from typing import Any
 
 import mujoco
 import numpy as np
-
-if TYPE_CHECKING:
-    from apprentice.libero.env import LiberoEnv
-
 
 LEFT_FINGER = ("gripper0_leftfinger", "gripper0_finger_joint1_tip")
 RIGHT_FINGER = ("gripper0_rightfinger", "gripper0_finger_joint2_tip")
@@ -20,9 +16,9 @@ class World:
     Shapes are clouds of points that fill the bounding boxes of collision geoms, which is what a grasp can hit.
     """
 
-    def __init__(self, env: "LiberoEnv"):
-        self.env, self.model, self.data = env, env.model, env.data
-        self.domain = env.control.env
+    def __init__(self, model: mujoco.MjModel, data: mujoco.MjData, domain: Any):
+        """`domain`: LIBERO's own environment of the task, which knows objects by name."""
+        self.model, self.data, self.domain = model, data, domain
         self.root: dict[str, int] = dict(self.domain.obj_body_id)
         self.owner = self._owners()
         collides = (self.model.geom_contype + self.model.geom_conaffinity) > 0
