@@ -32,6 +32,7 @@ from rich.table import Table
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import AutoTokenizer, LlamaConfig, SmolVLMConfig
 
+from apprentice.common.progress import console
 from apprentice.data.dataset import open_dataset
 from apprentice.data.frames import Frames
 from apprentice.data.mixture import open_mixture
@@ -40,10 +41,9 @@ from apprentice.distill.learner import decay
 from apprentice.distill.rows import Rows, Views
 from apprentice.distill.samples import Samples, order
 from apprentice.distill.stages import StageConfig, fresh_student
+from apprentice.nano.graft import SMOLVLM_MARKS, smolvlm_processor
+from apprentice.nano.tokenizer import CHAT_TEMPLATE
 from apprentice.policy.modeling_apprentice import ApprenticePolicy
-from apprentice.progress import console
-from apprentice.vlm.graft import SMOLVLM_MARKS, smolvlm_processor
-from apprentice.vlm.nano.tokenizer import CHAT_TEMPLATE
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 DEMONSTRATIONS = ASSETS / "demonstrations" / "libero_goal"

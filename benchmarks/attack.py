@@ -36,8 +36,8 @@ from rich.table import Table
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
-from apprentice.evaluate.wire import pack, unpack
-from apprentice.progress import Meter, console
+from apprentice.common.progress import Meter, console
+from apprentice.serve.wire import pack, unpack
 
 ROOT = Path(__file__).parents[1]
 STEPS = 12  # questions of an episode of the good client
@@ -184,8 +184,8 @@ def student(folder: Path, history: int) -> Path:
 
 def target_of(folder: Path, port: int) -> Target:
     """What the checkpoint reads, as its configuration says."""
-    from apprentice.evaluate.checkpoint import configured
-    from apprentice.evaluate.client import KEYS
+    from apprentice.serve.checkpoint import configured
+    from apprentice.serve.client import KEYS
     from apprentice.serve.questions import Reader
 
     reader = Reader(configured("policy", folder))

@@ -12,7 +12,7 @@ import numpy as np
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
-from apprentice.evaluate.wire import ARRAY, SCALAR, pack, unpack
+from apprentice.serve.wire import ARRAY, SCALAR, pack, unpack
 
 PLANNED, ERROR, CLOSED, ACK = "planned", "error", "closed", "acknowledged"
 LONGEST = "🤖" * 128  # of instructions: 512 bytes, each a token of its own

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from apprentice.libero import collect as collecting
-from apprentice.libero import gathering
-from apprentice.libero.demonstrator import demonstrate
-from apprentice.libero.env import SETTLE_STEPS, LiberoEnv
-from apprentice.progress import console
+from apprentice.common.progress import console
+from apprentice.simulators.libero.dataset import collect as collecting
+from apprentice.simulators.libero.dataset import gathering
+from apprentice.simulators.libero.demonstrator.demonstrator import demonstrate
+from apprentice.simulators.libero.simulator.env import SETTLE_STEPS, LiberoEnv
 
 
 class Plain(LiberoEnv):

@@ -26,16 +26,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
+from apprentice.common.device import best_device
+from apprentice.common.files import read_json, write_json
+from apprentice.common.intervals import wilson
+from apprentice.common.progress import console
 from apprentice.data.dataset import open_dataset
-from apprentice.device import best_device
 from apprentice.distill.cache import cached
 from apprentice.distill.stages import StageConfig, align, finetune
 from apprentice.evaluate.results import ALL, success_rows
 from apprentice.evaluate.rollout import evaluate
-from apprentice.files import read_json, write_json
-from apprentice.intervals import wilson
 from apprentice.policy.modeling_apprentice import ApprenticePolicy
-from apprentice.progress import console
 
 DATA, EXPERT, VLM = "assets/demonstrations/libero_goal", "assets/seer", "assets/nano-vlm"
 TASKS, EPISODES = [1, 4, 8], 20

@@ -19,10 +19,10 @@ from pathlib import Path
 from resumable import run
 
 from apprentice import libero
-from apprentice.errors import UserError
-from apprentice.files import fingerprint
-from apprentice.intervals import wilson
-from apprentice.libero.suites import SUITES, tasks
+from apprentice.common.errors import UserError
+from apprentice.common.files import fingerprint
+from apprentice.common.intervals import wilson
+from apprentice.simulators.libero.simulator.suites import SUITES, tasks
 
 FOUR = ["libero_spatial", "libero_object", "libero_goal", "libero_10"]
 CLAIM, CLAIM_90 = 0.98, 0.90  # success rates of the four suites together, and of LIBERO-90
@@ -40,7 +40,7 @@ class Job:
 @dataclass(frozen=True)
 class Result:
     job: Job
-    code: str  # fingerprint of the sources of apprentice.libero
+    code: str  # fingerprint of the sources of apprentice.simulators.libero
     steps: int
     failure: str | None
     seconds: float  # of CPU time
@@ -52,8 +52,8 @@ class Result:
 
 
 def run_episode(job: Job) -> Result:
-    from apprentice.libero.demonstrator import demonstrate
-    from apprentice.libero.env import environment
+    from apprentice.simulators.libero.demonstrator.demonstrator import demonstrate
+    from apprentice.simulators.libero.simulator.env import environment
 
     env = environment(job.suite, job.task, render="fast", size=128)  # neither is used: nothing is drawn
     start = time.process_time()
@@ -63,7 +63,7 @@ def run_episode(job: Job) -> Result:
 
 @cache
 def code() -> str:
-    """Fingerprint of the sources of `apprentice.libero`."""
+    """Fingerprint of the sources of `apprentice.simulators.libero`."""
     return fingerprint(*sorted(Path(libero.__path__[0]).glob("*.py")))
 
 

@@ -25,12 +25,12 @@ import torch
 import yaml
 from rich.table import Table
 
-from apprentice.errors import UserError
+from apprentice.common.errors import UserError
+from apprentice.common.files import fingerprint, read_json, write_json
+from apprentice.common.intervals import tango, wilson
+from apprentice.common.progress import console
 from apprentice.evaluate.results import Evaluation
-from apprentice.files import fingerprint, read_json, write_json
-from apprentice.intervals import tango, wilson
-from apprentice.libero.suites import initial_states, tasks
-from apprentice.progress import console
+from apprentice.simulators.libero.simulator.suites import initial_states, tasks
 
 SIDES = ("lerobot", "exact", "fast")
 SIZE = 128  # px

@@ -16,8 +16,8 @@ from align import ASSETS, BATCH, Side, demonstrations, filled, pictures, student
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from rich.table import Table
 
+from apprentice.common.progress import console
 from apprentice.distill.samples import Samples, order
-from apprentice.progress import console
 
 
 def compare(dataset: LeRobotDataset, steps: int) -> float:

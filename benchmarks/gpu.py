@@ -24,8 +24,10 @@ import numpy as np
 import torch
 from infer import BACKBONES, compare
 
+from apprentice.common.device import best_device, fast_bfloat16
+from apprentice.common.files import write_json
+from apprentice.common.progress import console
 from apprentice.data.mixture import Mixture, open_mixture
-from apprentice.device import best_device, fast_bfloat16
 from apprentice.distill import resident, trainer
 from apprentice.distill.cache import cached_each, cached_images
 from apprentice.distill.expert import ExpertConfig, train_expert
@@ -35,8 +37,6 @@ from apprentice.distill.resident import on_device
 from apprentice.distill.samples import Samples
 from apprentice.distill.stages import StageConfig, fresh_student
 from apprentice.distill.trainer import Schedule, processes, train
-from apprentice.files import write_json
-from apprentice.progress import console
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 PLACES = {

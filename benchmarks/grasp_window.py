@@ -24,12 +24,12 @@ from pathlib import Path
 import numpy as np
 from resumable import run
 
-from apprentice.files import fingerprint
-from apprentice.libero import demonstrator, inserting, skills
-from apprentice.libero.controller import CLOSE, OPEN, UP, Controller, Failure, Style
-from apprentice.libero.env import environment
-from apprentice.libero.suites import FOUR, tasks
-from apprentice.libero.world import World
+from apprentice.common.files import fingerprint
+from apprentice.simulators.libero.demonstrator import demonstrator, inserting, skills
+from apprentice.simulators.libero.demonstrator.controller import CLOSE, OPEN, UP, Controller, Failure, Style
+from apprentice.simulators.libero.simulator.env import environment
+from apprentice.simulators.libero.simulator.geometry import World
+from apprentice.simulators.libero.simulator.suites import FOUR, tasks
 
 OUT = Path("runs/benchmarks/grasp_window.jsonl")
 FIRST_SEED = 200_000  # nothing was tuned on these

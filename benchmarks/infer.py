@@ -28,15 +28,15 @@ from lerobot.policies.smolvla.processor_smolvla import make_smolvla_pre_post_pro
 from rich.table import Table
 from transformers import LlamaConfig, SmolVLMConfig
 
+from apprentice.common.progress import console
 from apprentice.experts.seer.configuration_seer import SeerConfig
 from apprentice.experts.seer.modeling_seer import SeerPolicy
 from apprentice.experts.seer.processor_seer import make_seer_pre_post_processors
+from apprentice.nano.graft import SMOLVLM_MARKS, smolvlm_processor
+from apprentice.nano.tokenizer import CHAT_TEMPLATE, train_tokenizer
 from apprentice.policy.configuration_apprentice import ApprenticeConfig
 from apprentice.policy.modeling_apprentice import ApprenticePolicy
 from apprentice.policy.processor_apprentice import make_apprentice_pre_post_processors
-from apprentice.progress import console
-from apprentice.vlm.graft import SMOLVLM_MARKS, smolvlm_processor
-from apprentice.vlm.nano.tokenizer import CHAT_TEMPLATE, train_tokenizer
 
 HORIZON = 50  # SmolVLA's own
 INSTRUCTION = "put the bowl on the plate"

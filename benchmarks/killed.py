@@ -17,9 +17,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from apprentice.errors import UserError
+from apprentice.common.errors import UserError
+from apprentice.common.progress import console
 from apprentice.evaluate.results import ALL, read_episodes, success_rows
-from apprentice.progress import console
 
 LOOK = 0.2  # s
 

@@ -27,9 +27,9 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 
+from apprentice.common.progress import console
 from apprentice.data.dataset import column, frames, instructions, open_dataset
 from apprentice.data.items import Items
-from apprentice.progress import console
 
 ROOT = Path(__file__).parents[1]
 DEMONSTRATIONS, PATCH = ROOT / "assets/demonstrations/libero_goal", ROOT / "docs/upstream-lerobot.md"

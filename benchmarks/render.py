@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from apprentice.libero.env import LiberoEnv, Snapshot
-from apprentice.libero.render import CAMERAS
+from apprentice.simulators.libero.simulator.env import LiberoEnv, Snapshot
+from apprentice.simulators.libero.simulator.render import CAMERAS
 
 SCENES = {"libero_spatial": [0], "libero_object": [0, 1, 3], "libero_goal": [0], "libero_10": [0, 2, 3, 4, 5, 9]}
 KEYS = [f"observation.images.{camera}" for camera in CAMERAS]

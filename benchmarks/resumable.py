@@ -6,9 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from apprentice.files import write_text
-from apprentice.pool import spread
-from apprentice.progress import Meter
+from apprentice.common.files import write_text
+from apprentice.common.pool import spread
+from apprentice.common.progress import Meter
 
 
 def finished(out: Path, of_line: Callable[[str], Any], code: str) -> dict[Any, Any]:

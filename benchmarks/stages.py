@@ -26,13 +26,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from apprentice.common.progress import console
 from apprentice.data.dataset import open_dataset
 from apprentice.data.items import Items
 from apprentice.evaluate.rollout import evaluate
 from apprentice.policy.configuration_apprentice import ApprenticeConfig
 from apprentice.policy.modeling_apprentice import EXPERT_LATENTS, IMAGE_TOKENS, PREFIX, ApprenticePolicy
 from apprentice.policy.processor_apprentice import make_apprentice_pre_post_processors
-from apprentice.progress import console
 
 ASSETS = Path(__file__).parents[1] / "assets"
 BATCH, REPEATS, STEPS = 32, 7, 120

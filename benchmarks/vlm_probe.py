@@ -14,9 +14,9 @@ import torch
 from rich.table import Table
 from transformers import AutoModelForImageTextToText
 
-from apprentice.device import best_device
-from apprentice.progress import console
-from apprentice.vlm.nano.probe import FITTED, probe
+from apprentice.common.device import best_device
+from apprentice.common.progress import console
+from apprentice.nano.score.probe import FITTED, probe
 
 
 def main() -> None:

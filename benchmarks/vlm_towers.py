@@ -20,13 +20,13 @@ import torch
 from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
-from apprentice.files import read_json, write_json
-from apprentice.progress import console
-from apprentice.vlm.nano.batches import Chat, Corpus
-from apprentice.vlm.nano.checks import Check
-from apprentice.vlm.nano.model import NanoConfig, build_model, build_processor
-from apprentice.vlm.nano.pretrain import PretrainConfig, PretrainTrainer, tokenizer_of
-from apprentice.vlm.nano.trainer import batches
+from apprentice.common.files import read_json, write_json
+from apprentice.common.progress import console
+from apprentice.nano.batches import Chat, Corpus
+from apprentice.nano.model import NanoConfig, build_model, build_processor
+from apprentice.nano.pretrain import PretrainConfig, PretrainTrainer, tokenizer_of
+from apprentice.nano.score.checks import Check
+from apprentice.nano.trainer import batches
 
 TOWERS = {
     "16-tokens": NanoConfig(),

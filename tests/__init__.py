@@ -1,3 +1,3 @@
-from apprentice.garbage import collect_rarely
+from apprentice.common.garbage import collect_rarely
 
 collect_rarely()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from apprentice.process import ordinary_priority
+from apprentice.common.process import ordinary_priority
 from tests import support
 
 # What a shell starts in the background ignores Ctrl-C, and so would all that the tests start.

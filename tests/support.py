@@ -25,10 +25,10 @@ from apprentice.data.dataset import open_dataset
 from apprentice.experts.seer.configuration_seer import SeerConfig
 from apprentice.experts.seer.modeling_seer import SeerPolicy
 from apprentice.experts.seer.processor_seer import make_seer_pre_post_processors
+from apprentice.nano.model import NanoConfig, build_model, build_processor
+from apprentice.nano.tokenizer import train_tokenizer
 from apprentice.policy.configuration_apprentice import ApprenticeConfig
 from apprentice.policy.modeling_apprentice import ApprenticePolicy
-from apprentice.vlm.nano.model import NanoConfig, build_model, build_processor
-from apprentice.vlm.nano.tokenizer import train_tokenizer
 
 CAMERAS = ("observation.images.image", "observation.images.image2")
 TASKS = ("put the bowl on the stove", "turn on the stove")

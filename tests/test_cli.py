@@ -18,10 +18,10 @@ from safetensors import SafetensorError
 import apprentice.cli
 import apprentice.commands
 from apprentice.cli import COMMANDS, explained, main
-from apprentice.errors import UserError
-from apprentice.flags import LIMITS, Parser, parameters
-from apprentice.flags import _options as options_of
-from apprentice.libero import drawing
+from apprentice.common.errors import UserError
+from apprentice.common.flags import LIMITS, Parser, parameters
+from apprentice.common.flags import _options as options_of
+from apprentice.simulators.libero.simulator import drawing
 
 HELP = """
 import sys
@@ -225,7 +225,7 @@ def test_what_flags_name_is_looked_for_first(
         (tmp_path / name).write_text("{}")
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.setattr("apprentice.cli._call", lambda *_: pytest.fail("its flags were to be refused"))
-    monkeypatch.setattr("apprentice.libero.drawing.check_drawing", lambda: None)
+    monkeypatch.setattr("apprentice.simulators.libero.simulator.drawing.check_drawing", lambda: None)
     assert main(words) == 2
     printed = capsys.readouterr().err
     assert message in printed and printed.count("\n") == 1

@@ -14,12 +14,12 @@ import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from apprentice import cli
+from apprentice.common.errors import UserError
 from apprentice.data.contract import Contract
 from apprentice.data.dataset import column, frames, instructions, open_dataset
-from apprentice.errors import UserError
-from apprentice.evaluate.checkpoint import Checkpoint
-from apprentice.pack import SOURCE, WHEELS, pack
-from apprentice.parts import join, split
+from apprentice.offline.pack import SOURCE, WHEELS, pack
+from apprentice.offline.parts import join, split
+from apprentice.serve.checkpoint import Checkpoint
 from tests.support import make_vlm
 
 ROOT = Path(__file__).parents[1]
@@ -82,7 +82,14 @@ def test_parts_are_small_always_the_same_and_give_the_same_files(folder: Path, t
     assert len(parts) > 4 and all(part.stat().st_size <= 10_000 for part in parts)
     os.utime(folder / "e", (0, 0))
     assert [p.read_bytes() for p in split(folder, tmp_path / "again", 0.01)] == [p.read_bytes() for p in parts]
-    alone = [sys.executable, "-I", str(ROOT / "src/apprentice/parts.py"), "join", "parts", "joined"]  # as it travels
+    alone = [
+        sys.executable,
+        "-I",
+        str(ROOT / "src/apprentice/offline/parts.py"),
+        "join",
+        "parts",
+        "joined",
+    ]  # as it travels
     subprocess.run(alone, cwd=tmp_path, check=True)
     assert contents(tmp_path / "joined") == contents(folder)
     assert os.access(tmp_path / "joined/e", os.X_OK) and not os.access(tmp_path / "joined/b/c", os.X_OK)

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from apprentice import pack, parts
-from apprentice.errors import UserError
+from apprentice.common.errors import UserError
+from apprentice.common.files import inside
 from apprentice.evaluate.results import Evaluation, read_episodes
-from apprentice.files import inside
+from apprentice.offline import pack, parts
 
 EPISODE: dict[str, Any] = dict.fromkeys(("task", "told", "init_state", "steps"), 0)
 EPISODE |= dict.fromkeys(("seconds", "reset_seconds", "policy_seconds", "render_seconds", "physics_seconds"), 1)

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from apprentice.errors import UserError
-from apprentice.pool import _prepare, spread
-from apprentice.process import ordinary_priority
-from apprentice.watch import time_limit
+from apprentice.common.errors import UserError
+from apprentice.common.pool import _prepare, spread
+from apprentice.common.process import ordinary_priority
+from apprentice.common.watch import time_limit
 
 NO_RAY = "no Ray here: pip install 'lerobot_policy_apprentice[ray]'"
 
@@ -88,7 +88,7 @@ def test_a_worker_that_dies_once_is_told_and_costs_no_result(tmp_path: Path, cap
 
 GROWING = """
 import os, sys, time
-from apprentice.pool import _prepare, spread
+from apprentice.common.pool import _prepare, spread
 
 def work(job):
     print(os.getpid(), flush=True)
@@ -151,8 +151,8 @@ def broken_start(notes: str) -> None:
 def test_a_worker_that_dies_before_its_first_job_is_replaced_but_not_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deaths: int
 ) -> None:
-    monkeypatch.setattr("apprentice.pool._prepare", broken_start)
-    monkeypatch.setattr("apprentice.pool.PATIENCE", 0.1)
+    monkeypatch.setattr("apprentice.common.pool._prepare", broken_start)
+    monkeypatch.setattr("apprentice.common.pool.PATIENCE", 0.1)
     monkeypatch.setenv("STILLBORN", str(tmp_path))
     monkeypatch.setenv("DEATHS", str(deaths))
     if deaths == 1:

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from apprentice import closure as closures
-from apprentice.errors import UserError
+from apprentice.common.errors import UserError
 from apprentice.recipe import Recipe, _code, run_recipe
 
 APPEND = "import sys; open(sys.argv[2], 'a').write(open(sys.argv[1]).read())"
@@ -187,7 +187,7 @@ def test_a_step_can_be_interrupted_though_a_shell_had_us_ignore_it(tmp_path: Pat
 def test_two_runs_do_not_share_a_folder(tmp_path: Path, counting: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = start(counting)
     wait_for(tmp_path / "out/count/ticks")
-    monkeypatch.setattr("apprentice.files.PATIENCE", 0.1)
+    monkeypatch.setattr("apprentice.common.files.PATIENCE", 0.1)
     with pytest.raises(UserError, match="another run"):
         run_recipe(counting)
     (tmp_path / "go on").touch()
@@ -333,10 +333,10 @@ EVAL = "eval --policies a=a --suite libero_goal --out-dir out"
         ("policy/modeling_apprentice.py", [ALIGN, EVAL], ["doctor data"]),
         ("distill/cache.py", [ALIGN], [EVAL]),
         ("train.py", [f"{ALIGN} --rollouts 1"], [ALIGN]),
-        ("libero/doctor.py", ["doctor data"], [ALIGN, EVAL]),
-        ("libero/env.py", [EVAL, f"{ALIGN} --rollouts 1"], [ALIGN]),
-        ("vlm/nano/card.py", ["score-vlm --data a --run b --twin c"], [ALIGN, EVAL]),
-        ("evaluate/report.html.jinja", ["report --evaluation a --out b.html"], [ALIGN, "doctor data"]),
+        ("simulators/libero/dataset/doctor.py", ["doctor data"], [ALIGN, EVAL]),
+        ("simulators/libero/simulator/env.py", [EVAL, f"{ALIGN} --rollouts 1"], [ALIGN]),
+        ("nano/score/card.py", ["score-vlm --data a --run b --twin c"], [ALIGN, EVAL]),
+        ("evaluate/report/report.html.jinja", ["report --evaluation a --out b.html"], [ALIGN, "doctor data"]),
         ("serve/server.py", ["serve a"], [ALIGN, EVAL]),
         ("cli.py", [ALIGN, EVAL], []),
     ],

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from apprentice.errors import UserError, meant
+from apprentice.common.errors import UserError, meant
 
 CHOICES: dict[str, Collection[str]] = {"align_loss": ("mse", "l2"), "render": ("fast", "exact")}
 DRAWING = ("collect", "correct", "doctor", "eval", "selfcheck", "scenes")
@@ -25,7 +25,7 @@ def check(command: str, given: dict[str, Any], positional: Collection[str] = (),
         for value in _several(given.get(name)):
             _one_of(_flag(name), value, known)
     if given.get("probes"):
-        from apprentice.evaluate.probes import PROBES
+        from apprentice.evaluate.episode.probes import PROBES
 
         for probe in given["probes"]:
             _one_of("--probes", probe, PROBES)
@@ -39,7 +39,7 @@ def check(command: str, given: dict[str, Any], positional: Collection[str] = (),
     if command in ("align", "finetune"):
         _student(command, given)
     if folders and (command in DRAWING or given.get("rollouts")):
-        from apprentice.libero.drawing import check_drawing
+        from apprentice.simulators.libero.simulator.drawing import check_drawing
 
         check_drawing()
     if folders:
@@ -52,7 +52,7 @@ def is_address(place: str) -> bool:
 
 
 def _suites(given: dict[str, Any]) -> None:
-    from apprentice.libero.suites import STEP_LIMITS, task_count
+    from apprentice.simulators.libero.simulator.suites import STEP_LIMITS, task_count
 
     for suite in _several(given.get("suite") or given.get("suites")):
         _one_of("--suite" if "suite" in given else "--suites", suite, STEP_LIMITS)

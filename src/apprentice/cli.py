@@ -14,9 +14,9 @@ from dataclasses import is_dataclass
 from typing import Any
 
 from apprentice.commands import COMMANDS, called, parse
-from apprentice.errors import UserError
-from apprentice.files import is_disk_full
-from apprentice.garbage import collect_rarely
+from apprentice.common.errors import UserError
+from apprentice.common.files import is_disk_full
+from apprentice.common.garbage import collect_rarely
 
 MENDED, UNFORESEEN, STOPPED = 2, 70, 130  # exit codes; 70 is EX_SOFTWARE in BSD's sysexits
 

@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from apprentice.checks import check
-from apprentice.errors import UserError, meant
-from apprentice.flags import Parser, add_flags
+from apprentice.common.errors import UserError, meant
+from apprentice.common.flags import Parser, add_flags
 
 # command: (what it does, where its parameters are declared, what it calls with them)
 COMMANDS = {
     "collect": (
         "write demonstrations of LIBERO tasks with the scripted demonstrator",
-        "apprentice.libero.collect:collect",
-        "apprentice.libero.collect:collect",
+        "apprentice.simulators.libero.dataset.collect:collect",
+        "apprentice.simulators.libero.dataset.collect:collect",
     ),
     "correct": (
         "let a policy act, then the demonstrator, and write its continuations as demonstrations",
@@ -24,28 +24,28 @@ COMMANDS = {
     ),
     "doctor": (
         "replay a dataset's actions in LIBERO and name what is wrong with it",
-        "apprentice.libero.doctor:doctor",
-        "apprentice.libero.doctor:doctor",
+        "apprentice.simulators.libero.dataset.doctor:doctor",
+        "apprentice.simulators.libero.dataset.doctor:doctor",
     ),
     "scenes": (
         "draw the scenes, with their truth, that the nano VLM learns from",
-        "apprentice.vlm.nano.scenes:generate",
-        "apprentice.vlm.nano.scenes:generate",
+        "apprentice.nano.scenes.dataset:generate",
+        "apprentice.nano.scenes.dataset:generate",
     ),
     "pretrain-vlm": (
         "pre-train the nano VLM on generated scenes",
-        "apprentice.vlm.nano.pretrain:PretrainConfig",
-        "apprentice.vlm.nano.pretrain:pretrain",
+        "apprentice.nano.pretrain:PretrainConfig",
+        "apprentice.nano.pretrain:pretrain",
     ),
     "score-vlm": (
         "score the nano VLM on held-out scenes, against its text-only twin, and write its model card",
-        "apprentice.vlm.nano.score:score",
-        "apprentice.vlm.nano.score:score",
+        "apprentice.nano.score.score:score",
+        "apprentice.nano.score.score:score",
     ),
     "build-vlm": (
         "join a pretrained language model and a vision tower to a VLM, and train the projector between them",
-        "apprentice.vlm.build:BuildConfig",
-        "apprentice.vlm.build:build_vlm",
+        "apprentice.nano.build:BuildConfig",
+        "apprentice.nano.build:build_vlm",
     ),
     "import-seer": (
         "turn a checkpoint of the public Seer code into an expert",
@@ -84,8 +84,8 @@ COMMANDS = {
     ),
     "ask": (
         "ask a student, or a plain VLM, a question about images, and tell how far it has drifted",
-        "apprentice.evaluate.ask:ask",
-        "apprentice.evaluate.ask:ask",
+        "apprentice.policy.ask:ask",
+        "apprentice.policy.ask:ask",
     ),
     "eval": (
         "run policies in closed loop on a benchmark's initial states",
@@ -94,8 +94,8 @@ COMMANDS = {
     ),
     "selfcheck": (
         "compare the simulator with the references that results rely on; `eval` does so at its start",
-        "apprentice.evaluate.selfcheck:selfcheck",
-        "apprentice.evaluate.selfcheck:selfcheck",
+        "apprentice.evaluate.selfcheck.selfcheck:selfcheck",
+        "apprentice.evaluate.selfcheck.selfcheck:selfcheck",
     ),
     "compare": (
         "compare two policies on the same episodes, the worst tasks first",
@@ -109,8 +109,8 @@ COMMANDS = {
     ),
     "record": (
         "write the success rates of an evaluation into a file of results",
-        "apprentice.evaluate.measured:record",
-        "apprentice.evaluate.measured:record",
+        "apprentice.evaluate.report.measured:record",
+        "apprentice.evaluate.report.measured:record",
     ),
     "serve": (
         "put a policy behind a port, for openpi's clients and `apprentice eval`",
@@ -119,23 +119,23 @@ COMMANDS = {
     ),
     "report": (
         "write the page and results.json of an evaluation",
-        "apprentice.evaluate.report:write_report",
-        "apprentice.evaluate.report:write_report",
+        "apprentice.evaluate.report.report:write_report",
+        "apprentice.evaluate.report.report:write_report",
     ),
     "pack": (
         "pack what training takes, for a GPU machine without network or simulator",
-        "apprentice.pack:pack",
-        "apprentice.pack:pack",
+        "apprentice.offline.pack:pack",
+        "apprentice.offline.pack:pack",
     ),
     "split": (
         "write a folder, such as a checkpoint, as parts of limited size with checksums",
-        "apprentice.parts:split",
-        "apprentice.parts:split",
+        "apprentice.offline.parts:split",
+        "apprentice.offline.parts:split",
     ),
     "join": (
         "put a folder together from its parts",
-        "apprentice.parts:join",
-        "apprentice.parts:join",
+        "apprentice.offline.parts:join",
+        "apprentice.offline.parts:join",
     ),
     "run": (
         "run a recipe: all steps of an experiment, each only if it has to",
@@ -162,7 +162,7 @@ POSITIONAL = {
 
 
 # with --rollouts, these are called in place of the methods of the same name, which know no simulator
-WITH_ROLLOUTS = {name: f"apprentice.train:{name}" for name in ("align", "finetune")}
+WITH_ROLLOUTS = {name: f"apprentice.evaluate.during_training:{name}" for name in ("align", "finetune")}
 
 
 def called(command: str, keywords: Mapping[str, Any]) -> str:

@@ -30,10 +30,10 @@ from pathlib import Path
 
 from apprentice.closure import PLUGIN, closure
 from apprentice.commands import modules_of, parse
-from apprentice.errors import FileError, UserError, meant
-from apprentice.files import fingerprint, only_one, read_json, read_yaml, write_json
-from apprentice.process import run_logged
-from apprentice.progress import console
+from apprentice.common.errors import FileError, UserError, meant
+from apprentice.common.files import fingerprint, only_one, read_json, read_yaml, write_json
+from apprentice.common.process import run_logged
+from apprentice.common.progress import console
 
 NAME = re.compile(r"\w[\w.-]*")  # it becomes the name of files
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from apprentice.common.errors import UserError
 from apprentice.data.contract import Contract, hash_of
-from apprentice.errors import UserError
 
 LIBERO = Contract.for_libero(size=128, render="fast")
 

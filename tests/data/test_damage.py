@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 from tests.support import CAMERAS, make_dataset
 
+from apprentice.common.errors import UserError
 from apprentice.data.dataset import instructions, open_dataset
-from apprentice.errors import UserError
 
 VIDEO = f"videos/{CAMERAS[0]}/chunk-000/file-000.mp4"
 TABLE, TASKS = "data/chunk-000/file-000.parquet", "meta/tasks.parquet"

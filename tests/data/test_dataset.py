@@ -10,9 +10,9 @@ import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from tests.support import CAMERAS, make_dataset
 
+from apprentice.common.errors import UserError
 from apprentice.data.dataset import action_chunks, column, frames, instructions, open_dataset
 from apprentice.data.frames import Frames, seen_at
-from apprentice.errors import UserError
 
 
 @pytest.mark.parametrize("video", [True, False])

@@ -12,9 +12,9 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from tests.support import CAMERAS, make_dataset
 from torch.utils.data import DataLoader
 
+from apprentice.common.errors import UserError
 from apprentice.data.dataset import open_dataset
 from apprentice.data.items import Items
-from apprentice.errors import UserError
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from tests.support import make_dataset
 
+from apprentice.common.errors import UserError
 from apprentice.data.contract import Contract
 from apprentice.data.dataset import column, open_dataset
 from apprentice.data.mixture import open_mixture
-from apprentice.errors import UserError
 
 
 @pytest.fixture(scope="module")

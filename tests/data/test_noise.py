@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from apprentice.common.errors import UserError
 from apprentice.data.noise import state_noise
-from apprentice.errors import UserError
 
 
 def test_each_entry_gets_the_noise_of_its_unit_in_units_of_its_scale() -> None:

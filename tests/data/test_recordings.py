@@ -16,6 +16,7 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from PIL import Image
 from tests.support import CAMERAS, make_dataset
 
+from apprentice.common.errors import UserError
 from apprentice.data.contract import Contract
 from apprentice.data.dataset import column, frames, open_dataset
 from apprentice.data.features import picture_shape
@@ -23,7 +24,6 @@ from apprentice.data.frames import Frames, seen_at
 from apprentice.data.images import images
 from apprentice.data.items import Items
 from apprentice.data.mixture import open_mixture
-from apprentice.errors import UserError
 
 TOP, WRIST = "observation.images.top", "observation.images.wrist"
 TABLE = "data/chunk-000/file-000.parquet"

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from tests.support import CAMERAS, make_dataset
 
+from apprentice.common.errors import UserError
 from apprentice.data.dataset import column, open_dataset
 from apprentice.data.mixture import open_mixture
 from apprentice.data.statistics import check_alike, unlike
-from apprentice.errors import UserError
 
 STATE, ACTION = "observation.state", "action"
 

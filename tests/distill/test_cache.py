@@ -14,6 +14,8 @@ import torch
 from tests.support import CAMERAS, make_batch, make_student
 
 from apprentice import cli
+from apprentice.common.errors import UserError
+from apprentice.common.files import Lock
 from apprentice.data.dataset import open_dataset
 from apprentice.distill import cache as caching
 from apprentice.distill.augment import view_of
@@ -21,8 +23,6 @@ from apprentice.distill.cache import WHAT, Frozen, cached
 from apprentice.distill.rows import Rows, content
 from apprentice.distill.samples import Samples, order
 from apprentice.distill.store import About, entries, frames_folder
-from apprentice.errors import UserError
-from apprentice.files import Lock
 from apprentice.policy.modeling_apprentice import EXPERT_LATENTS, IMAGE_TOKENS, PREFIX, ApprenticePolicy
 from apprentice.vlm.packed import packed, unpacked
 

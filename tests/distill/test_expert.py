@@ -23,6 +23,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import default_collate
 
 from apprentice import cli
+from apprentice.common.errors import UserError
 from apprentice.data.contract import Contract
 from apprentice.data.mixture import open_mixture
 from apprentice.distill import checkpoint, expert, trainer
@@ -30,7 +31,6 @@ from apprentice.distill.cache import cached_images
 from apprentice.distill.expert import ExpertConfig, built, configured, prepared, processors, train_expert
 from apprentice.distill.samples import Samples
 from apprentice.distill.tracking import Clock
-from apprentice.errors import UserError
 from apprentice.experts import load_expert
 from apprentice.experts.kinds import EXPERTS
 

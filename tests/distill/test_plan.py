@@ -18,16 +18,16 @@ from tests.support import TASKS, make_student
 from tests.vlm.families import FAMILIES
 
 from apprentice import cli
+from apprentice.common.errors import UserError
 from apprentice.data.dataset import open_dataset
 from apprentice.distill.cache import cached
 from apprentice.distill.memory import Account
 from apprentice.distill.plan import Sketch, configuration, plan, step_memory, weights_of
 from apprentice.distill.samples import Samples
-from apprentice.errors import UserError
+from apprentice.nano.model import NanoConfig, build_model, build_processor
+from apprentice.nano.tokenizer import train_tokenizer
 from apprentice.policy.history import EXPERT_LATENTS
 from apprentice.policy.modeling_apprentice import IMAGE_TOKENS, PREFIX
-from apprentice.vlm.nano.model import NanoConfig, build_model, build_processor
-from apprentice.vlm.nano.tokenizer import train_tokenizer
 
 FRAMES = np.array([8, 9, 10, 20, 21, 22])  # late in two episodes with an instruction each
 CACHES = {IMAGE_TOKENS: "image tokens", EXPERT_LATENTS: "expert latents", PREFIX: "keys and values"}

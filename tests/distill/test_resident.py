@@ -7,8 +7,8 @@ import pytest
 import torch
 from tests.support import make_student
 
+from apprentice.common.device import best_device
 from apprentice.data.dataset import open_dataset
-from apprentice.device import best_device
 from apprentice.distill import cache, resident
 from apprentice.distill.cache import cached, cached_images
 from apprentice.distill.resident import Resident, on_device

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from apprentice import cli
+from apprentice.common.errors import UserError
 from apprentice.distill import checkpoint, stages, trainer
 from apprentice.distill.best import Best
 from apprentice.distill.checkpoint import MANIFEST, Position
@@ -25,7 +26,6 @@ from apprentice.distill.samples import Samples, order
 from apprentice.distill.stages import StageConfig, align, finetune, settled
 from apprentice.distill.store import entries
 from apprentice.distill.tracking import Clock
-from apprentice.errors import UserError
 from apprentice.policy.modeling_apprentice import ApprenticePolicy
 
 RECIPES = Path(__file__).parents[2] / "recipes"

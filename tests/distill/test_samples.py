@@ -10,11 +10,11 @@ import torch
 from tests.support import CAMERAS, make_dataset, make_student
 
 from apprentice import cli
+from apprentice.common.errors import UserError
 from apprentice.data.dataset import column, episode_bounds, open_dataset
 from apprentice.distill import samples as sampling
 from apprentice.distill.cache import cached_each, cached_images
 from apprentice.distill.samples import Samples, epoch, near_gripper_change, order
-from apprentice.errors import UserError
 from apprentice.experts.base import Batch
 from apprentice.experts.seer.configuration_seer import SeerConfig
 

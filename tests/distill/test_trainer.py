@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from tests.support import make_student
 from torch import nn
 
+from apprentice.common.errors import UserError
 from apprentice.data.dataset import open_dataset
 from apprentice.distill import checkpoint, trainer
 from apprentice.distill.cache import cached
@@ -27,7 +28,6 @@ from apprentice.distill.learner import Learner, decay
 from apprentice.distill.samples import Samples
 from apprentice.distill.stages import StageConfig, align
 from apprentice.distill.tracking import Clock, tracked
-from apprentice.errors import UserError
 from apprentice.policy.modeling_apprentice import ApprenticePolicy
 
 pytestmark = pytest.mark.usefixtures("own_places")

@@ -17,14 +17,14 @@ from lerobot.utils.feature_utils import dataset_to_policy_features
 from safetensors.torch import load_file, save_file
 from tests.data.test_recordings import TABLE, TOP, WRIST, record
 
+from apprentice.common.errors import UserError
 from apprentice.data.dataset import column, open_dataset
 from apprentice.data.frames import seen_at
 from apprentice.distill.check import expert_check
 from apprentice.distill.stages import StageConfig, align, finetune
-from apprentice.errors import UserError
-from apprentice.evaluate.checkpoint import read_inputs, rename_map
 from apprentice.experts import load_expert
 from apprentice.policy.modeling_apprentice import ApprenticePolicy
+from apprentice.serve.checkpoint import read_inputs, rename_map
 from apprentice.serve.server import PolicyServer
 
 CPU = torch.device("cpu")

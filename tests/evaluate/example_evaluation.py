@@ -4,13 +4,13 @@ import json
 
 import numpy as np
 
-from apprentice.evaluate.failures import KINDS, OTHER_TASK
+from apprentice.common.files import write_json
+from apprentice.evaluate.episode.failures import KINDS, OTHER_TASK
+from apprentice.evaluate.episode.trace import Trace
+from apprentice.evaluate.episode.video import encode
 from apprentice.evaluate.protocol import Protocol
 from apprentice.evaluate.results import Episode, Evaluation, PolicyCard, append_episode
-from apprentice.evaluate.trace import Trace
-from apprentice.evaluate.video import encode
-from apprentice.files import write_json
-from apprentice.libero.suites import tasks
+from apprentice.simulators.libero.simulator.suites import tasks
 
 TASKS = (1, 4, 8)
 EPISODES = 20

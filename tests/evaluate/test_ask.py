@@ -10,7 +10,7 @@ from PIL import Image
 from tests.support import make_student
 
 from apprentice.cli import main
-from apprentice.evaluate.ask import answer, drift
+from apprentice.policy.ask import answer, drift
 from apprentice.policy.modeling_apprentice import ApprenticePolicy
 from apprentice.vlm.base import VLM
 

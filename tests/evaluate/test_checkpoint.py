@@ -13,10 +13,10 @@ from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from tests.experts import zoo
 from tests.support import CAMERAS
 
+from apprentice.common.errors import UserError
 from apprentice.data.contract import Contract
-from apprentice.errors import UserError
-from apprentice.evaluate.checkpoint import Checkpoint, inspect_checkpoint
 from apprentice.evaluate.protocol import Protocol
+from apprentice.serve.checkpoint import Checkpoint, inspect_checkpoint
 
 KINDS = ("act", "diffusion", "diffusion, n_obs_steps=1", "vqbet")
 CPU, TASK, STEPS, SEED = torch.device("cpu"), "turn on the stove", 7, 3

@@ -10,13 +10,13 @@ import pytest
 from example_evaluation import EPISODES, FAILS, TASKS, write_evaluation
 
 from apprentice.cli import main
-from apprentice.errors import UserError
+from apprentice.common.errors import UserError
+from apprentice.common.files import checked
+from apprentice.common.intervals import mcnemar, tango
 from apprentice.evaluate.compare import compare, paired, summary
+from apprentice.evaluate.episode.trace import Trace, write_table
 from apprentice.evaluate.protocol import Protocol, differences
 from apprentice.evaluate.results import Evaluation
-from apprentice.evaluate.trace import Trace, write_table
-from apprentice.files import checked
-from apprentice.intervals import mcnemar, tango
 
 
 @pytest.fixture(scope="module")

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 from tests import support
 
+from apprentice.common.errors import UserError
 from apprentice.data.dataset import column, open_dataset
-from apprentice.errors import UserError
 from apprentice.evaluate.correct import correct
-from apprentice.evaluate.handover import BEFORE, DRAWN, EARLIER, SOLVED, Handover, hand_over
-from apprentice.libero import doctor as doctors
-from apprentice.libero import env as libero_env
-from apprentice.libero import gathering
-from apprentice.libero.controller import SLEW, Record, Style
-from apprentice.libero.demonstrator import demonstrate, solve
-from apprentice.libero.env import LiberoEnv
+from apprentice.evaluate.episode.handover import BEFORE, DRAWN, EARLIER, SOLVED, Handover, hand_over
+from apprentice.simulators.libero.dataset import doctor as doctors
+from apprentice.simulators.libero.dataset import gathering
+from apprentice.simulators.libero.demonstrator.controller import SLEW, Record, Style
+from apprentice.simulators.libero.demonstrator.demonstrator import demonstrate, solve
+from apprentice.simulators.libero.simulator import env as libero_env
+from apprentice.simulators.libero.simulator.env import LiberoEnv
 
 POLICY, TASK, BOWL = "assets/seer", 8, "akita_black_bowl_1"  # put the bowl on the plate
 

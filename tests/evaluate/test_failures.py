@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from apprentice.evaluate.failures import (
+from apprentice.evaluate.episode.failures import (
     DROPPED,
     ELSEWHERE,
     KINDS,
@@ -17,12 +17,12 @@ from apprentice.evaluate.failures import (
     WRONG_OBJECT,
     Observer,
 )
-from apprentice.libero.articulated import open_drawer
-from apprentice.libero.controller import UP, Controller, Style
-from apprentice.libero.dragging import lead
-from apprentice.libero.env import LiberoEnv, environment
-from apprentice.libero.skills import pick
-from apprentice.libero.world import World
+from apprentice.simulators.libero.demonstrator.articulated import open_drawer
+from apprentice.simulators.libero.demonstrator.controller import UP, Controller, Style
+from apprentice.simulators.libero.demonstrator.dragging import lead
+from apprentice.simulators.libero.demonstrator.skills import pick
+from apprentice.simulators.libero.simulator.env import LiberoEnv, environment
+from apprentice.simulators.libero.simulator.geometry import World
 
 OPEN_DRAWER, BOWL_ON_STOVE, PUSH_PLATE, CHEESE_IN_BOWL, STOVE_ON, BOWL_ON_PLATE = 0, 1, 5, 6, 7, 8
 BOWL, PLATE, DRAWER = "akita_black_bowl_1", "plate_1", "wooden_cabinet_1_middle_region"

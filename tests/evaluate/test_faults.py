@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from apprentice.common.errors import UserError
 from apprentice.data.contract import Contract, hash_of
-from apprentice.errors import UserError
-from apprentice.evaluate.faults import check_statistics, doubts, watched
-from apprentice.evaluate.references import CAMERAS, reference
+from apprentice.evaluate.selfcheck.faults import check_statistics, doubts, watched
+from apprentice.evaluate.selfcheck.references import CAMERAS, reference
 
 HEALTHY = Path("assets/seer")
 STATISTICS = "policy_preprocessor_step_3_normalizer_processor.safetensors"

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from tests.evaluate.example_evaluation import EPISODES, FAILS, TASKS, write_evaluation
 
-from apprentice.errors import UserError
-from apprentice.evaluate.measured import read, record
+from apprentice.common.errors import UserError
+from apprentice.evaluate.report.measured import read, record
 
 ROOT = Path(__file__).parents[2]
 Z = 1.959964

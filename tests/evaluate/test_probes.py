@@ -7,16 +7,26 @@ from typing import Any
 import numpy as np
 import pytest
 
-from apprentice.errors import UserError
-from apprentice.evaluate import play
-from apprentice.evaluate.failures import NEVER_REACHED
-from apprentice.evaluate.moving import FAR, NEAR, Start, reset_moved
-from apprentice.evaluate.probes import BLACK, BLACK_AGENT, BLACK_WRIST, EMPTY, MOVED, PARAPHRASE, PLAIN, PROBES, said
+from apprentice.common.errors import UserError
+from apprentice.evaluate.episode import play
+from apprentice.evaluate.episode.failures import NEVER_REACHED
+from apprentice.evaluate.episode.moving import FAR, NEAR, Start, reset_moved
+from apprentice.evaluate.episode.probes import (
+    BLACK,
+    BLACK_AGENT,
+    BLACK_WRIST,
+    EMPTY,
+    MOVED,
+    PARAPHRASE,
+    PLAIN,
+    PROBES,
+    said,
+)
+from apprentice.evaluate.episode.trace import Trace
 from apprentice.evaluate.protocol import Protocol
 from apprentice.evaluate.results import Episode, Evaluation, PolicyCard, success_rows
-from apprentice.evaluate.trace import Trace
-from apprentice.libero.env import LiberoEnv, environment
-from apprentice.libero.wording import paraphrases
+from apprentice.simulators.libero.simulator.env import LiberoEnv, environment
+from apprentice.simulators.libero.simulator.wording import paraphrases
 
 BOWL, STOVE_ON, BOWL_ON_STOVE = "akita_black_bowl_1", 7, 1
 INSTRUCTION = "put the bowl on the stove"

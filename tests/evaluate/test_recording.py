@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from example_evaluation import write_evaluation
 
-from apprentice.errors import UserError
-from apprentice.evaluate import recording
+from apprentice.common.errors import UserError
+from apprentice.evaluate.episode import recording
+from apprentice.evaluate.episode.trace import Trace
 from apprentice.evaluate.results import Evaluation
-from apprentice.evaluate.trace import Trace
 
 
 def test_without_rerun_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,15 +22,15 @@ from lerobot.policies.factory import make_pre_post_processors
 from tests import support
 from tests.serve.running import Running
 
-from apprentice import pool
+from apprentice.common import pool
+from apprentice.common.errors import UserError
 from apprentice.data.contract import Contract
-from apprentice.errors import UserError
 from apprentice.evaluate import rollout
-from apprentice.evaluate.checkpoint import Checkpoint, inspect_checkpoint
-from apprentice.evaluate.play import Job, inspect, run_episode
+from apprentice.evaluate.episode.play import Job, inspect, run_episode
+from apprentice.evaluate.episode.trace import Trace
 from apprentice.evaluate.results import Evaluation, probe_rows, read_episodes
 from apprentice.evaluate.rollout import evaluate
-from apprentice.evaluate.trace import Trace
+from apprentice.serve.checkpoint import Checkpoint, inspect_checkpoint
 
 CPU = torch.device("cpu")
 IMAGES = ("observation.images.image", "observation.images.image2")
@@ -290,7 +290,7 @@ def test_one_checkpoint_a_task_is_evaluated_as_one_policy(policies, evaluation, 
 
 def test_language_probe_looks_at_both_goals(policies, evaluation, monkeypatch):
     """The goal of the other task is made to hold after three steps; that ends the episode."""
-    from apprentice.libero.env import LiberoEnv
+    from apprentice.simulators.libero.simulator.env import LiberoEnv
 
     asked = []
 

@@ -6,12 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from apprentice.errors import UserError
-from apprentice.evaluate import selfcheck
-from apprentice.evaluate.references import TASKS, Take, content_of, look, play, reference, standard
-from apprentice.evaluate.selfcheck import DIFFERS, INVALID, PASSED, Check, compare, require
-from apprentice.libero.env import LiberoEnv
-from apprentice.libero.render import Renderer
+from apprentice.common.errors import UserError
+from apprentice.evaluate.selfcheck import selfcheck
+from apprentice.evaluate.selfcheck.references import TASKS, Take, content_of, look, play, reference, standard
+from apprentice.evaluate.selfcheck.selfcheck import DIFFERS, INVALID, PASSED, Check, compare, require
+from apprentice.simulators.libero.simulator.env import LiberoEnv
+from apprentice.simulators.libero.simulator.render import Renderer
 
 SUITE = "libero_goal"
 

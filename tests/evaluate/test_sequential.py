@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from example_evaluation import write_evaluation
 
-from apprentice.errors import UserError
+from apprentice.common.errors import UserError
 from apprentice.evaluate import rollout
-from apprentice.evaluate.play import Job
+from apprentice.evaluate.episode.play import Job
 from apprentice.evaluate.results import BLOCK, Evaluation
 from apprentice.evaluate.sequential import ERROR, Question, evidence, first_answer, looks, verdict
 

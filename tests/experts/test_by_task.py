@@ -8,10 +8,10 @@ import torch
 from tests import support
 from tests.experts import zoo
 
+from apprentice.common.errors import UserError
 from apprentice.data.dataset import open_dataset
 from apprentice.data.frames import Frames
 from apprentice.distill.stages import StageConfig, align
-from apprentice.errors import UserError
 from apprentice.experts import load_expert
 from apprentice.experts.base import Batch
 from apprentice.experts.by_task import CHOICE_SCALE, CHOICE_WEIGHT

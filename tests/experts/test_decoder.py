@@ -10,8 +10,8 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies.factory import make_policy, make_pre_post_processors
 from torch.nn import functional as F
 
+from apprentice.common.errors import UserError
 from apprentice.data.dataset import open_dataset
-from apprentice.errors import UserError
 from apprentice.experts import load_expert
 from apprentice.experts.seer.configuration_seer import SeerConfig
 from apprentice.experts.seer.decoder import SeerDecoder, gripper_of

@@ -10,14 +10,14 @@ from tests import seer_published as published
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from apprentice.errors import UserError
+from apprentice.common.errors import UserError
+from apprentice.common.files import read_json
 from apprentice.experts import load_expert
 from apprentice.experts.seer_full.backbone import usual_angles
 from apprentice.experts.seer_full.encoders import letter_tokenizer, prepare
 from apprentice.experts.seer_full.foresight import to_patches
 from apprentice.experts.seer_full.import_seer import import_seer
 from apprentice.experts.seer_full.modeling_seer_full import SeerFullPolicy
-from apprentice.files import read_json
 
 CAMERAS = ("observation.images.image", "observation.images.image2")
 TASKS = ["put the bowl on the stove", "open the drawer"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from apprentice.experts.seer.instruction import BUCKETS, InstructionEncoder, hash_sentence, positions, split_words
-from apprentice.libero.suites import tasks
+from apprentice.simulators.libero.simulator.suites import tasks
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
 

@@ -13,9 +13,9 @@ from lerobot.policies.factory import make_pre_post_processors
 from tests.support import loss_on_held_out, resume
 from torch.utils.data import default_collate
 
+from apprentice.common.errors import UserError
 from apprentice.data.contract import LIBERO_STATE, Contract
 from apprentice.data.dataset import open_dataset
-from apprentice.errors import UserError
 from apprentice.experts import DECODERS, load_expert
 from apprentice.experts.seer.configuration_seer import SeerConfig
 from apprentice.experts.seer.modeling_seer import SeerPolicy, augment

@@ -11,8 +11,8 @@ from tests.support import train
 from torch import Tensor
 
 import lerobot_policy_apprentice  # noqa: F401  registers the policy
+from apprentice.common.errors import UserError
 from apprentice.data.contract import Contract
-from apprentice.errors import UserError
 from apprentice.experts import DECODERS, load_expert
 from apprentice.experts.seer_full.configuration_seer_full import SeerFullConfig
 from apprentice.experts.seer_full.encoders import letter_tokenizer

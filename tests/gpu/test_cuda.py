@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 from tests.gpu.conftest import precise
 from tests.support import make_batch, make_student
 
-from apprentice.adapters import load_policy
+from apprentice.common.adapters import load_policy
+from apprentice.common.device import bfloat16_is_faster, fast_bfloat16, free_memory, mixed_precision, same_bits
 from apprentice.data.dataset import open_dataset
-from apprentice.device import bfloat16_is_faster, fast_bfloat16, free_memory, mixed_precision, same_bits
 from apprentice.distill import checkpoint, trainer
 from apprentice.distill.cache import cached, cached_images
 from apprentice.distill.expert import ExpertConfig, configured, prepared, processors, train_expert
@@ -29,9 +29,9 @@ from apprentice.distill.resident import Resident, on_device
 from apprentice.distill.samples import Samples
 from apprentice.distill.stages import StageConfig, align, finetune
 from apprentice.distill.tracking import Clock
-from apprentice.evaluate.checkpoint import Checkpoint
 from apprentice.experts import load_expert
 from apprentice.policy.modeling_apprentice import EXPERT_LATENTS, IMAGE_TOKENS, PREFIX, ApprenticePolicy
+from apprentice.serve.checkpoint import Checkpoint
 
 LOSS, STEPS_LATER, HALF = 1e-4, 1e-2, 2e-2
 FRAMES = np.arange(0, 36, 3)

@@ -18,11 +18,11 @@ from safetensors.torch import load_file, save_file
 from tests.support import HELD_OUT, TASKS, command, loss_on_held_out, make_batch, resume, train
 from torch import Tensor
 
-from apprentice.adapters import load_policy
 from apprentice.cli import main
+from apprentice.common.adapters import load_policy
+from apprentice.common.errors import UserError
 from apprentice.data.contract import Contract
-from apprentice.errors import UserError
-from apprentice.evaluate.checkpoint import Checkpoint, inspect_checkpoint
+from apprentice.serve.checkpoint import Checkpoint, inspect_checkpoint
 
 STEPS = ("000001", "000002")
 PAGE = Path(__file__).parents[2] / "docs" / "lerobot.md"

@@ -10,14 +10,14 @@ from tests.experts import zoo
 from tests.support import make_batch, make_history, make_student
 from tests.vlm.families import paligemma2
 
+from apprentice.common.errors import UserError
 from apprentice.data.contract import Contract
 from apprentice.data.dataset import open_dataset
 from apprentice.distill.cache import cached
 from apprentice.distill.samples import Samples
 from apprentice.distill.stages import StageConfig, align
-from apprentice.errors import UserError
-from apprentice.evaluate.checkpoint import Checkpoint
 from apprentice.policy.modeling_apprentice import EXPERT_LATENTS, PREFIX, ApprenticePolicy
+from apprentice.serve.checkpoint import Checkpoint
 from apprentice.vlm.families import CAUSAL_TOKEN_TYPE
 
 STEPS, SPACING = 3, 2  # of a Seer that plans 4 actions

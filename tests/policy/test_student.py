@@ -11,7 +11,7 @@ from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from tests import support
 from tests.support import make_batch, make_student
 
-from apprentice.errors import UserError
+from apprentice.common.errors import UserError
 from apprentice.policy.modeling_apprentice import ApprenticePolicy
 from apprentice.vlm.base import VLM
 

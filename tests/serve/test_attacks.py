@@ -21,8 +21,8 @@ from tests.serve.running import Running
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from apprentice.evaluate.wire import pack, unpack
 from apprentice.serve import guard
+from apprentice.serve.wire import pack, unpack
 
 ROOT = Path(__file__).parents[2]
 SHAPE = (64, 64, 3)

@@ -13,11 +13,11 @@ from tests.support import CAMERAS, make_student
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from apprentice.evaluate.checkpoint import Checkpoint
-from apprentice.evaluate.client import KEYS
-from apprentice.evaluate.wire import pack, unpack
 from apprentice.policy.processor_apprentice import make_apprentice_pre_post_processors
 from apprentice.serve import server as serving
+from apprentice.serve.checkpoint import Checkpoint
+from apprentice.serve.client import KEYS
+from apprentice.serve.wire import pack, unpack
 
 KINDS = ("student", "act, ensembled", "diffusion", "vqbet", "seer_full")
 TASK = "turn on the stove"

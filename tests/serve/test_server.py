@@ -12,14 +12,14 @@ from tests.support import CAMERAS
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+from apprentice.common.errors import UserError
 from apprentice.data.contract import Contract
-from apprentice.errors import UserError
-from apprentice.evaluate import client
-from apprentice.evaluate.checkpoint import Checkpoint, inspect_checkpoint
-from apprentice.evaluate.client import PolicyServer as Client
-from apprentice.evaluate.client import inspect_server
 from apprentice.evaluate.protocol import Protocol
-from apprentice.evaluate.wire import pack, unpack
+from apprentice.serve import client
+from apprentice.serve.checkpoint import Checkpoint, inspect_checkpoint
+from apprentice.serve.client import PolicyServer as Client
+from apprentice.serve.client import inspect_server
+from apprentice.serve.wire import pack, unpack
 
 PROTOCOL = Protocol("libero_goal", (1,), 1, (), 8, 64, "fast")
 ENVIRONMENT = Contract(cameras=CAMERAS, image_size=(64, 64), fps=20)

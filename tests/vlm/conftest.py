@@ -7,8 +7,8 @@ import pytest
 from tests.vlm import table
 from transformers import PreTrainedTokenizerBase
 
-from apprentice.vlm.nano.catalogue import CATEGORIES
-from apprentice.vlm.nano.tokenizer import train_tokenizer
+from apprentice.nano.scenes.catalogue import CATEGORIES
+from apprentice.nano.tokenizer import train_tokenizer
 
 WORDS = ["put the bowl on the plate", "how far is the plate?", "point to the stove", "which objects are there?"]
 

@@ -15,7 +15,7 @@ from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoP
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 from transformers.models.smolvlm.video_processing_smolvlm import SmolVLMVideoProcessor
 
-from apprentice.vlm.nano.tokenizer import CHAT_TEMPLATE as SMOLVLM_TEMPLATE
+from apprentice.nano.tokenizer import CHAT_TEMPLATE as SMOLVLM_TEMPLATE
 
 Built = tuple[Any, Any]
 TEXT: dict[str, Any] = {

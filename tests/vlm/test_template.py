@@ -15,11 +15,11 @@ from tests.support import TASKS
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from apprentice import cli
+from apprentice.common.errors import UserError
 from apprentice.distill.stages import StageConfig, align
-from apprentice.errors import UserError
+from apprentice.nano.batches import Chat
 from apprentice.vlm import template_worker
 from apprentice.vlm.base import VLM
-from apprentice.vlm.nano.batches import Chat
 from apprentice.vlm.template import Writer
 
 TURNS = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "put it: \u00fc <b> \u4e2d"}]}]

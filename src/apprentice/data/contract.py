@@ -13,10 +13,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from apprentice.common.errors import UserError
+from apprentice.common.files import read_json, write_json
 from apprentice.data.features import is_picture, picture_shape
 from apprentice.data.info import read_info
-from apprentice.errors import UserError
-from apprentice.files import read_json, write_json
 
 FILE = "contract.json"
 

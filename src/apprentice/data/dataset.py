@@ -13,14 +13,14 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.utils.constants import ACTION, OBS_STATE
 from numpy.typing import NDArray
 
+from apprentice.common.errors import UserError
+from apprentice.common.progress import console
 from apprentice.data.features import VECTORS, is_picture
 from apprentice.data.images import images
 from apprentice.data.info import COPY, read_object
 from apprentice.data.local import LocalDataset
 from apprentice.data.statistics import described
 from apprentice.data.validate import cameras_described, check_files, read_table
-from apprentice.errors import UserError
-from apprentice.progress import console
 
 Bounds = tuple[NDArray[np.int64], NDArray[np.int64]]
 

@@ -10,7 +10,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from apprentice.errors import UserError
+from apprentice.common.errors import UserError
 
 if TYPE_CHECKING:  # contracts need cameras' sizes, and LeRobot takes seconds to import
     from lerobot.configs import PolicyFeature

@@ -15,8 +15,8 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 from PIL import Image
 
+from apprentice.common.errors import UserError
 from apprentice.data.local import LocalDataset
-from apprentice.errors import UserError
 
 NEAR = 8  # frames ahead that are sooner decoded than searched
 APART = (

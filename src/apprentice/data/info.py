@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from apprentice.errors import UserError
+from apprentice.common.errors import UserError
 
 INFO = "meta/info.json"
 POINTER = b"version https://git-lfs"

@@ -15,11 +15,11 @@ from typing import Any
 from lerobot.configs import PolicyFeature
 from lerobot.datasets.compute_stats import aggregate_stats
 
+from apprentice.common.errors import UserError
 from apprentice.data.contract import Contract, common_size
 from apprentice.data.dataset import open_dataset, task_names
 from apprentice.data.features import VECTORS, policy_features
 from apprentice.data.local import LocalDataset
-from apprentice.errors import UserError
 
 
 @dataclass(frozen=True)

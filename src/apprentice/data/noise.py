@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from apprentice.errors import UserError
+from apprentice.common.errors import UserError
 
 
 def state_noise(state: Sequence[str] | None, scale: Tensor, position_noise_mm: float, angle_noise_rad: float) -> Tensor:

@@ -8,7 +8,7 @@ from lerobot.datasets.compute_stats import get_feature_stats
 from lerobot.utils.constants import IMAGENET_STATS
 from numpy.typing import NDArray
 
-from apprentice.errors import UserError
+from apprentice.common.errors import UserError
 
 Stats = dict[str, dict[str, NDArray[Any]]]
 

@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from apprentice.common.errors import UserError
 from apprentice.data.features import is_camera, is_depth, picture_shape
 from apprentice.data.info import COPY, INFO, present, read_info
-from apprentice.errors import UserError
 
 EPISODES, DATA = "meta/episodes", "data"
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"

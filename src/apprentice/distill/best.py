@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
+from apprentice.common.files import replacing
 from apprentice.distill.checkpoint import BEST, NEWEST, Position, Trainee, damage, seal
-from apprentice.files import replacing
 
 LOSS, SUCCESS = "validation_loss", "success"
 

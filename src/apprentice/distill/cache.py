@@ -15,19 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from apprentice.common.device import fast_bfloat16, mixed_precision
+from apprentice.common.files import fingerprint, read_json, write_json
+from apprentice.common.progress import console
 from apprentice.data.dataset import frames, instructions, task_names
 from apprentice.data.frames import Frames, seen_at
 from apprentice.data.images import images
 from apprentice.data.local import LocalDataset
-from apprentice.device import fast_bfloat16, mixed_precision
 from apprentice.distill.augment import view_of
 from apprentice.distill.rows import Computed, Rows, Views, content
 from apprentice.distill.store import About, frames_folder
 from apprentice.experts import checkpoints
 from apprentice.experts.base import Batch
-from apprentice.files import fingerprint, read_json, write_json
 from apprentice.policy.modeling_apprentice import EXPERT_LATENTS, IMAGE_TOKENS, PREFIX, ApprenticePolicy
-from apprentice.progress import console
 from apprentice.vlm.packed import packed
 from apprentice.vlm.pixels import alike
 

@@ -9,6 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
+from apprentice.common.device import best_device
+from apprentice.common.errors import UserError
+from apprentice.common.progress import console
 from apprentice.data.contract import FILE as CONTRACT
 from apprentice.data.contract import Contract, check_features
 from apprentice.data.dataset import action_chunks, open_dataset
@@ -16,11 +19,8 @@ from apprentice.data.features import policy_features
 from apprentice.data.frames import seen_at
 from apprentice.data.local import LocalDataset
 from apprentice.data.mixture import contract_of
-from apprentice.device import best_device
-from apprentice.errors import UserError
 from apprentice.experts import checkpoints, load_expert
 from apprentice.experts.base import ActionExpert, check_units
-from apprentice.progress import console
 
 BATCH = 16
 SAME = 1e-3  # of the normalisation's scale: decoded latents and the policy's own actions may differ by so much

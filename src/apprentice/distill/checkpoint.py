@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from apprentice.common.errors import UserError
+from apprentice.common.files import disk_full_at, move, read_json, write_json
+from apprentice.common.progress import console
 from apprentice.distill.learner import Learner
-from apprentice.errors import UserError
-from apprentice.files import disk_full_at, move, read_json, write_json
-from apprentice.progress import console
 
 MANIFEST = "manifest.json"
 NEWEST, BEFORE, FRESH, BEST = "checkpoint", "previous", ".checkpoint", "best"

@@ -24,12 +24,15 @@ from lerobot.processor import RenameObservationsProcessorStep
 from lerobot.utils.constants import ACTION, IMAGENET_STATS, OBS_STATE
 from torch import Tensor
 
-from apprentice.adapters import load_policy, load_processors
+from apprentice.common.adapters import load_policy, load_processors
+from apprentice.common.device import best_device, bfloat16_is_faster
+from apprentice.common.errors import UserError
+from apprentice.common.files import read_json, write_json
+from apprentice.common.progress import console
 from apprentice.data.contract import FILE as CONTRACT
 from apprentice.data.contract import Contract, check_features
 from apprentice.data.mixture import Mixture, open_mixture
 from apprentice.data.statistics import check_alike
-from apprentice.device import best_device, bfloat16_is_faster
 from apprentice.distill.cache import cached_images
 from apprentice.distill.checkpoint import Position
 from apprentice.distill.learner import Learner
@@ -38,12 +41,9 @@ from apprentice.distill.runs import RATES, carry_out, checkpoint_of
 from apprentice.distill.samples import Samples
 from apprentice.distill.tracking import tracked
 from apprentice.distill.trainer import Schedule, Watch, processes, train
-from apprentice.errors import UserError
 from apprentice.experts.base import Batch, affine_of, state_affine_of
 from apprentice.experts.kinds import kind_of
-from apprentice.files import read_json, write_json
 from apprentice.policy.modeling_apprentice import shapes
-from apprentice.progress import console
 
 STAGE = "train-expert"
 PROBED = 8  # samples on which precisions are compared on a CPU; a GPU needs a whole batch to be busy

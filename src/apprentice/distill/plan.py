@@ -22,21 +22,21 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from apprentice.common.errors import UserError
+from apprentice.common.progress import console
+from apprentice.common.untrusted import check_model
 from apprentice.data.contract import Contract
 from apprentice.data.dataset import instructions, open_dataset
 from apprentice.data.features import policy_features
 from apprentice.data.local import LocalDataset
 from apprentice.distill.cache import BATCH
 from apprentice.distill.memory import Account, Saved, imagine
-from apprentice.errors import UserError
 from apprentice.experts import load_expert
 from apprentice.experts.base import ActionExpert, Batch
 from apprentice.experts.by_task import ByTaskExpert
 from apprentice.policy.configuration_apprentice import ApprenticeConfig
 from apprentice.policy.history import ABSENT, EXPERT_LATENTS
 from apprentice.policy.modeling_apprentice import IMAGE_TOKENS, PREFIX, ApprenticePolicy
-from apprentice.progress import console
-from apprentice.untrusted import check_model
 
 INSTRUCTIONS = ["pick up the black bowl and place it on the plate", "turn on the stove"]  # where no dataset tells
 NO_WEIGHTS = ["*.json", "*.jinja", "*.txt", "*.model"]

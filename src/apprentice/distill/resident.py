@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apprentice.device import free_memory
+from apprentice.common.device import free_memory
+from apprentice.common.progress import Meter, console
 from apprentice.distill.rows import Rows, Views
-from apprentice.progress import Meter, console
 
 SHARE = 0.5  # of what is free there; the rest is for a step
 BLOCK = 256e6  # bytes to copy at a time

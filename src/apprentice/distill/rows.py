@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from apprentice.common.errors import UserError
+from apprentice.common.files import Lock
+from apprentice.common.progress import Meter, console
 from apprentice.distill.store import About, frames_folder
-from apprentice.errors import UserError
-from apprentice.files import Lock
-from apprentice.progress import Meter, console
 
 CHECKSUM = 4  # bytes of a row's CRC-32
 PATIENCE = 0.5  # s before another look at rows that another process is about to fill

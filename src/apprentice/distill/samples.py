@@ -15,10 +15,10 @@ from lerobot.configs import PreTrainedConfig
 from lerobot.utils.constants import ACTION, OBS_STATE
 from numpy.typing import NDArray
 
+from apprentice.common.errors import UserError
 from apprentice.data.dataset import action_chunks, column, episode_bounds, instructions, neighbours
 from apprentice.data.local import LocalDataset
 from apprentice.distill.rows import Joined, Views
-from apprentice.errors import UserError
 from apprentice.experts.base import ACTIONS, Batch
 from apprentice.policy.configuration_apprentice import ApprenticeConfig
 from apprentice.policy.history import STEPS, each_step

@@ -17,13 +17,16 @@ from lerobot.configs import FeatureType, PreTrainedConfig
 from lerobot.utils.constants import ACTION, OBS_STATE
 from rich.table import Table
 
-from apprentice.adapters import load_policy
+from apprentice.common.adapters import load_policy
+from apprentice.common.device import best_device, fast_bfloat16
+from apprentice.common.errors import UserError
+from apprentice.common.files import read_json
+from apprentice.common.progress import console
 from apprentice.data.contract import check_features
 from apprentice.data.dataset import instructions
 from apprentice.data.local import LocalDataset
 from apprentice.data.mixture import Mixture, open_mixture
 from apprentice.data.statistics import check_alike
-from apprentice.device import best_device, fast_bfloat16
 from apprentice.distill.cache import cached_each
 from apprentice.distill.checkpoint import Position
 from apprentice.distill.learner import Learner, decay
@@ -32,12 +35,9 @@ from apprentice.distill.runs import carry_out, checkpoint_of, same_place
 from apprentice.distill.samples import Samples
 from apprentice.distill.tracking import tracked
 from apprentice.distill.trainer import Schedule, Watch, processes, train
-from apprentice.errors import UserError
-from apprentice.files import read_json
 from apprentice.policy.configuration_apprentice import ApprenticeConfig
 from apprentice.policy.modeling_apprentice import TRAINED, ApprenticePolicy, shapes
 from apprentice.policy.processor_apprentice import make_apprentice_pre_post_processors
-from apprentice.progress import console
 
 UNITS_FROM = 2048  # frames whose latents say in which units they are learnt
 

@@ -15,9 +15,9 @@ from typing import Literal
 
 from rich.table import Table
 
-from apprentice.errors import UserError
-from apprentice.files import Lock, cache_folder, read_json, write_json
-from apprentice.progress import console
+from apprentice.common.errors import UserError
+from apprentice.common.files import Lock, cache_folder, read_json, write_json
+from apprentice.common.progress import console
 
 DAY = 86400.0  # s
 SHOWN = 40  # characters of a path

@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypedDict
 
-from apprentice.errors import FileError
-from apprentice.files import disk_full_at, fingerprint, read_lines, write_text
-from apprentice.progress import console
+from apprentice.common.errors import FileError
+from apprentice.common.files import disk_full_at, fingerprint, read_lines, write_text
+from apprentice.common.progress import console
 
 PROJECT, LOG = "apprentice", "log.jsonl"
 HELD_OUT = "validation_loss"

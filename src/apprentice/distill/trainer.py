@@ -19,15 +19,15 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs, gather_object
 
-from apprentice.device import best_device, fast_bfloat16, same_bits
+from apprentice.common.device import best_device, fast_bfloat16, same_bits
+from apprentice.common.errors import UserError
+from apprentice.common.files import write_json
+from apprentice.common.progress import Meter, console
 from apprentice.distill.best import Best
 from apprentice.distill.checkpoint import Position, Trainee, restore, save, whole
 from apprentice.distill.learner import Learner
 from apprentice.distill.samples import Samples
 from apprentice.distill.tracking import Clock, Log
-from apprentice.errors import UserError
-from apprentice.files import write_json
-from apprentice.progress import Meter, console
 
 LOG_EVERY = 20  # steps
 SAVE_EVERY = 60.0  # s

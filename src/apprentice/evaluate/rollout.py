@@ -10,21 +10,21 @@ from contextlib import closing
 from pathlib import Path
 from typing import Literal, cast
 
+from apprentice.common.errors import UserError
+from apprentice.common.files import only_one, replacing
+from apprentice.common.pool import spread
+from apprentice.common.progress import Meter
 from apprentice.data.contract import Contract
-from apprentice.errors import UserError
 from apprentice.evaluate.compare import summary
-from apprentice.evaluate.play import Job, inspect, run_episode
+from apprentice.evaluate.episode.play import Job, inspect, run_episode
+from apprentice.evaluate.episode.recording import check_rerun
+from apprentice.evaluate.episode.trace import write_table
 from apprentice.evaluate.protocol import Protocol
-from apprentice.evaluate.recording import check_rerun
 from apprentice.evaluate.results import Episode, Evaluation, append_episode, drop_half_line
-from apprentice.evaluate.selfcheck import before_hours
+from apprentice.evaluate.selfcheck.selfcheck import before_hours
 from apprentice.evaluate.sequential import Question, verdict
-from apprentice.evaluate.trace import write_table
-from apprentice.files import only_one, replacing
-from apprentice.libero.suites import STEP_LIMITS, initial_states
-from apprentice.libero.suites import tasks as suite_tasks
-from apprentice.pool import spread
-from apprentice.progress import Meter
+from apprentice.simulators.libero.simulator.suites import STEP_LIMITS, initial_states
+from apprentice.simulators.libero.simulator.suites import tasks as suite_tasks
 
 FRESH_LAYOUTS = 10_000  # a task
 

@@ -19,8 +19,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from itertools import batched
 
-from apprentice.errors import UserError
-from apprentice.evaluate.probes import PLAIN
+from apprentice.common.errors import UserError
+from apprentice.evaluate.episode.probes import PLAIN
 from apprentice.evaluate.results import BLOCK, Evaluation
 
 ERROR = 0.05  # of a wrong answer, half of it in each direction

@@ -17,8 +17,8 @@ import torch
 from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor, nn
 
+from apprentice.common.errors import UserError
 from apprentice.data.statistics import check_alike, is_constant
-from apprentice.errors import UserError
 
 Batch = dict[str, Any]
 ACTIONS = "action_count"  # optional in a batch, see `ActionDecoder.loss`

@@ -23,10 +23,10 @@ from lerobot.utils.constants import ACTION
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from apprentice.errors import UserError
+from apprentice.common.errors import UserError
+from apprentice.common.files import read_yaml
 from apprentice.experts.base import ActionDecoder, ActionExpert, Batch
 from apprentice.experts.kinds import DECODERS, EXPERTS, kind_of
-from apprentice.files import read_yaml
 
 CHOICE_SCALE = 8.0  # a logit for each unit of choice: 0 against 1 is told apart with a probability of 0.9997
 CHOICE_WEIGHT = 0.1  # of the classification against the decoders' own losses

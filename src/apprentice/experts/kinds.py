@@ -5,7 +5,9 @@ from pathlib import Path
 
 import torch
 
-from apprentice.errors import UserError
+from apprentice.common.errors import UserError
+from apprentice.common.files import read_json
+from apprentice.common.untrusted import check_policy
 from apprentice.experts.act import ACTDecoder, ACTExpert
 from apprentice.experts.base import ActionDecoder, ActionExpert
 from apprentice.experts.diffusion import DiffusionDecoder, DiffusionExpert
@@ -16,8 +18,6 @@ from apprentice.experts.seer.expert import SeerExpert
 from apprentice.experts.seer_full import configuration_seer_full  # noqa: F401
 from apprentice.experts.seer_full.expert import SeerFullExpert
 from apprentice.experts.vqbet import VQBeTDecoder, VQBeTExpert
-from apprentice.files import read_json
-from apprentice.untrusted import check_policy
 
 EXPERTS: dict[str, Callable[[Path, torch.device], ActionExpert]] = {
     "seer": SeerExpert,
@@ -37,7 +37,7 @@ DECODERS: dict[str, type[ActionDecoder]] = {
 
 
 def kind_of(folder: Path) -> str:
-    """The policy type of a checkpoint folder, which is checked (`apprentice.untrusted`).
+    """The policy type of a checkpoint folder, which is checked (`apprentice.common.untrusted`).
 
     Raises UserError if it is none, may not be loaded, or is of a type that cannot teach.
     """

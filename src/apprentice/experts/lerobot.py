@@ -11,9 +11,9 @@ from lerobot.policies.utils import populate_queues
 from lerobot.utils.constants import OBS_ENV_STATE, OBS_IMAGES, OBS_STATE
 from torch import Tensor, nn
 
-from apprentice.adapters import load_policy, load_processors
+from apprentice.common.adapters import load_policy, load_processors
+from apprentice.common.errors import UserError
 from apprentice.data.features import read_features
-from apprentice.errors import UserError
 from apprentice.experts.base import ActionExpert, Batch, affine_of, scaled_images, seeded
 
 

@@ -12,7 +12,7 @@ from lerobot.policies.vqbet.configuration_vqbet import VQBeTConfig
 from lerobot.utils.constants import ACTION
 from torch import Tensor
 
-from apprentice.errors import UserError
+from apprentice.common.errors import UserError
 from apprentice.experts.base import ActionDecoder, Batch
 from apprentice.experts.lerobot import QueuedExpert, input_of
 

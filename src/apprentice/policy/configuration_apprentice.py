@@ -9,12 +9,12 @@ from lerobot.configs import FeatureType, NormalizationMode, PreTrainedConfig
 from lerobot.optim import AdamWConfig, CosineDecayWithWarmupSchedulerConfig
 from lerobot.utils.constants import ACTION
 
+from apprentice.common.errors import UserError
+from apprentice.common.files import fingerprint
 from apprentice.data.features import read_features
-from apprentice.errors import UserError
 from apprentice.experts import load_expert
 from apprentice.experts.base import ActionExpert
 from apprentice.experts.by_task import read_tasks
-from apprentice.files import fingerprint
 
 STAGES = ("align", "finetune")
 

@@ -15,8 +15,8 @@ from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from apprentice.common.errors import UserError
 from apprentice.data.frames import present
-from apprentice.errors import UserError
 from apprentice.experts.base import Batch
 from apprentice.policy.configuration_apprentice import ApprenticeConfig
 from apprentice.vlm.base import VLM, Prefix

@@ -27,16 +27,16 @@ from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import resize
 
+from apprentice.common.errors import UserError
+from apprentice.common.files import read_json
 from apprentice.data.contract import FILE as CONTRACT
 from apprentice.data.contract import Contract, check_features, hash_of
 from apprentice.data.features import read_features
 from apprentice.data.noise import state_noise
 from apprentice.data.statistics import is_constant
-from apprentice.errors import UserError
 from apprentice.experts import DECODERS, checkpoints, load_expert
 from apprentice.experts.base import ACTIONS, ActionDecoder, ActionExpert, Batch, check_units
 from apprentice.experts.realtime import RealTime
-from apprentice.files import read_json
 from apprentice.policy.configuration_apprentice import ApprenticeConfig
 from apprentice.policy.history import EXPERT_LATENTS, STEPS, History, Step, absent_steps, each_step, own_steps
 from apprentice.vlm.base import VLM, Prefix

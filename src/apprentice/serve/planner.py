@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from apprentice.evaluate.checkpoint import Checkpoint
+from apprentice.serve.checkpoint import Checkpoint
 from apprentice.serve.questions import Question
 
 # What `reset` begins anew lies in attributes of these policies, none in a module inside. Others have one client.

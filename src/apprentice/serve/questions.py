@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from apprentice.data.features import read_features
-from apprentice.evaluate.client import KEYS
-from apprentice.evaluate.wire import unpack
+from apprentice.serve.client import KEYS
+from apprentice.serve.wire import unpack
 
 NAMES = {theirs: ours for ours, theirs in KEYS.items()}
 PROMPT = 512  # bytes of UTF-8: what an instruction takes at most

@@ -27,17 +27,17 @@ from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 from websockets.protocol import State
 
-from apprentice.adapters import whole_checkpoint
+from apprentice.common.adapters import whole_checkpoint
+from apprentice.common.device import best_device
+from apprentice.common.errors import UserError
+from apprentice.common.files import read_json
+from apprentice.common.progress import console
 from apprentice.data.contract import FILE as CONTRACT
-from apprentice.device import best_device
-from apprentice.errors import UserError
-from apprentice.evaluate.checkpoint import Checkpoint, complete, configured, identity, longest_chunk
-from apprentice.evaluate.wire import pack
-from apprentice.files import read_json
-from apprentice.progress import console
+from apprentice.serve.checkpoint import Checkpoint, complete, configured, identity, longest_chunk
 from apprentice.serve.guard import Gate, GuardedConnection, one_line_log, report
 from apprentice.serve.planner import COPIED, Episode, Planner
 from apprentice.serve.questions import Control, Reader
+from apprentice.serve.wire import pack
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 IDLE = 30.0  # s without a question, after which another client takes the place of this one if all are taken

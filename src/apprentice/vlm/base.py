@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from apprentice.errors import UserError
-from apprentice.untrusted import place_of, without_weights
+from apprentice.common.errors import UserError
+from apprentice.common.untrusted import place_of, without_weights
 from apprentice.vlm.families import CAUSAL_TOKEN_TYPE
 from apprentice.vlm.packed import unpacked
 from apprentice.vlm.pixels import Size, alike, told

@@ -13,7 +13,7 @@ import sys
 import threading
 from typing import Any
 
-from apprentice.errors import UserError
+from apprentice.common.errors import UserError
 from apprentice.vlm import template_worker
 
 ANSWER = "[[our tokens]]"  # what stands for them while a template writes a chat

@@ -10,7 +10,7 @@ from lerobot.policies.act.configuration_act import ACTConfig
 from lerobot.policies.act.modeling_act import ACTPolicy
 from torch import Tensor
 
-from apprentice.evaluate import faults
+from apprentice.evaluate.selfcheck import faults
 
 faults.FIRST_PLAN = 10.0  # s; a test has no two minutes
 

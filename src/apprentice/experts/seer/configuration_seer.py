@@ -6,7 +6,7 @@ from lerobot.configs import NormalizationMode, PreTrainedConfig
 from lerobot.optim import AdamWConfig
 from lerobot.optim.schedulers import CosineAnnealingWithWarmupSchedulerConfig
 
-from apprentice.errors import UserError
+from apprentice.common.errors import UserError
 from apprentice.experts.seer.decoder import AUTO
 
 LEAST_SIDE = 32  # of an image (px)

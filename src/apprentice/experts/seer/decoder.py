@@ -7,7 +7,7 @@ from lerobot.utils.constants import ACTION
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from apprentice.errors import UserError
+from apprentice.common.errors import UserError
 from apprentice.experts.base import ACTIONS, ActionDecoder, Batch
 
 AUTO, BINARY, CONTINUOUS = GRIPPERS = ("auto", "binary", "continuous")

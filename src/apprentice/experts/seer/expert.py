@@ -6,7 +6,7 @@ import torch
 from lerobot.configs import PreTrainedConfig
 from torch import Tensor
 
-from apprentice.adapters import load_policy, load_processors
+from apprentice.common.adapters import load_policy, load_processors
 from apprentice.data.features import read_features
 from apprentice.experts.base import ActionExpert, Batch, affine_of, scaled_images
 

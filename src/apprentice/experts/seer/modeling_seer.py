@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from apprentice.common.errors import UserError
 from apprentice.data.contract import Contract
 from apprentice.data.noise import state_noise
-from apprentice.errors import UserError
 from apprentice.experts.base import Batch
 from apprentice.experts.contracted import Contracted
 from apprentice.experts.realtime import RealTime

@@ -7,7 +7,7 @@ from lerobot.configs import NormalizationMode, PreTrainedConfig
 from lerobot.optim import AdamWConfig
 from lerobot.optim.schedulers import CosineAnnealingWithWarmupSchedulerConfig
 
-from apprentice.errors import UserError
+from apprentice.common.errors import UserError
 from apprentice.experts.seer.configuration_seer import check_state_and_action
 from apprentice.experts.seer.decoder import AUTO
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer, ViTMAEConfig, ViTMAEModel
 
-from apprentice.errors import UserError
+from apprentice.common.errors import UserError
+from apprentice.common.untrusted import place_of, without_weights
 from apprentice.experts.seer_full.configuration_seer_full import SeerFullConfig
-from apprentice.untrusted import place_of, without_weights
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, of images in [0, 1]; Seer uses them for the MAE as well
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)

@@ -15,14 +15,14 @@ import torch
 from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature
 from torch import Tensor
 
+from apprentice.common.errors import UserError
+from apprentice.common.files import replacing, write_json
 from apprentice.data.contract import LIBERO_ACTION, LIBERO_STATE, Contract
-from apprentice.errors import UserError
 from apprentice.experts.seer.decoder import BINARY
 from apprentice.experts.seer_full.configuration_seer_full import SeerFullConfig
 from apprentice.experts.seer_full.modeling_seer_full import SeerFullPolicy
 from apprentice.experts.seer_full.names import matching, renamed, why_unused
 from apprentice.experts.seer_full.processor_seer_full import make_seer_full_pre_post_processors
-from apprentice.files import replacing, write_json
 
 Weights = dict[str, Tensor]
 

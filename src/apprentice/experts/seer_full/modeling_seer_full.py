@@ -22,6 +22,7 @@ from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor
 from transformers import CLIPTokenizer
 
+from apprentice.common.untrusted import place_of, without_weights
 from apprentice.data.contract import Contract
 from apprentice.experts.base import Batch
 from apprentice.experts.contracted import Contracted
@@ -38,7 +39,6 @@ from apprentice.experts.seer_full.encoders import (
     pretrained_mae,
 )
 from apprentice.experts.seer_full.foresight import Painter, foresight_loss
-from apprentice.untrusted import place_of, without_weights
 
 TOKENIZER = "tokenizer"  # folder in a checkpoint
 

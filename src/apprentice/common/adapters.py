@@ -1,0 +1,66 @@
+"""Checkpoints of LeRobot policies, also those of adapters (LoRA), which hold what differs from another checkpoint.
+
+Each folder is checked (`apprentice.common.untrusted`) before a library reads it.
+"""
+
+import contextlib
+import io
+from pathlib import Path
+from typing import Any
+
+from apprentice.common.errors import UserError
+from apprentice.common.files import read_json
+from apprentice.common.untrusted import ADAPTER as FILE
+from apprentice.common.untrusted import check_policy
+
+
+def whole_checkpoint(folder: Path | str) -> Path:
+    """The checkpoint folder with all weights: this one, or the one behind its adapters.
+
+    Raises UserError if it left, or if one of both may not be loaded.
+    """
+    check_policy(folder)
+    if not (Path(folder) / FILE).exists():
+        return Path(folder)
+    base = read_json(Path(folder) / FILE).get("base_model_name_or_path")
+    if not isinstance(base, str) or not Path(base).is_dir():
+        raise UserError(
+            f"expected in {base} the checkpoint that the adapters in {folder} were trained on, found none; "
+            f"fix: put it there, or write where it is into {FILE} (base_model_name_or_path)"
+        )
+    check_policy(base)
+    return Path(base)
+
+
+def load_processors(folder: Path | str, config: Any) -> tuple[Any, Any]:
+    """What goes before and after a policy, as its checkpoint holds them, on the device of its configuration.
+
+    Raises UserError if they may not be loaded.
+    """
+    from lerobot.policies.factory import make_pre_post_processors
+
+    check_policy(folder)
+    override = {"device_processor": {"device": str(config.device)}}
+    return make_pre_post_processors(config, str(folder), preprocessor_overrides=override)
+
+
+def load_policy(folder: Path | str, config: Any, **options: Any) -> Any:
+    """Load a policy of this configuration with its weights, adapters merged into them; quietly, in eval mode.
+
+    Raises UserError if there are adapters, and PEFT or the checkpoint behind them is missing.
+    """
+    from lerobot.policies.factory import get_policy_class
+
+    base = whole_checkpoint(folder)
+    with contextlib.redirect_stdout(io.StringIO()):  # LeRobot prints where it loads from
+        policy = get_policy_class(config.type).from_pretrained(base, config=config, **options)
+    if base != Path(folder):
+        try:
+            from peft import PeftModel
+        except ImportError:
+            raise UserError(
+                f"expected PEFT for the adapters in {folder}, found none; fix: pip install -e '.[lora]'"
+            ) from None
+        config.use_peft = False
+        policy = PeftModel.from_pretrained(policy, str(folder)).merge_and_unload()
+    return policy.eval()

@@ -1,0 +1,41 @@
+"""One checkpoint a task, evaluated as one policy: experts that read no instructions, chosen by the instruction."""
+
+from pathlib import Path
+
+from apprentice.common.errors import UserError
+from apprentice.common.files import fingerprint
+from apprentice.data.contract import Contract
+from apprentice.evaluate.protocol import Protocol
+from apprentice.evaluate.results import PolicyCard
+from apprentice.experts import checkpoints, read_tasks
+from apprentice.serve.checkpoint import inspect_checkpoint
+from apprentice.simulators.libero.simulator.suites import tasks
+
+
+def inspect_by_task(name: str, file: Path, environment: Contract, protocol: Protocol) -> PolicyCard:
+    """Look at each task's checkpoint. Raises UserError if one does not fit, or a task of the protocol has none."""
+    for _, task in protocol.pairs:
+        told_folder(name, str(file), tasks(protocol.suite)[task].instruction)
+    cards = {folder: inspect_checkpoint(name, folder, environment, protocol) for folder in checkpoints(file)}
+    kinds = {(card.type, card.n_action_steps) for card in cards.values()}
+    if len(kinds) > 1:
+        raise UserError(
+            f"policy {name}: expected checkpoints of one type that execute equally many actions of a chunk, found "
+            f"{', '.join(f'{kind} with {steps}' for kind, steps in sorted(kinds))}; fix: --n-action-steps"
+        )
+    kind, steps = kinds.pop()
+    parts = [f"{task}: {cards[folder].checkpoint}" for task, folder in sorted(read_tasks(file).items())]
+    return PolicyCard(f"{kind}, one a task", fingerprint(*parts), steps)
+
+
+def told_folder(name: str, place: str, instruction: str) -> Path:
+    """The checkpoint that an episode with this instruction is played by. Raises UserError if there is none."""
+    if not Path(place).is_file():
+        return Path(place)
+    known = read_tasks(place)
+    if instruction not in known:
+        raise UserError(
+            f"policy {name}: expected one of its instructions, {', '.join(map(repr, known))}, found {instruction!r}; "
+            "fix: ask for what its checkpoints were trained for"
+        )
+    return known[instruction]

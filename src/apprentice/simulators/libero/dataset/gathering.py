@@ -1,0 +1,371 @@
+"""Episodes for a dataset: made one by one in any number of processes, kept until all are there, then written.
+
+Every episode has its own seeds, so a dataset is the same whatever the number of workers and however often its making
+was interrupted. `meta/collection.json` keeps the seed of each episode, its own world and words, and `meta/starts.npz`
+where those begin that begin in the middle of another: `apprentice doctor` replays them.
+"""
+
+import io
+import shutil
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.table import Table
+
+from apprentice.common.errors import FileError, UserError
+from apprentice.common.files import UNFINISHED, only_one, read_json, replacing, sweep, write_json
+from apprentice.common.pool import spread
+from apprentice.common.progress import Meter, console
+from apprentice.data.contract import Contract
+from apprentice.simulators.libero.dataset.writing import assemble
+from apprentice.simulators.libero.simulator.suites import tasks as tasks_of
+from apprentice.simulators.libero.simulator.variants import find_task
+from apprentice.simulators.libero.simulator.wording import paraphrases
+
+if TYPE_CHECKING:  # MuJoCo is for the workers
+    from apprentice.simulators.libero.demonstrator.demonstrator import Episode
+    from apprentice.simulators.libero.simulator.env import LiberoEnv, SimulatorState
+
+ATTEMPTS = 10  # seeds an episode may use up
+LAST_SEED = 999  # of a dataset: the seeds of evaluation on fresh layouts lie beyond
+TRIED_AGAIN = "succeeded at a second try"
+STARTS, START, NOTE = "starts.npz", "start.", "note."
+
+
+@dataclass(frozen=True)
+class Job:
+    """One episode to collect. Its attempts use the seeds `first_seed`, `first_seed + 1`, ..."""
+
+    suite: str
+    task: int
+    episode: int
+    seed: int
+    render: str
+    size: int
+    worlds: int = 0
+    reworded: bool = False
+
+    @property
+    def first_seed(self) -> int:
+        return self._number(self.episode) * ATTEMPTS
+
+    @property
+    def world(self) -> int | None:
+        """The number of its own world: that of the task's first episode there."""
+        return self._number(self.episode % self.worlds) if self.worlds else None
+
+    @property
+    def instruction(self) -> str:
+        said = find_task(self.suite, self.task, self.world).instruction
+        others = paraphrases(said) if self.reworded else []
+        return str(np.random.default_rng([self.first_seed, 3]).choice(others)) if others else said
+
+    def _number(self, episode: int) -> int:
+        return (self.seed * 100 + self.task) * 1000 + episode
+
+    @property
+    def file(self) -> str:
+        return f"{self.task:02d}_{self.episode:04d}.npz"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What an episode of a collected dataset was recorded in."""
+
+    suite: str
+    task: int
+    world: int | None
+    seed: int
+    start_noise: float  # m
+    start: "SimulatorState | None" = None  # where it begins, if not with the reset
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """An attempt that is not in the dataset, and why."""
+
+    task: int
+    episode: int
+    seed: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a job gave: the episode as the bytes of an .npz file, or None if every attempt was rejected."""
+
+    job: Job
+    episode: bytes | None
+    rejected: list[Rejected]
+
+
+def settings_of(suite: str, seed: int, render: str, size: int, worlds: int, reworded: bool) -> dict[str, Any]:
+    """What episodes of one dataset share, as fields of their jobs; what is not asked for is left out."""
+    settings: dict[str, Any] = {"suite": suite, "seed": seed, "render": render, "size": size}
+    return settings | {key: value for key, value in {"worlds": worlds, "reworded": reworded}.items() if value}
+
+
+def gather[J: Job](
+    out: Path,
+    make: Callable[..., J],
+    run: Callable[[J], Outcome],
+    settings: dict[str, Any],
+    *,
+    tasks: Sequence[int] | None,
+    episodes: int,
+    workers: int,
+    ray: str | None,
+    images: bool,
+) -> dict[str, Any]:
+    """Make `episodes` successful episodes of each task and write them into the dataset folder `out`.
+
+    Args:
+        out: folder to write, which must not exist, or be what is asked for; finished episodes wait in a folder beside.
+        make: the job of a `task` and an `episode`.
+        run: does a job, in a worker.
+        settings: what all jobs share and the dataset should tell, JSON.
+        tasks: their indices in the suite; all of them if not given.
+        episodes: successful ones of each task, at most 1000.
+        workers: processes.
+        ray: address of a Ray cluster whose processes do the work.
+        images: keep each image as PNG in place of videos.
+
+    Returns a summary. Raises UserError as `collect` does.
+    """
+    suite, seed, worlds = settings["suite"], settings["seed"], settings.get("worlds", 0)
+    known = tasks_of(suite)
+    chosen = list(tasks or range(len(known)))
+    finished = _finished(out, {**settings, "tasks": chosen, "episodes": episodes})
+    if unknown := [task for task in chosen if not 0 <= task < len(known)]:
+        raise UserError(f"expected tasks 0 to {len(known) - 1} of {suite}, found {unknown}; fix: name existing tasks")
+    if not 0 < episodes <= 1000 or not 0 <= seed <= LAST_SEED or worlds < 0:
+        raise UserError(
+            f"expected 1 to 1000 episodes, a seed from 0 to {LAST_SEED} and a number of worlds from 0 on, "
+            f"found {episodes}, {seed} and {worlds}; fix: change them"
+        )
+    jobs = [make(task=task, episode=episode) for task in chosen for episode in range(episodes)]
+    for task in chosen:
+        find_task(suite, task, 0 if worlds else None)
+    scratch = out.with_name(f".{out.name}.episodes")
+    if finished is not None:  # a kill may have come between the last lines below
+        sweep(out.parent, f".{out.name}.*{UNFINISHED}")
+        shutil.rmtree(scratch, ignore_errors=True)
+        console.print(f"{out} is finished already")
+        return finished
+    with only_one(scratch):
+        _check_settings(scratch, settings)
+        if failures := _run(run, jobs, scratch, workers, ray):
+            raise UserError(_explained(failures, scratch))
+        summary = {**settings, "tasks": chosen, "episodes": episodes, **_summary(jobs, scratch)}
+        with replacing(out) as fresh:
+            files = [scratch / job.file for job in jobs]
+            assemble(list(zip(files, (job.instruction for job in jobs), strict=True)), fresh, jobs[0].size, images)
+            Contract.for_libero(size=jobs[0].size, render=jobs[0].render).save(fresh / "meta")
+            write_json(fresh / "meta" / "collection.json", summary)
+            _keep_starts(files, fresh / "meta" / STARTS)
+        shutil.rmtree(scratch)
+    _show(summary)
+    return summary
+
+
+def attempt(job: Job, act: "Callable[[LiberoEnv, int], Episode]") -> Outcome:
+    """In a worker: let `act` try one seed after the other until it succeeds, then draw what it recorded.
+
+    What had to be tried again is no demonstration: a policy sees no difference between the grasp that missed, after
+    which the hand opens and rises, and the next one, after which it does not.
+    """
+    from apprentice.simulators.libero.simulator.env import environment
+
+    env = environment(job.suite, job.task, job.world, render=job.render, size=job.size)
+    rejected: list[Rejected] = []
+    for seed in range(job.first_seed, job.first_seed + ATTEMPTS):
+        try:
+            episode = act(env, seed)
+        except NotImplementedError as missing:  # no seed will help
+            return Outcome(job, None, [Rejected(job.task, job.episode, seed, str(missing))])
+        if episode.failure is None and not episode.retries:
+            break
+        rejected.append(Rejected(job.task, job.episode, seed, episode.failure or TRIED_AGAIN))
+    else:
+        return Outcome(job, None, rejected)
+    frames = []
+    for snapshot in episode.record.snapshots:
+        env.restore(snapshot)
+        frames.append(env.observe())
+    return packed(job, seed, rejected, episode, frames)
+
+
+def scenes(root: Path) -> list[Scene]:
+    """What each episode of a collected dataset was recorded in, in its order."""
+    collection = read_json(root / "meta" / "collection.json")
+    starts = _starts(root / "meta" / STARTS)
+    found: list[Scene] = []
+    for task in collection["tasks"]:
+        kept = collection["per_task"][str(task)]
+        worlds = kept.get("worlds", [None] * len(kept["seeds"]))
+        for world, seed in zip(worlds, kept["seeds"], strict=True):
+            start = starts.get(len(found))
+            found.append(Scene(collection["suite"], task, world, seed, collection["start_noise"], start))
+    return found
+
+
+def _finished(out: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
+    """What `out` tells of itself if it is what is asked for. Raises UserError if something else is there."""
+    if not out.exists():
+        return None
+    found: dict[str, Any] = {}
+    with suppress(OSError, FileError):
+        found = read_json(out / "meta" / "collection.json", dict[str, Any])
+    if {key: found.get(key) for key in asked} != asked:
+        raise UserError(f"expected no {out}, found one; fix: remove it or choose another folder")
+    return found
+
+
+def _check_settings(scratch: Path, settings: dict[str, Any]) -> None:
+    """Raises UserError if the folder of finished episodes holds those of other settings.
+
+    Tasks and number of episodes may differ: an episode does not depend on which others are wanted.
+    """
+    if (scratch / "settings.json").exists():
+        found = read_json(scratch / "settings.json", dict[str, Any], "the settings of a collection")
+        if found != settings:
+            raise UserError(f"expected episodes collected with {settings} in {scratch}, found {found}; fix: remove it")
+    write_json(scratch / "settings.json", settings)
+
+
+def _run[J: Job](
+    run: Callable[[J], Outcome], jobs: list[J], scratch: Path, workers: int, ray: str | None
+) -> list[Outcome]:
+    """Collect the episodes that are not there yet; returns those of which every attempt was rejected."""
+    missing = [job for job in jobs if not (scratch / job.file).exists()]
+    missing.sort(key=lambda job: job.world or 0)  # making one takes seconds
+    kept, tried, failures = Counter[int](), Counter[int](), []
+    with Meter("episodes", len(jobs), done=len(jobs) - len(missing)) as meter:
+        for outcome in spread(run, missing, workers, ray=ray):
+            task = outcome.job.task
+            tried[task] += len(outcome.rejected)
+            if outcome.episode is None:
+                failures.append(outcome)
+            else:
+                kept[task] += 1
+                tried[task] += 1
+                with replacing(scratch / outcome.job.file) as fresh:
+                    fresh.write_bytes(outcome.episode)
+            meter.advance(note=", ".join(f"task {t}: {kept[t] / tried[t]:.0%}" for t in sorted(tried)))
+    return failures
+
+
+def packed(
+    job: Job, seed: int, rejected: list[Rejected], episode: "Episode", frames: list[dict[str, np.ndarray]]
+) -> Outcome:
+    """The outcome of a success: its record, where it began, and what was seen before each action."""
+    columns: dict[str, Any] = {key: np.stack([frame[key] for frame in frames]) for key in frames[0]}
+    columns |= {
+        "action": np.stack(episode.record.actions),
+        "executed": np.stack(episode.record.executed),
+        "seed": np.array(seed),
+        "rejected_seeds": np.array([r.seed for r in rejected], dtype=np.int64),
+        "rejected_reasons": np.array([r.reason for r in rejected], dtype=np.str_),
+    }
+    columns |= {NOTE + key: np.array(value) for key, value in episode.notes.items()}
+    columns |= {START + key: values for key, values in vars(episode.start).items()} if episode.start else {}
+    return Outcome(job, _zipped(columns), rejected)
+
+
+def _zipped(columns: dict[str, Any]) -> bytes:
+    """Arrays as an .npz file, the same bytes at any time."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for key, values in columns.items():
+            with archive.open(f"{key}.npy", "w") as file:
+                np.lib.format.write_array(file, values, allow_pickle=False)
+    return stream.getvalue()
+
+
+def _keep_starts(files: list[Path], path: Path) -> None:
+    """Write where episodes begin, of those that do not begin with a reset."""
+    starts: dict[str, np.ndarray] = {}
+    for index, file in enumerate(files):
+        with np.load(file, allow_pickle=False) as episode:
+            starts |= {f"{index}.{k.removeprefix(START)}": episode[k] for k in episode if k.startswith(START)}
+    if starts:
+        with replacing(path) as fresh:
+            fresh.write_bytes(_zipped(starts))
+
+
+def _starts(path: Path) -> "dict[int, SimulatorState]":
+    """Where episodes begin, by their number."""
+    if not path.exists():
+        return {}
+    from apprentice.simulators.libero.simulator.env import SimulatorState
+
+    found: dict[int, dict[str, np.ndarray]] = {}
+    with np.load(path, allow_pickle=False) as arrays:
+        for key in arrays:
+            index, _, name = key.partition(".")
+            found.setdefault(int(index), {})[name] = arrays[key]
+    return {index: SimulatorState(**fields) for index, fields in found.items()}
+
+
+def _explained(failures: list[Outcome], scratch: Path) -> str:
+    """Which tasks could not be demonstrated, and why."""
+    lines = []
+    for task in sorted({failure.job.task for failure in failures}):
+        episodes = [failure for failure in failures if failure.job.task == task]
+        reasons = _counted(attempt.reason for failure in episodes for attempt in failure.rejected)
+        lines.append(f"task {task}, {tasks_of(episodes[0].job.suite)[task].instruction!r}: {reasons}")
+    return (
+        f"expected a success in {ATTEMPTS} attempts at every episode, found none at {len(failures)} of them:\n  "
+        + "\n  ".join(lines)
+        + f"\nall other episodes are kept in {scratch}; fix: collect again without these tasks, or with another seed"
+    )
+
+
+def _counted(reasons: Iterable[str]) -> str:
+    return ", ".join(f"{count} x {reason}" for reason, count in Counter(reasons).most_common())
+
+
+def _summary(jobs: Sequence[Job], scratch: Path) -> dict[str, Any]:
+    """Seeds, the share of attempts kept, lengths; every rejected attempt, and how far starts are spread."""
+    from apprentice.simulators.libero.demonstrator.demonstrator import START_NOISE
+
+    rejected: list[Rejected] = []
+    per_task: dict[int, dict[str, Any]] = {}
+    for job in jobs:
+        with np.load(scratch / job.file, allow_pickle=False) as episode:
+            task = per_task.setdefault(job.task, {key: [] for key in ("steps", "seeds", "worlds", "instructions")})
+            task["worlds"].append(job.world)
+            task["instructions"].append(job.instruction)
+            task["seeds"].append(int(episode["seed"]))
+            task["steps"].append(len(episode["action"]))
+            for key in (key for key in episode if key.startswith(NOTE)):
+                task.setdefault(key.removeprefix(NOTE), []).append(episode[key].item())
+            pairs = zip(episode["rejected_seeds"], episode["rejected_reasons"], strict=True)
+            rejected += [Rejected(job.task, job.episode, int(seed), str(reason)) for seed, reason in pairs]
+    failures = Counter(attempt.task for attempt in rejected)
+    own = {key for task in per_task.values() for key in task} - {"steps", "seeds", "worlds", "instructions"}
+    told = {"seeds": True, "worlds": bool(jobs[0].worlds), "instructions": bool(jobs[0].worlds) or jobs[0].reworded}
+    rates = {
+        str(index): {
+            "kept": round(len(task["seeds"]) / (len(task["seeds"]) + failures[index]), 4),
+            "mean_steps": round(float(np.mean(task["steps"])), 1),
+            **{key: task[key] for key, wanted in (told | dict.fromkeys(sorted(own), True)).items() if wanted},
+        }
+        for index, task in per_task.items()
+    }
+    return {"start_noise": START_NOISE, "per_task": rates, "rejected": [asdict(attempt) for attempt in rejected]}
+
+
+def _show(summary: dict[str, Any]) -> None:
+    table = Table("task", "instruction", "kept", "steps", "rejected", title=f"{summary['suite']}: attempts")
+    for task, found in summary["per_task"].items():
+        reasons = _counted(attempt["reason"] for attempt in summary["rejected"] if attempt["task"] == int(task))
+        instruction = tasks_of(summary["suite"])[int(task)].instruction
+        table.add_row(task, instruction, f"{found['kept']:.0%}", f"{found['mean_steps']:.0f}", reasons)
+    console.print(table)

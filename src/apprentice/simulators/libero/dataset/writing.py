@@ -1,0 +1,98 @@
+"""Finished episodes become a LeRobotDataset v3.0."""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from apprentice.common.files import read_json, write_json
+from apprentice.common.progress import track
+from apprentice.simulators.libero.simulator.suites import SUITES
+
+FPS = 20  # Hz
+STATE_NAMES = ["x", "y", "z", "axis_angle1", "axis_angle2", "axis_angle3", "gripper", "gripper"]
+ACTION_NAMES = ["x", "y", "z", "roll", "pitch", "yaw", "gripper"]
+
+
+def assemble(episodes: Sequence[tuple[Path, str]], root: Path, size: int, images: bool) -> None:
+    """Write episodes, in order, as a dataset into the folder `root`.
+
+    Args:
+        episodes: the .npz file of each, with a column a feature, and its instruction.
+        size: of the images (px).
+        images: keep each image as PNG in place of videos.
+    """
+    import av.logging
+    import datasets
+    from lerobot.configs.video import RGBEncoderConfig
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    av.logging.set_libav_level(av.logging.ERROR)
+    datasets.disable_progress_bars()
+    image = {
+        "dtype": "image" if images else "video",
+        "shape": (size, size, 3),
+        "names": ["height", "width", "channels"],
+    }
+    action = {"dtype": "float32", "shape": (7,), "names": {"motors": ACTION_NAMES}}
+    dataset = LeRobotDataset.create(
+        repo_id=f"local/{root.name}",
+        fps=FPS,
+        root=root,
+        robot_type="panda",
+        use_videos=not images,
+        video_backend="pyav",  # for reading; else LeRobot tries torchcodec, and prints why it has no FFmpeg
+        features={
+            "observation.images.image": image,
+            "observation.images.image2": image,
+            "observation.state": {"dtype": "float32", "shape": (8,), "names": {"motors": STATE_NAMES}},
+            "action": action,
+            "executed": action,
+        },
+        # About 0.7 KB a frame at 128 px, at 36 to 39 dB; one key frame a second.
+        rgb_encoder=RGBEncoderConfig(vcodec="h264", crf=20, g=FPS, preset="slow"),
+        image_writer_threads=4 if images else 0,
+        streaming_encoding=not images,
+        encoder_queue_maxsize=2 * max(SUITES.values()),  # a full queue would drop frames
+        encoder_threads=1,  # with more, the bytes would depend on the number of cores
+    )
+    with _lean_writing(images):
+        for file, instruction in track(episodes, "writing the dataset"):
+            with np.load(file, allow_pickle=False) as episode:
+                columns = {key: episode[key] for key in dataset.features if key in episode}
+            for index in range(len(columns["action"])):
+                dataset.add_frame({"task": instruction, **{key: values[index] for key, values in columns.items()}})
+            dataset.save_episode()
+    dataset.finalize()
+    shutil.rmtree(root / "images", ignore_errors=True)  # empty by now
+    statistics = root / "meta" / "stats.json"  # in the order of a set, another in each process
+    write_json(statistics, dict(sorted(read_json(statistics).items())))
+
+
+@contextmanager
+def _lean_writing(images: bool) -> Iterator[None]:
+    """Statistics of every fourth image alone, and without images no search for them in the table.
+
+    LeRobot samples images too, but not those of a video that it encodes as they come: it sorts the pixels of each,
+    which takes longer than to encode it.
+    """
+    from lerobot.datasets import compute_stats, dataset_writer
+
+    class Sampled(compute_stats.RunningQuantileStats):  # type: ignore[misc]
+        calls = -1
+
+        def update(self, batch: np.ndarray) -> None:
+            self.calls += 1
+            if self.calls % 4 == 0:
+                super().update(batch)
+
+    whole, embed = compute_stats.RunningQuantileStats, dataset_writer.embed_images
+    compute_stats.RunningQuantileStats = Sampled
+    if not images:
+        dataset_writer.embed_images = lambda table: table
+    try:
+        yield
+    finally:
+        compute_stats.RunningQuantileStats, dataset_writer.embed_images = whole, embed

@@ -1,0 +1,176 @@
+"""A scripted expert: reads a task's goal and the simulator's state, and acts through the policy's own interface."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from apprentice.simulators.libero.demonstrator import articulated, dragging, spots
+from apprentice.simulators.libero.demonstrator.controller import UP, Controller, Failure, Record, Style
+from apprentice.simulators.libero.demonstrator.inserting import insert
+from apprentice.simulators.libero.demonstrator.resuming import holds
+from apprentice.simulators.libero.demonstrator.skills import pick_and_place
+from apprentice.simulators.libero.simulator.env import LiberoEnv, SimulatorState
+from apprentice.simulators.libero.simulator.geometry import World
+
+START_NOISE = 0.04  # m, on each axis; test states differ by 5-9 mm (one standard deviation)
+AFTER_SUCCESS = 20  # steps kept after the goal is reached for good: release and retreat
+PATIENCE = 1.5  # times the steps that a policy has: what slipped may be taken up again
+SETTLE_STEPS = 25  # most to wait for what falls
+TRIES, ROUNDS = 3, 2
+Goal = tuple[str, ...]  # such as ("on", "bowl_1", "plate_1")
+
+
+@dataclass
+class Episode:
+    """What came of one seed: the record, why it failed if it did, and how often it had to try something again."""
+
+    record: Record
+    failure: str | None
+    retries: int = 0
+    start: SimulatorState | None = None  # where it began, if not with a reset
+    notes: dict[str, Any] = field(default_factory=dict)  # what else a dataset should tell of it
+
+
+def demonstrate(env: LiberoEnv, seed: int) -> Episode:
+    """Reset the environment and solve its task; everything that varies is decided by `seed`."""
+    rng = np.random.default_rng([seed, 2])
+    env.reset(seed=seed, start_noise=START_NOISE)
+    return solve(env, draw_style(rng), rng)
+
+
+def draw_style(rng: np.random.Generator) -> Style:
+    return Style(
+        speed=float(rng.uniform(0.75, 1.0)),
+        noise=float(rng.choice([0.0, 0.2, 0.3])),
+        approach=rng.uniform(-0.02, 0.02, 3),
+    )
+
+
+def solve(env: LiberoEnv, style: Style, rng: np.random.Generator, after: np.ndarray | None = None) -> Episode:
+    """Solve the task from where the environment is; `rng` decides what `style` leaves open.
+
+    `after` (7,) is the action before, if there was one: the first one then fits it, and what the hand holds is kept.
+    """
+    hand, world = Controller(env, style, rng, int(PATIENCE * env.max_steps)), env.geometry()
+    if after is not None:
+        hand.take_over(after)
+    failure = None
+    try:
+        _solve(hand, world)
+        hand.stay(3)
+    except Failure as reason:
+        failure = str(reason)
+    if failure is None and not hand.record.successes[-1]:
+        failure = "goal not reached"
+    if failure is None:
+        _trim(hand.record)
+    return Episode(hand.record, failure, hand.retries)
+
+
+def _solve(hand: Controller, world: World) -> None:
+    """Reach all goals, and once more what a later one undid. Raises Failure."""
+    goals = in_order([tuple(goal) for goal in world.domain.parsed_problem["goal_state"]])
+    if in_hand := [goal for goal in goals if holds(hand, world, goal[1])]:
+        goals.sort(key=lambda goal: goal not in in_hand)
+    else:
+        _settle(hand, world)
+    for _ in range(ROUNDS):
+        for goal in goals:
+            _achieve(hand, world, goal, goals)
+        if all(world.holds(goal) for goal in goals):
+            return
+
+
+def _settle(hand: Controller, world: World) -> None:
+    """Wait for what falls."""
+    for _ in range(SETTLE_STEPS):
+        if world.still():
+            return
+        hand.stay(1)
+
+
+def in_order(goals: list[Goal]) -> list[Goal]:
+    """Goals in the order in which they can be reached: open, fill, close, and then what goes on top.
+
+    What is only closed, with nothing put inside before, is closed first. What goes into something comes before what
+    is stacked on it, so that no stack is carried.
+    """
+    filled = [goal[2].removesuffix("_heating_region") for goal in goals if goal[0] == "in"]
+
+    def rank(goal: Goal) -> int:
+        match goal:
+            case ("close", part):
+                return 3 if part in filled else 0
+            case ("open" | "turnon" | "turnoff", _):
+                return 1
+            case ("in", *_):
+                return 2
+        return 4
+
+    return sorted(goals, key=rank)
+
+
+def _achieve(hand: Controller, world: World, goal: Goal, goals: list[Goal]) -> None:
+    """Make a goal true by the skill for it, in a few tries. Raises Failure."""
+    for attempt in range(TRIES):
+        if world.holds(goal):
+            return
+        try:
+            _attempt(hand, world, goal, goals)
+            _settle(hand, world)
+        except Failure:
+            if attempt == TRIES - 1:
+                raise
+            hand.retries += 1
+            hand.release(0.08 * UP)
+
+
+def _attempt(hand: Controller, world: World, goal: Goal, goals: list[Goal]) -> None:
+    match goal:
+        case ("open", part) if world.is_site(part):
+            articulated.open_drawer(hand, world, part)
+        case ("open", part):
+            articulated.open_door(hand, world, part)
+        case ("close", part) if world.is_site(part):
+            articulated.close_drawer(hand, world, part)
+        case ("close", part):
+            articulated.close_door(hand, world, part)
+        case ("turnon" | "turnoff" as verb, stove):
+            articulated.turn_knob(hand, world, stove, verb == "turnon")
+        case ("on", name, site) if name.startswith("plate"):
+            dragging.drag(hand, world, name, site)
+        case ("in", name, site) if site.startswith(("microwave", "wooden_two_layer_shelf")):
+            insert(hand, world, name, site)
+        case ("in", name, site) if "cabinet" in site:
+            if articulated.Part(world, site).value > -0.12:
+                way = articulated.way_aside(world, site, name)
+                if way.any() and "bowl" in name:
+                    hand.style.speed = 1.0  # or the step limit may come first
+                    dragging.lead(hand, world, name, (world.position(name) + way)[:2], 0.012, tries=1)
+                articulated.open_drawer(hand, world, site, until=-0.14)
+            pick_and_place(hand, world, name, spots.in_drawer(world, name, site))
+        case ("in", name, site):
+            pick_and_place(hand, world, name, spots.in_region(world, name, site, _slot(goal, goals)))
+        case ("on", name, site) if site.startswith("wine_rack"):
+            pick_and_place(hand, world, name, spots.on_rack(world, name, world.parent(site)))
+        case ("on", name, site) if world.is_site(site):
+            pick_and_place(hand, world, name, spots.on_region(world, name, site, _slot(goal, goals)))
+        case ("on", name, other):
+            pick_and_place(hand, world, name, spots.on_object(world, name, other))
+        case _:
+            raise NotImplementedError(f"no skill for the goal {' '.join(goal)}")
+
+
+def _slot(goal: Goal, goals: list[Goal]) -> float:
+    """The object's place among those that go to the same destination: 0 alone, else -0.5, 0.5."""
+    same = [other for other in goals if other[0] == goal[0] and other[-1] == goal[-1]]
+    return same.index(goal) - (len(same) - 1) / 2
+
+
+def _trim(record: Record) -> None:
+    """Cut the episode AFTER_SUCCESS steps after the goal was reached for good."""
+    last_miss = max((step for step, success in enumerate(record.successes) if not success), default=0)
+    end = last_miss + 1 + AFTER_SUCCESS
+    for series in vars(record).values():
+        del series[end:]
