@@ -111,7 +111,7 @@ def step(name: str, command: list[str], environment: dict[str, str], log: Path, 
 
 def brought(runs: Path, out: Path, part_mb: float) -> list[str]:
     """The checkpoints of all runs, with their logs, in parts; their names."""
-    parts = runpy.run_path(str(ROOT / "src" / "apprentice" / "parts.py"))
+    parts = runpy.run_path(str(ROOT / "src" / "apprentice" / "offline" / "parts.py"))
     keep = [checkpoint.parent for checkpoint in sorted(runs.rglob("checkpoint")) if checkpoint.is_dir()]
     files = [file for run in keep for file in sorted((run / "checkpoint").rglob("*"))]
     files += [run / name for run in keep for name in ("config.json", "log.jsonl", "cost.json", "precision.json")]

@@ -323,16 +323,16 @@ EVAL = "eval --policies a=a --suite libero_goal --out-dir out"
 @pytest.mark.parametrize(
     ("edited", "again", "not_again"),
     [
-        ("device.py", [ALIGN, EVAL], ["split a b"]),
-        ("files.py", [ALIGN, EVAL, "collect --suite libero_goal --episodes 1 --out out"], []),
-        ("intervals.py", [EVAL], [ALIGN]),
-        ("pool.py", [EVAL], [ALIGN]),
+        ("common/device.py", [ALIGN, EVAL], ["split a b"]),
+        ("common/files.py", [ALIGN, EVAL, "collect --suite libero_goal --episodes 1 --out out"], []),
+        ("common/intervals.py", [EVAL], [ALIGN]),
+        ("common/pool.py", [EVAL], [ALIGN]),
         ("data/items.py", [ALIGN], ["doctor data"]),
         ("experts/act.py", [ALIGN], ["doctor data"]),
         ("vlm/base.py", [ALIGN, EVAL, "serve a"], ["doctor data"]),
         ("policy/modeling_apprentice.py", [ALIGN, EVAL], ["doctor data"]),
         ("distill/cache.py", [ALIGN], [EVAL]),
-        ("train.py", [f"{ALIGN} --rollouts 1"], [ALIGN]),
+        ("evaluate/during_training.py", [f"{ALIGN} --rollouts 1"], [ALIGN]),
         ("simulators/libero/dataset/doctor.py", ["doctor data"], [ALIGN, EVAL]),
         ("simulators/libero/simulator/env.py", [EVAL, f"{ALIGN} --rollouts 1"], [ALIGN]),
         ("nano/score/card.py", ["score-vlm --data a --run b --twin c"], [ALIGN, EVAL]),
@@ -353,7 +353,7 @@ def test_a_step_runs_again_if_a_file_that_it_imports_changed(
 
 def test_lerobots_commands_depend_on_the_plugin_alone(sources: Path) -> None:
     before = _code(["lerobot-train", "--policy.type=apprentice"])
-    (sources / "libero" / "env.py").write_text("")
+    (sources / "simulators" / "libero" / "simulator" / "env.py").write_text("")
     assert _code(["lerobot-train", "--policy.type=apprentice"]) == before != _code(["sh", "-c", "true"])
     (sources / "experts" / "seer" / "modeling_seer.py").write_text("")
     assert _code(["lerobot-train", "--policy.type=apprentice"]) != before

@@ -9,9 +9,8 @@ import apprentice
 from apprentice.closure import SRC, closure
 
 PACKAGE = Path(apprentice.__file__).parent
-ROOMS = ["data", "libero", "experts", "vlm", "policy", "distill", "evaluate", "serve"]
-# What any room may use.
-FLOOR = {"adapters", "errors", "files", "progress", "device", "intervals", "pool", "untrusted", "watch"}
+ROOMS = ["common", "data", "experts", "vlm", "policy", "distill", "simulators", "nano", "serve", "evaluate"]
+ALONE = {"offline"}  # imports `common` alone, and no room imports it
 
 
 def imported(file: Path) -> set[str]:
@@ -24,15 +23,25 @@ def imported(file: Path) -> set[str]:
     return {name.split(".")[1] for name in names if name.startswith("apprentice.")}
 
 
-@pytest.mark.parametrize("room", [room for room in ROOMS if (PACKAGE / room).exists()])
+@pytest.mark.parametrize("room", ROOMS)
 def test_a_room_imports_only_rooms_before_it(room: str) -> None:
-    allowed = FLOOR | set(ROOMS[: ROOMS.index(room) + 1])
+    allowed = set(ROOMS[: ROOMS.index(room) + 1])
     for file in (PACKAGE / room).rglob("*.py"):
         assert imported(file) <= allowed, file
+
+
+def test_every_folder_is_a_room() -> None:
+    folders = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
+    assert folders == {*ROOMS, *ALONE}
+
+
+def test_no_file_is_long_and_no_folder_crowded() -> None:
+    assert [f for f in PACKAGE.rglob("*.py") if len(f.read_text().splitlines()) > 400] == []
+    crowded = {f.parent for f in PACKAGE.rglob("*.py") if len(list(f.parent.glob("*.py"))) > 18}
+    assert crowded == set()
 
 
 def test_the_method_knows_no_simulator() -> None:
     """Whoever wants to understand alignment and fine-tuning reads these files and no more."""
     read = [file.relative_to(SRC / "apprentice") for file in closure(["apprentice.distill.stages"])]
-    assert {file.parts[0] for file in read if len(file.parts) > 1} == {"data", "experts", "vlm", "policy", "distill"}
-    assert not [file for file in read if "nano" in file.parts]
+    assert {file.parts[0] for file in read if len(file.parts) > 1} == set(ROOMS[: ROOMS.index("distill") + 1])

@@ -16,6 +16,8 @@ import torch
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies.factory import make_pre_post_processors
 from PIL import Image
+from tests import support
+from tests.experts import zoo
 from transformers import AutoConfig, AutoProcessor, dynamic_module_utils
 
 from apprentice import cli
@@ -25,8 +27,6 @@ from apprentice.common.untrusted import check_model, check_policy, place_of
 from apprentice.experts import load_expert
 from apprentice.nano.graft import graft
 from apprentice.vlm.base import VLM
-from tests import support
-from tests.experts import zoo
 
 BEFORE, AFTER = "policy_preprocessor.json", "policy_postprocessor.json"
 
@@ -433,5 +433,5 @@ def test_a_name_on_the_hub_is_loaded_in_the_revision_that_was_checked(
 
 def test_all_our_own_pass(honest_student: Path) -> None:
     check_policy(honest_student)
-    for asset in Path(__file__).parents[1].glob("assets/*/config.json"):
+    for asset in Path(__file__).parents[2].glob("assets/*/config.json"):
         (check_model if asset.parent.name.endswith("vlm") else check_policy)(asset.parent)

@@ -15,7 +15,7 @@ from tests.support import CAMERAS
 
 from apprentice.common.errors import UserError
 from apprentice.data.contract import Contract
-from apprentice.evaluate.protocol import Protocol
+from apprentice.serve.card import Execution
 from apprentice.serve.checkpoint import Checkpoint, inspect_checkpoint
 
 KINDS = ("act", "diffusion", "diffusion, n_obs_steps=1", "vqbet")
@@ -65,7 +65,7 @@ def by_lerobot(folder: Path) -> np.ndarray:
 
 
 def by_us(folder: Path, **execution: Any) -> np.ndarray:
-    policy = Checkpoint("x", folder, CPU, **execution)
+    policy = Checkpoint("x", folder, CPU, Execution(**execution))
     policy.reset(SEED)
     actions: list[np.ndarray] = []
     while len(actions) < STEPS:  # an observation only when a plan is due
@@ -99,8 +99,7 @@ def test_what_a_policy_cannot_do_is_refused(folders: dict[str, Path]) -> None:
     environment = Contract(cameras=CAMERAS)
 
     def inspect(kind: str, **execution: Any) -> int:
-        protocol = Protocol("libero_goal", (1,), 1, (), 8, 64, "fast", **execution)
-        return inspect_checkpoint("x", folders[kind], environment, protocol).n_action_steps
+        return inspect_checkpoint("x", folders[kind], environment, Execution(**execution)).n_action_steps
 
     assert (inspect("act"), inspect("act", n_action_steps=3), inspect("act", ensembling=0.01)) == (6, 3, 1)
     assert (inspect("diffusion"), inspect("diffusion", n_action_steps=7), inspect("vqbet")) == (4, 7, 1)

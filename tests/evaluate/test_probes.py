@@ -24,7 +24,8 @@ from apprentice.evaluate.episode.probes import (
 )
 from apprentice.evaluate.episode.trace import Trace
 from apprentice.evaluate.protocol import Protocol
-from apprentice.evaluate.results import Episode, Evaluation, PolicyCard, success_rows
+from apprentice.evaluate.results import Episode, Evaluation, success_rows
+from apprentice.serve.card import PolicyCard
 from apprentice.simulators.libero.simulator.env import LiberoEnv, environment
 from apprentice.simulators.libero.simulator.wording import paraphrases
 

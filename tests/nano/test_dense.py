@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from tests.vlm.tiny_nano import TINY
+from tests.nano.tiny_nano import TINY
 
 from apprentice.nano.batches import ENTITIES, Chat
 from apprentice.nano.dense import DenseHead, heat_loss

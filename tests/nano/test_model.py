@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.vlm.tiny_nano import TINY
+from tests.nano.tiny_nano import TINY
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from apprentice.common.errors import UserError

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from tests.vlm.tiny_nano import TINY
+from tests.nano.tiny_nano import TINY
 from transformers import AutoProcessor
 
 from apprentice.common.errors import UserError

@@ -14,14 +14,13 @@ from websockets.sync.client import connect
 
 from apprentice.common.errors import UserError
 from apprentice.data.contract import Contract
-from apprentice.evaluate.protocol import Protocol
 from apprentice.serve import client
+from apprentice.serve.card import PLAIN, Execution
 from apprentice.serve.checkpoint import Checkpoint, inspect_checkpoint
 from apprentice.serve.client import PolicyServer as Client
 from apprentice.serve.client import inspect_server
 from apprentice.serve.wire import pack, unpack
 
-PROTOCOL = Protocol("libero_goal", (1,), 1, (), 8, 64, "fast")
 ENVIRONMENT = Contract(cameras=CAMERAS, image_size=(64, 64), fps=20)
 
 
@@ -135,9 +134,9 @@ def test_two_clients_get_what_the_checkpoint_gives(act: Running, folders: dict[s
 
 
 def test_a_server_says_what_it_serves(act: Running, folders: dict[str, Path]) -> None:
-    card = inspect_server("x", act.address, ENVIRONMENT, PROTOCOL)
+    card = inspect_server("x", act.address, ENVIRONMENT, PLAIN)
     assert card == inspect_checkpoint("x", folders["act"], ENVIRONMENT)
-    short = Protocol("libero_goal", (1,), 1, (), 8, 64, "fast", n_action_steps=2)
+    short = Execution(n_action_steps=2)
     assert inspect_server("x", act.address, ENVIRONMENT, short).n_action_steps == 2
     policy = Client("x", act.address, 2)
     policy.reset(0)
@@ -153,7 +152,7 @@ def test_a_served_contract_is_checked(act: Running, monkeypatch: pytest.MonkeyPa
     ):
         monkeypatch.setitem(act.server.metadata, "contract", contract)
         with pytest.raises(UserError, match=said):
-            inspect_server("x", act.address, ENVIRONMENT.having(rotation=180), PROTOCOL)
+            inspect_server("x", act.address, ENVIRONMENT.having(rotation=180), PLAIN)
 
 
 @pytest.mark.parametrize(
@@ -216,14 +215,14 @@ def test_what_is_not_let_in(act: Running, monkeypatch: pytest.MonkeyPatch) -> No
         connection.send(b"\x00" * (largest + 1))
         with pytest.raises(ConnectionClosed, match="1009"):
             connection.recv()
-    assert inspect_server("x", act.address, ENVIRONMENT, PROTOCOL).type == "act"
+    assert inspect_server("x", act.address, ENVIRONMENT, PLAIN).type == "act"
 
 
 def test_a_client_says_what_is_wrong(act: Running) -> None:
     with pytest.raises(UserError, match=r"policy x: expected a policy server at ws://127\.0\.0\.1:9, found"):
-        inspect_server("x", "ws://127.0.0.1:9", ENVIRONMENT, PROTOCOL)
+        inspect_server("x", "ws://127.0.0.1:9", ENVIRONMENT, PLAIN)
     with pytest.raises(UserError, match="leave --ensembling out"):
-        inspect_server("x", act.address, ENVIRONMENT, Protocol("a", (), 1, (), 8, 64, "fast", ensembling=0.1))
+        inspect_server("x", act.address, ENVIRONMENT, Execution(ensembling=0.1))
     policy = Client("x", act.address, 7)
     policy.reset(0)
     with pytest.raises(UserError, match=r"policy x, .* expected 7 finite actions of size 7, found shape \(6, 7\)"):

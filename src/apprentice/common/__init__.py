@@ -1,1 +1,1 @@
-"""Common."""
+"""What any room may use: errors, files, devices, processes, progress, flags."""

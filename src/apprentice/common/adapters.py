@@ -5,13 +5,14 @@ Each folder is checked (`apprentice.common.untrusted`) before a library reads it
 
 import contextlib
 import io
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from apprentice.common.errors import UserError
 from apprentice.common.files import read_json
 from apprentice.common.untrusted import ADAPTER as FILE
-from apprentice.common.untrusted import check_policy
+from apprentice.common.untrusted import PROCESSORS, check_policy
 
 
 def whole_checkpoint(folder: Path | str) -> Path:
@@ -30,6 +31,42 @@ def whole_checkpoint(folder: Path | str) -> Path:
         )
     check_policy(base)
     return Path(base)
+
+
+def complete(folder: Path | str, whose: str = "") -> Path:
+    """The folder with all weights behind a checkpoint. Raises UserError, begun with `whose`, if a file is missing."""
+    folder = Path(folder)
+    whole = whole_checkpoint(folder)
+    weights = "model.safetensors" if whole == folder else "adapter_model.safetensors"
+    missing = [file for file in ("config.json", weights, *PROCESSORS) if not (folder / file).exists()]
+    if missing:
+        fix = "give the folder that holds config.json (for lerobot-train: checkpoints/last/pretrained_model)"
+        if missing == [*PROCESSORS]:
+            fix = (
+                "if LeRobot wrote it before it had processors: "
+                f"python -m lerobot.processor.migrate_policy_normalization --pretrained-path {folder}"
+            )
+        raise UserError(f"{whose}expected a LeRobot checkpoint in {folder}, found no {', '.join(missing)}; fix: {fix}")
+    return whole
+
+
+def load_config(folder: Path | str, whose: str = "") -> Any:
+    """The configuration of a complete checkpoint's policy.
+
+    Raises UserError, begun with `whose`, if a file is missing, or a field or its value is not known.
+    """
+    from draccus.utils import DecodingError
+    from lerobot.configs import PreTrainedConfig
+
+    complete(folder, whose)
+    try:
+        return PreTrainedConfig.from_pretrained(folder, local_files_only=True)
+    except (ValueError, TypeError, AttributeError, KeyError, DecodingError) as error:
+        raise UserError(
+            f"{whose}expected in {Path(folder) / 'config.json'} the settings of a policy that the installed LeRobot "
+            f"({version('lerobot')}) knows, found: {str(error).splitlines()[0]}; fix: install the LeRobot that wrote "
+            "it, or remove the field that is not known"
+        ) from error
 
 
 def load_processors(folder: Path | str, config: Any) -> tuple[Any, Any]:

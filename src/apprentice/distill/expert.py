@@ -24,7 +24,7 @@ from lerobot.processor import RenameObservationsProcessorStep
 from lerobot.utils.constants import ACTION, IMAGENET_STATS, OBS_STATE
 from torch import Tensor
 
-from apprentice.common.adapters import load_policy, load_processors
+from apprentice.common.adapters import load_config, load_policy, load_processors
 from apprentice.common.device import best_device, bfloat16_is_faster
 from apprentice.common.errors import UserError
 from apprentice.common.files import read_json, write_json
@@ -198,7 +198,7 @@ def configured(config: ExpertConfig) -> Any:
         kind = kind_of(init)
         if config.kind not in (None, kind):
             raise UserError(f"expected a {config.kind} in {init}, found a {kind}; fix: --kind={kind}, or none")
-        known = PreTrainedConfig.from_pretrained(init, local_files_only=True)
+        known = load_config(init)
         declared = type(known)
 
         def make(**fields: Any) -> Any:

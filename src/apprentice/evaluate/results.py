@@ -16,6 +16,7 @@ from apprentice.common.files import disk_full_at, fingerprint, inside, read_json
 from apprentice.common.intervals import wilson
 from apprentice.evaluate.episode.probes import PLAIN
 from apprentice.evaluate.protocol import Protocol
+from apprentice.serve.card import PolicyCard
 
 ALL = "all"
 Key = tuple[str, str, str, int, int, str, int]  # policy, checkpoint, conditions, task, told, probe, initial state
@@ -111,15 +112,6 @@ class ProbeRow:
     did_neither: int
     told_low95: float
     told_high95: float
-
-
-@dataclass(frozen=True)
-class PolicyCard:
-    """Which policy ran: its type, the fingerprint of its checkpoint, and after how many actions it plans again."""
-
-    type: str
-    checkpoint: str
-    n_action_steps: int
 
 
 @dataclass(frozen=True)

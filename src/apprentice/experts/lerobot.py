@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lerobot.configs import PreTrainedConfig
 from lerobot.policies.utils import populate_queues
 from lerobot.utils.constants import OBS_ENV_STATE, OBS_IMAGES, OBS_STATE
 from torch import Tensor, nn
 
-from apprentice.common.adapters import load_policy, load_processors
+from apprentice.common.adapters import load_config, load_policy, load_processors
 from apprentice.common.errors import UserError
 from apprentice.data.features import read_features
 from apprentice.experts.base import ActionExpert, Batch, affine_of, scaled_images, seeded
@@ -24,7 +23,7 @@ class LeRobotExpert(ActionExpert):
     """
 
     def __init__(self, path: Path | str, device: torch.device):
-        config: Any = PreTrainedConfig.from_pretrained(path, local_files_only=True)
+        config = load_config(path)
         config.device = str(device)
         self.kind = config.type
         self.config = self.offline(config)

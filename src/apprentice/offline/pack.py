@@ -19,7 +19,7 @@ from apprentice.common.files import cache_folder
 from apprentice.common.progress import console
 from apprentice.offline import parts
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SOURCE = ("src", "tests", "benchmarks", "scripts", "recipes", "pyproject.toml")
 # What training imports and a machine for PyTorch usually lacks, or has in another version; in this machine's versions.
 # Expected there: torch, torchvision, numpy, pandas, pyarrow, pillow, pyyaml, rich, einops, accelerate, safetensors,

@@ -74,6 +74,7 @@ class ApprenticePolicy(RealTime, PreTrainedPolicy):
     """A LeRobot policy. Its batches are raw: it normalises by itself, with statistics kept in its weights."""
 
     config_class = ApprenticeConfig  # type: ignore[assignment]
+    remembers_plans = True  # `predict_action_chunk` keeps the steps that it planned from; no frame between them is read
     name = "apprentice"  # type: ignore[assignment]
     config: ApprenticeConfig
 

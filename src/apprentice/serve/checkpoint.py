@@ -6,22 +6,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from apprentice.common.adapters import load_policy, load_processors, whole_checkpoint
+from apprentice.common.adapters import complete, load_config, load_policy, load_processors, whole_checkpoint
 from apprentice.common.errors import UserError
 from apprentice.common.files import fingerprint, read_json
-from apprentice.common.untrusted import PROCESSORS, check_policy
+from apprentice.common.untrusted import PROCESSORS
 from apprentice.data.contract import FILE as CONTRACT
 from apprentice.data.contract import Contract
 from apprentice.data.features import READ
-from apprentice.evaluate.protocol import Protocol
-from apprentice.evaluate.results import PolicyCard
+from apprentice.serve.card import PLAIN, Execution, PolicyCard
 
 ACTION_DIM = 7
 
 
-def inspect_checkpoint(name: str, folder: Path, environment: Contract, protocol: Protocol | None = None) -> PolicyCard:
+def inspect_checkpoint(name: str, folder: Path, environment: Contract, execution: Execution = PLAIN) -> PolicyCard:
     """Look at a checkpoint before anything is loaded. Raises UserError if it is incomplete or does not fit."""
-    whole = complete(name, folder)
+    whole = complete(folder, f"policy {name}: ")
     if (whole / CONTRACT).exists():
         environment.check(Contract.load(whole), "the environment", f"policy {name}")
     config = read_json(folder / "config.json")
@@ -34,8 +33,8 @@ def inspect_checkpoint(name: str, folder: Path, environment: Contract, protocol:
             f"policy {name}: expected inputs among {', '.join(offered)}, found {', '.join(asked)}; "
             "fix: train it on a dataset with LeRobot's LIBERO features"
         )
-    if protocol:
-        config |= vars(configured(name, folder, protocol.n_action_steps, protocol.ensembling))
+    if execution != PLAIN:
+        config |= vars(configured(name, folder, execution))
     return PolicyCard(config["type"], identity(folder), config.get("n_action_steps") or 1)
 
 
@@ -51,19 +50,6 @@ def rename_map(folder: Path) -> dict[str, str]:
     return {old: new for names in maps for old, new in names.items()}
 
 
-def complete(name: str, folder: Path) -> Path:
-    """The folder with all weights behind a checkpoint. Raises UserError if a file is missing."""
-    whole = whole_checkpoint(folder)
-    weights = "model.safetensors" if whole == folder else "adapter_model.safetensors"
-    missing = [file for file in ("config.json", weights, *PROCESSORS) if not (folder / file).exists()]
-    if missing:
-        raise UserError(
-            f"policy {name}: expected a LeRobot checkpoint in {folder}, found no {', '.join(missing)}; "
-            "fix: give the folder that holds config.json (for lerobot-train: checkpoints/last/pretrained_model)"
-        )
-    return whole
-
-
 def identity(folder: Path) -> str:
     """The fingerprint of a checkpoint's files, and of those behind it."""
     return fingerprint(*dict.fromkeys((folder, whole_checkpoint(folder))))
@@ -74,8 +60,8 @@ def longest_chunk(config: Any) -> int:
     return sum(index >= 0 for index in config.action_delta_indices or [0])
 
 
-def configured(name: str, folder: Path, n_action_steps: int | None = None, ensembling: float | None = None) -> Any:
-    """A checkpoint's configuration (LeRobot's) with the protocol's execution of chunks in place of its own.
+def configured(name: str, folder: Path, execution: Execution = PLAIN) -> Any:
+    """A checkpoint's configuration (LeRobot's) with another execution of its plans in place of its own.
 
     Raises UserError if its type is not known, or if the policy cannot act so.
     """
@@ -83,7 +69,7 @@ def configured(name: str, folder: Path, n_action_steps: int | None = None, ensem
     from lerobot.configs import PreTrainedConfig
     from lerobot.utils.import_utils import register_third_party_plugins
 
-    check_policy(folder)
+    complete(folder, f"policy {name}: ")
     register_third_party_plugins()  # ours are one of them
     kind = read_json(folder / "config.json").get("type")
     if kind not in PreTrainedConfig.get_known_choices():
@@ -91,7 +77,8 @@ def configured(name: str, folder: Path, n_action_steps: int | None = None, ensem
             f"policy {name}: expected a policy of LeRobot's or of an installed plugin, found type {kind}; "
             "fix: install the package lerobot_policy_... that has it"
         )
-    config: Any = PreTrainedConfig.from_pretrained(folder)
+    config = load_config(folder, f"policy {name}: ")
+    n_action_steps, ensembling = execution.n_action_steps, execution.ensembling
     if ensembling is not None:
         if config.n_obs_steps > 1:
             raise UserError(
@@ -122,24 +109,24 @@ class Checkpoint:
         name: str,
         folder: Path,
         device: torch.device,
-        n_action_steps: int | None = None,
-        ensembling: float | None = None,
+        execution: Execution = PLAIN,
     ):
         from lerobot.policies.act.modeling_act import ACTTemporalEnsembler
 
         self.name, self.action_dim = name, ACTION_DIM
-        config = configured(name, folder, n_action_steps, ensembling)
+        config = configured(name, folder, execution)
         config.pretrained_path, config.device = folder, str(device)
         self.policy = load_policy(folder, config)
         self.preprocess, self.postprocess = load_processors(folder, config)
         # Only `select_action` keeps a history of observations (in queues, even of one) or an ensemble of chunks, and it
-        # has to see every frame; our students remember what they planned from.
-        history = config.type != "apprentice" and (config.n_obs_steps > 1 or hasattr(self.policy, "_queues"))
+        # has to see every frame. A policy that says so remembers what it planned from.
+        remembers = getattr(self.policy, "remembers_plans", False)
+        history = not remembers and (config.n_obs_steps > 1 or hasattr(self.policy, "_queues"))
         self.every_step = history or getattr(config, "temporal_ensemble_coeff", None) is not None
         self.n_action_steps = 1 if self.every_step else config.n_action_steps
         self.ensembler: ACTTemporalEnsembler | None = None
-        if ensembling is not None:
-            self.ensembler = ACTTemporalEnsembler(ensembling, len(config.action_delta_indices))
+        if execution.ensembling is not None:
+            self.ensembler = ACTTemporalEnsembler(execution.ensembling, len(config.action_delta_indices))
 
     def reset(self, seed: int) -> None:
         """Begin an episode; a policy that samples does so from `seed`."""

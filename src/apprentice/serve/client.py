@@ -19,8 +19,7 @@ from websockets.sync.client import ClientConnection, connect
 from apprentice.common.errors import UserError
 from apprentice.common.files import fingerprint
 from apprentice.data.contract import Contract
-from apprentice.evaluate.protocol import Protocol
-from apprentice.evaluate.results import PolicyCard
+from apprentice.serve.card import Execution, PolicyCard
 from apprentice.serve.checkpoint import usable
 from apprentice.serve.wire import LARGEST, pack, unpack
 
@@ -39,12 +38,12 @@ def is_address(place: str) -> bool:
     return place.startswith(("ws://", "wss://"))
 
 
-def inspect_server(name: str, address: str, environment: Contract, protocol: Protocol) -> PolicyCard:
+def inspect_server(name: str, address: str, environment: Contract, execution: Execution) -> PolicyCard:
     """Ask a server what it is. Raises UserError if none answers, or if its policy does not fit."""
-    server = PolicyServer(name, address, protocol.n_action_steps)
-    server.reset(protocol.seed)
+    server = PolicyServer(name, address, execution.n_action_steps)
+    server.reset(0)
     server.close()
-    if protocol.ensembling is not None:
+    if execution.ensembling is not None:
         raise UserError(
             f"policy {name}: expected a checkpoint for temporal ensembling, found the server {address}; "
             "fix: leave --ensembling out; a server that makes ensembles is asked with --n-action-steps 1"

@@ -1,22 +1,23 @@
 """One checkpoint a task, evaluated as one policy: experts that read no instructions, chosen by the instruction."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from apprentice.common.errors import UserError
 from apprentice.common.files import fingerprint
 from apprentice.data.contract import Contract
-from apprentice.evaluate.protocol import Protocol
-from apprentice.evaluate.results import PolicyCard
 from apprentice.experts import checkpoints, read_tasks
+from apprentice.serve.card import Execution, PolicyCard
 from apprentice.serve.checkpoint import inspect_checkpoint
-from apprentice.simulators.libero.simulator.suites import tasks
 
 
-def inspect_by_task(name: str, file: Path, environment: Contract, protocol: Protocol) -> PolicyCard:
-    """Look at each task's checkpoint. Raises UserError if one does not fit, or a task of the protocol has none."""
-    for _, task in protocol.pairs:
-        told_folder(name, str(file), tasks(protocol.suite)[task].instruction)
-    cards = {folder: inspect_checkpoint(name, folder, environment, protocol) for folder in checkpoints(file)}
+def inspect_by_task(
+    name: str, file: Path, environment: Contract, execution: Execution, instructions: Iterable[str]
+) -> PolicyCard:
+    """Look at each task's checkpoint. Raises UserError if one does not fit, or one of the instructions has none."""
+    for instruction in instructions:
+        told_folder(name, str(file), instruction)
+    cards = {folder: inspect_checkpoint(name, folder, environment, execution) for folder in checkpoints(file)}
     kinds = {(card.type, card.n_action_steps) for card in cards.values()}
     if len(kinds) > 1:
         raise UserError(

@@ -105,7 +105,7 @@ class PolicyServer:
     """One policy and whoever is connected."""
 
     def __init__(self, folder: Path, clients: int = 32):
-        complete("policy", folder)
+        complete(folder)
         config = configured("policy", folder)
         self.policy = Checkpoint("policy", folder, best_device())
         self.policy.action_dim = config.output_features["action"].shape[0]

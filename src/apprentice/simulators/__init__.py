@@ -1,1 +1,1 @@
-"""Simulators."""
+"""Simulators behind one interface."""

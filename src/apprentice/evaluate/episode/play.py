@@ -18,8 +18,9 @@ from apprentice.evaluate.episode.recording import record
 from apprentice.evaluate.episode.trace import Trace
 from apprentice.evaluate.episode.video import encode
 from apprentice.evaluate.protocol import Protocol
-from apprentice.evaluate.results import Episode, PolicyCard
+from apprentice.evaluate.results import Episode
 from apprentice.evaluate.selfcheck.faults import watched
+from apprentice.serve.card import PolicyCard
 from apprentice.serve.checkpoint import Checkpoint, inspect_checkpoint
 from apprentice.serve.client import PolicyServer, inspect_server, is_address
 from apprentice.serve.one_a_task import inspect_by_task, told_folder
@@ -67,10 +68,11 @@ class Policy(Interface):
 def inspect(name: str, place: str, environment: Contract, protocol: Protocol) -> PolicyCard:
     """Look at a policy before anything runs. Raises UserError if it does not fit."""
     if is_address(place):
-        return inspect_server(name, place, environment, protocol)
+        return inspect_server(name, place, environment, protocol.execution)
     if Path(place).is_file():
-        return inspect_by_task(name, Path(place), environment, protocol)
-    return inspect_checkpoint(name, Path(place), environment, protocol)
+        instructions = [tasks(protocol.suite)[told].instruction for _, told in protocol.pairs]
+        return inspect_by_task(name, Path(place), environment, protocol.execution, instructions)
+    return inspect_checkpoint(name, Path(place), environment, protocol.execution)
 
 
 _policies: dict[tuple, Policy] = {}  # of this process
@@ -79,14 +81,13 @@ _policies: dict[tuple, Policy] = {}  # of this process
 def load(job: Job, instruction: str) -> Policy:
     """The policy of a job; loaded once in a process."""
     protocol = job.protocol
-    options = protocol.n_action_steps, protocol.ensembling
     place = job.place if is_address(job.place) else str(told_folder(job.policy, job.place, instruction))
-    key = (place, job.checkpoint, *options)
+    key = (place, job.checkpoint, protocol.execution)
     if key not in _policies:
         _policies[key] = (
             PolicyServer(job.policy, place, protocol.n_action_steps)
             if is_address(place)
-            else Checkpoint(job.policy, Path(place), best_device(), *options)
+            else Checkpoint(job.policy, Path(place), best_device(), protocol.execution)
         )
     return _policies[key]
 

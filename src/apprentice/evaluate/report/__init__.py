@@ -1,1 +1,1 @@
-"""Report."""
+"""The page and the tables of an evaluation."""

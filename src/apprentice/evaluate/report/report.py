@@ -198,7 +198,10 @@ def write_report(
 
 def _page() -> Template:
     page = Environment(
-        loader=PackageLoader("apprentice.evaluate", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=PackageLoader("apprentice.evaluate.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
     )
     page.filters.update(
         percent=percent, points=points, duration=duration, milliseconds=milliseconds, thousands=thousands

@@ -1,6 +1,6 @@
 """What the simulator did where its references were made, for `selfcheck.py` to compare with.
 
-    python -m apprentice.evaluate.selfcheck.references             # make them anew, with the simulator installed here: 2 minutes
+    python -m apprentice.evaluate.selfcheck.references             # with the simulator installed here: 2 minutes
     python -m apprentice.evaluate.selfcheck.references libero_10   # of one suite
 
 Of one task of each suite: where things lie in the first initial state once they settled, small pictures of it, and a

@@ -148,7 +148,7 @@ def _setting(suite: str, render: str) -> str:
     machine = [platform.node(), platform.machine(), os.environ.get("MUJOCO_GL", "")]
     code = Path(apprentice.simulators.libero.__file__).parent
     return fingerprint(
-        suite, render, str(versions()), content_of(suite), *machine, FILE, Path(__file__), *sorted(code.glob("*.py"))
+        suite, render, str(versions()), content_of(suite), *machine, FILE, Path(__file__), *sorted(code.rglob("*.py"))
     )
 
 

@@ -3,10 +3,9 @@
 from pathlib import Path
 
 import torch
-from lerobot.configs import PreTrainedConfig
 from torch import Tensor
 
-from apprentice.common.adapters import load_policy, load_processors
+from apprentice.common.adapters import load_config, load_policy, load_processors
 from apprentice.data.features import read_features
 from apprentice.experts.base import ActionExpert, Batch, affine_of, scaled_images
 
@@ -17,7 +16,7 @@ class SeerExpert(ActionExpert):
     kind = "seer"
 
     def __init__(self, path: Path | str, device: torch.device):
-        config = PreTrainedConfig.from_pretrained(path, local_files_only=True)
+        config = load_config(path)
         config.device = str(device)
         self.policy = load_policy(path, config, strict=True)
         self.preprocessor, self.postprocessor = load_processors(path, config)

@@ -1,1 +1,1 @@
-"""Score."""
+"""What the built-in VLM sees and answers in scenes that it was not trained on."""

@@ -1,1 +1,1 @@
-"""Simulator."""
+"""LIBERO's physics, pictures, suites and layouts."""
