@@ -9,7 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from importlib.metadata import distribution
+from importlib.metadata import distribution, version
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 
 import apprentice.cli
 import apprentice.commands
-from apprentice.cli import COMMANDS, explained, main
+from apprentice.cli import explained, main
+from apprentice.commands import COMMANDS, Command
 from apprentice.common.errors import UserError
 from apprentice.common.flags import LIMITS, Parser, parameters
 from apprentice.common.flags import _options as options_of
@@ -44,13 +45,19 @@ def test_help_is_complete_and_imports_nothing_heavy(command: str) -> None:
         assert name in done.stdout
 
 
-@pytest.mark.parametrize("place", sorted({place for _, place, _ in COMMANDS.values()}))
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"apprentice {version('lerobot_policy_apprentice')}\n"
+
+
+@pytest.mark.parametrize("place", sorted({command.flags for command in COMMANDS.values()}))
 def test_every_flag_has_a_description(place: str) -> None:
     undescribed = [parameter.name for parameter in parameters(place) if not parameter.description]
     assert not undescribed
 
 
-@pytest.mark.parametrize("place", sorted({place for command in COMMANDS.values() for place in command[1:]}))
+@pytest.mark.parametrize("place", sorted({place for c in COMMANDS.values() for place in (c.flags, c.function)}))
 def test_every_command_leads_somewhere(place: str) -> None:
     module, name = place.split(":")
     assert callable(getattr(importlib.import_module(module), name))
@@ -107,8 +114,8 @@ def sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "sample", raising=False)
     commands = {
-        "do": ("do it", "sample:Config", "sample:command"),
-        "call": ("call", "sample:plain", "sample:plain"),
+        "do": Command("run", "do it", "sample:command", "sample:Config"),
+        "call": Command("run", "call", "sample:plain"),
     }
     monkeypatch.setattr(apprentice.cli, "COMMANDS", commands)
     monkeypatch.setattr(apprentice.commands, "COMMANDS", commands)
@@ -235,7 +242,7 @@ def test_what_flags_name_is_looked_for_first(
 @pytest.mark.parametrize("command", COMMANDS)
 def test_defaults_are_within_the_limits_of_their_flags(command: str) -> None:
     parser = Parser(prog=f"apprentice {command}")
-    for parameter in parameters(COMMANDS[command][1]):
+    for parameter in parameters(COMMANDS[command].flags):
         if isinstance(parameter.default, int | float) and not isinstance(parameter.default, bool):
             limits = LIMITS.get(f"{command}.{parameter.name}", LIMITS.get(parameter.name))
             options = options_of(parameter.kind, limits)
@@ -365,9 +372,10 @@ def test_what_the_system_refuses_names_the_file(raised: Exception, message: str)
 SLEEP = """
 import signal, sys, time
 import apprentice.cli as cli
+from apprentice.commands import Command
 for number in (signal.SIGHUP, signal.SIGINT):  # under nohup, or behind a shell, both would be ignored
     signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-cli.COMMANDS["rates"] = ("wait", "wait:wait", "wait:wait")
+cli.COMMANDS["rates"] = Command("run", "wait", "wait:wait")
 sys.exit(cli.main(["rates", sys.argv[1]]))
 """
 
@@ -399,7 +407,8 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     )
     program = (
         "import apprentice.cli as cli, sys\n"
-        "cli.COMMANDS['fill'] = ('fill', 'full:fill', 'full:fill')\n"
+        "from apprentice.commands import Command\n"
+        "cli.COMMANDS['fill'] = Command('run', 'fill', 'full:fill')\n"
         "sys.exit(cli.main(['fill']))"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)

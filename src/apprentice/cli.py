@@ -72,7 +72,7 @@ def explained(error: Exception) -> tuple[str, int]:
 
 
 def _call(command: str, keywords: dict[str, Any]) -> Any:
-    declared, function = _load(COMMANDS[command][1]), called(command, keywords)
+    declared, function = _load(COMMANDS[command].flags), called(command, keywords)
     if is_dataclass(declared):
         return _load(function)(declared(**keywords))  # type: ignore[operator]
     return _load(function)(**keywords)

@@ -3,145 +3,160 @@
 Nothing here imports a command's own modules: a wrong flag must not wait for torch.
 """
 
+from argparse import SUPPRESS, RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import groupby
 from typing import Any
 
 from apprentice.checks import check
 from apprentice.common.errors import UserError, meant
 from apprentice.common.flags import Parser, add_flags
 
-# command: (what it does, where its parameters are declared, what it calls with them)
+
+@dataclass(frozen=True)
+class Command:
+    """One command.
+
+    Attributes:
+        group: under which `apprentice --help` lists it.
+        text: what it does.
+        function: what it calls, as "module:function".
+        declared: where its flags are declared, if they are not the parameters of `function`: a dataclass, which
+            `function` is then given.
+    """
+
+    group: str
+    text: str
+    function: str
+    declared: str = ""
+
+    @property
+    def flags(self) -> str:
+        return self.declared or self.function
+
+
 COMMANDS = {
-    "collect": (
-        "write demonstrations of LIBERO tasks with the scripted demonstrator",
+    "collect": Command(
+        "data",
+        "write demonstrations of a simulator's tasks with its scripted demonstrator",
         "apprentice.simulators.libero.dataset.collect:collect",
-        "apprentice.simulators.libero.dataset.collect:collect",
     ),
-    "correct": (
-        "let a policy act, then the demonstrator, and write its continuations as demonstrations",
+    "correct": Command(
+        "data",
+        "let a policy act, then the demonstrator, and write what the demonstrator does as demonstrations",
         "apprentice.evaluate.correct:correct",
-        "apprentice.evaluate.correct:correct",
     ),
-    "doctor": (
-        "replay a dataset's actions in LIBERO and name what is wrong with it",
+    "doctor": Command(
+        "data",
+        "replay a dataset's actions in the simulator and name what is wrong with the dataset",
         "apprentice.simulators.libero.dataset.doctor:doctor",
-        "apprentice.simulators.libero.dataset.doctor:doctor",
     ),
-    "scenes": (
-        "draw the scenes, with their truth, that the nano VLM learns from",
-        "apprentice.nano.scenes.dataset:generate",
-        "apprentice.nano.scenes.dataset:generate",
+    "train-expert": Command(
+        "experts",
+        "train a small policy on demonstrations: a Seer, or one of LeRobot's that can teach",
+        "apprentice.distill.expert:train_expert",
+        "apprentice.distill.expert:ExpertConfig",
     ),
-    "pretrain-vlm": (
-        "pre-train the nano VLM on generated scenes",
-        "apprentice.nano.pretrain:PretrainConfig",
-        "apprentice.nano.pretrain:pretrain",
-    ),
-    "score-vlm": (
-        "score the nano VLM on held-out scenes, against its text-only twin, and write its model card",
-        "apprentice.nano.score.score:score",
-        "apprentice.nano.score.score:score",
-    ),
-    "build-vlm": (
-        "join a pretrained language model and a vision tower to a VLM, and train the projector between them",
-        "apprentice.nano.build:BuildConfig",
-        "apprentice.nano.build:build_vlm",
-    ),
-    "import-seer": (
+    "import-seer": Command(
+        "experts",
         "turn a checkpoint of the public Seer code into an expert",
         "apprentice.experts.seer_full.import_seer:import_seer",
-        "apprentice.experts.seer_full.import_seer:import_seer",
     ),
-    "train-expert": (
-        "train a small policy on demonstrations: a Seer, or another that can teach",
-        "apprentice.distill.expert:ExpertConfig",
-        "apprentice.distill.expert:train_expert",
+    "expert-check": Command(
+        "experts", "find out whether a policy can teach on a dataset", "apprentice.distill.check:expert_check"
     ),
-    "expert-check": (
-        "tell whether a policy can teach on a dataset",
-        "apprentice.distill.check:expert_check",
-        "apprentice.distill.check:expert_check",
+    "scenes": Command(
+        "vision-language models",
+        "draw the pictures, with their truth, that the built-in VLM learns from",
+        "apprentice.nano.scenes.dataset:generate",
     ),
-    "plan": (
-        "tell what training will take: parameters, memory of a GPU, disk; no weights are fetched",
+    "pretrain-vlm": Command(
+        "vision-language models",
+        "pre-train the built-in VLM on these pictures",
+        "apprentice.nano.pretrain:pretrain",
+        "apprentice.nano.pretrain:PretrainConfig",
+    ),
+    "score-vlm": Command(
+        "vision-language models",
+        "score the built-in VLM on pictures that it did not learn from, and write its model card",
+        "apprentice.nano.score.score:score",
+    ),
+    "build-vlm": Command(
+        "vision-language models",
+        "join a language model and a vision tower to a VLM, and train the projector between them",
+        "apprentice.nano.build:build_vlm",
+        "apprentice.nano.build:BuildConfig",
+    ),
+    "ask": Command(
+        "vision-language models",
+        "ask a student, or a plain VLM, a question about pictures, and measure how far the student has drifted",
+        "apprentice.policy.ask:ask",
+    ),
+    "plan": Command(
+        "teach",
+        "estimate what training takes: parameters, GPU memory, disk; it fetches no weights",
         "apprentice.distill.plan:plan",
-        "apprentice.distill.plan:plan",
     ),
-    "align": (
-        "teach a VLM to produce an expert's latents",
-        "apprentice.distill.stages:StageConfig",
+    "align": Command(
+        "teach",
+        "stage 1: train a VLM to produce an expert's latents",
         "apprentice.distill.stages:align",
-    ),
-    "finetune": (
-        "train an aligned (or a fresh) student on demonstrations",
         "apprentice.distill.stages:StageConfig",
+    ),
+    "finetune": Command(
+        "teach",
+        "stage 2: train an aligned (or a fresh) student on demonstrations",
         "apprentice.distill.stages:finetune",
+        "apprentice.distill.stages:StageConfig",
     ),
-    "cache": (
-        "list or remove what was computed once for the frames of datasets",
-        "apprentice.distill.store:cache",
-        "apprentice.distill.store:cache",
-    ),
-    "ask": (
-        "ask a student, or a plain VLM, a question about images, and tell how far it has drifted",
-        "apprentice.policy.ask:ask",
-        "apprentice.policy.ask:ask",
-    ),
-    "eval": (
-        "run policies in closed loop on a benchmark's initial states",
-        "apprentice.evaluate.rollout:evaluate",
-        "apprentice.evaluate.rollout:evaluate",
-    ),
-    "selfcheck": (
-        "compare the simulator with the references that results rely on; `eval` does so at its start",
-        "apprentice.evaluate.selfcheck.selfcheck:selfcheck",
-        "apprentice.evaluate.selfcheck.selfcheck:selfcheck",
-    ),
-    "compare": (
+    "eval": Command("measure", "run policies in closed loop on a benchmark", "apprentice.evaluate.rollout:evaluate"),
+    "compare": Command(
+        "measure",
         "compare two policies on the same episodes, the worst tasks first",
         "apprentice.evaluate.compare:compare",
-        "apprentice.evaluate.compare:compare",
     ),
-    "rates": (
+    "rates": Command(
+        "measure",
         "print the success rates of evaluations, and of all of them together",
         "apprentice.evaluate.compare:rates",
-        "apprentice.evaluate.compare:rates",
     ),
-    "record": (
+    "record": Command(
+        "measure",
         "write the success rates of an evaluation into a file of results",
         "apprentice.evaluate.report.measured:record",
-        "apprentice.evaluate.report.measured:record",
     ),
-    "serve": (
-        "put a policy behind a port, for openpi's clients and `apprentice eval`",
-        "apprentice.serve.server:serve",
-        "apprentice.serve.server:serve",
+    "report": Command(
+        "measure", "write the page and results.json of an evaluation", "apprentice.evaluate.report.report:write_report"
     ),
-    "report": (
-        "write the page and results.json of an evaluation",
-        "apprentice.evaluate.report.report:write_report",
-        "apprentice.evaluate.report.report:write_report",
+    "serve": Command(
+        "run", "serve a policy on a port, for openpi's clients and `apprentice eval`", "apprentice.serve.server:serve"
     ),
-    "pack": (
+    "run": Command(
+        "run", "run a recipe: all steps of an experiment, each only if it has to run", "apprentice.recipe:run_recipe"
+    ),
+    "selfcheck": Command(
+        "keep in order",
+        "compare the simulator with the references that results rely on (`eval` begins with it)",
+        "apprentice.evaluate.selfcheck.selfcheck:selfcheck",
+    ),
+    "cache": Command(
+        "keep in order",
+        "list or remove what was computed once for the frames of datasets",
+        "apprentice.distill.store:cache",
+    ),
+    "pack": Command(
+        "keep in order",
         "pack what training takes, for a GPU machine without network or simulator",
         "apprentice.offline.pack:pack",
-        "apprentice.offline.pack:pack",
     ),
-    "split": (
+    "split": Command(
+        "keep in order",
         "write a folder, such as a checkpoint, as parts of limited size with checksums",
         "apprentice.offline.parts:split",
-        "apprentice.offline.parts:split",
     ),
-    "join": (
-        "put a folder together from its parts",
-        "apprentice.offline.parts:join",
-        "apprentice.offline.parts:join",
-    ),
-    "run": (
-        "run a recipe: all steps of an experiment, each only if it has to",
-        "apprentice.recipe:run_recipe",
-        "apprentice.recipe:run_recipe",
-    ),
+    "join": Command("keep in order", "put a folder together from its parts", "apprentice.offline.parts:join"),
 }
 # the parameters that a command takes without a flag
 POSITIONAL = {
@@ -167,13 +182,21 @@ WITH_ROLLOUTS = {name: f"apprentice.evaluate.during_training:{name}" for name in
 
 def called(command: str, keywords: Mapping[str, Any]) -> str:
     """What a command calls, as "module:function"."""
-    return WITH_ROLLOUTS[command] if keywords.get("rollouts") else COMMANDS[command][2]
+    return WITH_ROLLOUTS[command] if keywords.get("rollouts") else COMMANDS[command].function
 
 
 def modules_of(words: Sequence[str]) -> list[str]:
     """The modules that a command line calls and reads its flags from."""
     command, keywords = parse(words, folders=False)
-    return [place.partition(":")[0] for place in (COMMANDS[command][1], called(command, keywords))]
+    return [place.partition(":")[0] for place in (COMMANDS[command].flags, called(command, keywords))]
+
+
+def overview() -> str:
+    """What `apprentice --help` shows: every command, by what one is about to do."""
+    lines = ["A vision-language model learns to act from a small expert.", ""]
+    for group, commands in groupby(COMMANDS.items(), key=lambda item: item[1].group):
+        lines += [f"{group}:", *(f"  {name:13} {command.text}" for name, command in commands), ""]
+    return "\n".join([*lines, "apprentice COMMAND --help says what a command takes."])
 
 
 def parse(words: Sequence[str], folders: bool = True) -> tuple[str, dict[str, Any]]:
@@ -182,19 +205,26 @@ def parse(words: Sequence[str], folders: bool = True) -> tuple[str, dict[str, An
     Raises UserError for a wrong flag or value; with `folders`, also for a folder or file that is not there, or that is
     not what the flag wants. SystemExit after --help.
     """
-    parser = Parser(prog="apprentice", description="A vision-language model learns to act from a small expert.")
-    known = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+    parser = Parser(
+        prog="apprentice",
+        usage="apprentice [-h] [--version] COMMAND ...",
+        description=overview(),
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"apprentice {version('lerobot_policy_apprentice')}")
+    known = parser.add_subparsers(
+        dest="command", required=True, help=SUPPRESS, metavar="", prog="apprentice", parser_class=Parser
+    )
     chosen = words[0] if words else ""
-    for name, (text, place, _) in COMMANDS.items():
-        command = known.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        if name != chosen:
-            continue
+    if chosen in COMMANDS:
+        text = COMMANDS[chosen].text
+        command = known.add_parser(chosen, description=text[0].upper() + text[1:] + ".")
         command.named = True
-        add_flags(command, place, POSITIONAL.get(name, ()))
+        add_flags(command, COMMANDS[chosen].flags, POSITIONAL.get(chosen, ()))
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     if not chosen:
         raise UserError(f"expected a command of {', '.join(COMMANDS)}, found none; fix: apprentice --help")
-    if not chosen.startswith("-") and chosen not in COMMANDS:
+    if chosen not in (*COMMANDS, "-h", "--help", "--version"):
         raise UserError(f"expected a command of {', '.join(COMMANDS)}, found {chosen}; fix: {meant(chosen, COMMANDS)}")
     keywords = vars(parser.parse_args(words))
     check(keywords.pop("command"), keywords, POSITIONAL.get(chosen, ()), folders)
