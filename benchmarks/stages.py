@@ -31,6 +31,7 @@ from apprentice.data.dataset import open_dataset
 from apprentice.data.items import Items
 from apprentice.evaluate.rollout import evaluate
 from apprentice.policy.configuration_apprentice import ApprenticeConfig
+from apprentice.policy.inputs import camera_images
 from apprentice.policy.modeling_apprentice import EXPERT_LATENTS, IMAGE_TOKENS, PREFIX, ApprenticePolicy
 from apprentice.policy.processor_apprentice import make_apprentice_pre_post_processors
 
@@ -117,9 +118,9 @@ def training(policy: ApprenticePolicy, stage: str, batch: dict[str, Any]) -> Cal
 @torch.no_grad()
 def stages(policy: ApprenticePolicy, batch: dict[str, Any]) -> dict[str, tuple[int, Callable[[], Any]]]:
     """By name: samples of a call, and the call."""
-    tokens, latents = policy.vlm.image_tokens(policy.images(batch)), policy.expert.encode(batch)
+    tokens, latents = policy.vlm.image_tokens(camera_images(policy.config, batch)), policy.expert.encode(batch)
     length = policy.prompt(batch).ids.shape[1]
-    packed = policy.vlm.pack(policy.prefix({**batch, IMAGE_TOKENS: tokens}, length))
+    packed = policy.prefix({**batch, IMAGE_TOKENS: tokens}, length).pack()
     small = {key: batch[key] for key in ("observation.state", "action", "action_is_pad", "task")}
     seen = {**small, IMAGE_TOKENS: tokens, EXPERT_LATENTS: latents}
     one = {key: value[:1] for key, value in batch.items()}

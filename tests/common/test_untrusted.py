@@ -8,6 +8,7 @@ import pickle
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ from transformers import AutoConfig, AutoProcessor, dynamic_module_utils
 from apprentice import cli
 from apprentice.common.adapters import load_policy
 from apprentice.common.errors import UserError
+from apprentice.common.files import write_json
 from apprentice.common.untrusted import check_model, check_policy, place_of
 from apprentice.experts import load_expert
 from apprentice.nano.graft import graft
+from apprentice.nano.pretrain import PretrainConfig
 from apprentice.vlm.base import VLM
 
 BEFORE, AFTER = "policy_preprocessor.json", "policy_postprocessor.json"
@@ -272,7 +275,7 @@ def test_no_way_in_runs_a_vlms_code(
     for name, blind in (("RUN", False), ("TWIN", True)):
         places[name].mkdir()
         (places[name] / "model").symlink_to(vlm)
-        (places[name] / "config.json").write_text(json.dumps({"blind": blind}))
+        write_json(places[name] / "config.json", asdict(PretrainConfig("data", "out", blind=blind)))
     assert cli.main([str(places.get(word, word)) for word in VLM_WAYS[way]]) == 2
     told = capsys.readouterr().err
     assert "expected no code to run in" in told and "tokenizer_config.json, found auto_map" in told

@@ -23,6 +23,7 @@ from apprentice.distill.cache import WHAT, Frozen, cached
 from apprentice.distill.rows import Rows, content
 from apprentice.distill.samples import Samples, order
 from apprentice.distill.store import About, entries, frames_folder
+from apprentice.policy.inputs import camera_images
 from apprentice.policy.modeling_apprentice import EXPERT_LATENTS, IMAGE_TOKENS, PREFIX, ApprenticePolicy
 from apprentice.vlm.packed import packed, unpacked
 
@@ -279,7 +280,7 @@ def test_each_view_is_what_the_vlm_makes_of_changed_pictures(student: Apprentice
     plain = make_batch(small_dataset, FRAMES.tolist())
     assert torch.equal(found["observation.state"], plain["observation.state"])
     torch.testing.assert_close(found[EXPERT_LATENTS], student.expert.encode(plain))  # of the picture itself
-    pictures = student.images(plain)
+    pictures = camera_images(student.config, plain)
     rows = [view_of([each[[i]] for each in pictures], FRAMES[[i]], view) for i, view in enumerate(views.tolist())]
     changed = [torch.cat(camera) for camera in zip(*rows, strict=True)]
     for ours, its in zip(changed, pictures, strict=True):

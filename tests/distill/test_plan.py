@@ -184,3 +184,15 @@ def test_it_needs_a_configuration_alone(
     assert "768.0 kB" in sizes["expert latents"] and "frozen" in sizes["vision tower"]
     with pytest.raises(UserError, match="expected a VLM's folder or its name on the hub, found 'nobody/nothing'"):
         plan("nobody/nothing", str(small_expert))
+
+
+def test_names_and_sizes_are_those_of_a_dataset(small_dataset: Path, small_expert: Path, small_vlm: Path) -> None:
+    model = str(small_vlm), str(small_expert)
+    with pytest.raises(UserError, match=r"expected --rename and --resize of a dataset, found none; fix: --dataset"):
+        plan(*model, rename={"observation.images.top": "observation.images.image"})
+    with pytest.raises(
+        UserError, match=r"expected --rename OLD=NEW of features of .*, found no observation.images.top"
+    ):
+        plan(*model, dataset=str(small_dataset), rename={"observation.images.top": "observation.images.image"})
+    with pytest.raises(UserError, match=r"expected --resize CAMERA=HEIGHTxWIDTH .*, found observation.images.image=32"):
+        plan(*model, dataset=str(small_dataset), resize={"observation.images.image": "32"})

@@ -208,20 +208,30 @@ def test_a_student_that_is_none_is_named(
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "begun").mkdir()
-    (tmp_path / "begun" / "config.json").write_text('{"stage": "align"}')
     for place, found in (
-        (tmp_path / "empty", "no config.json"),
-        (tmp_path / "nowhere", "no config.json"),
-        (small_dataset, "no config.json"),
+        (tmp_path / "empty", "an empty folder"),
+        (tmp_path / "nowhere", "no such folder"),
+        (small_dataset, "a dataset"),
+        (small_dataset / "meta", "no config.json"),
         (small_expert, "a policy of type seer"),
         (small_vlm, "another model"),
-        (tmp_path / "begun", "a run without a checkpoint"),
     ):
-        with pytest.raises(UserError, match=f"expected a student.*found {found}; fix: --student=FOLDER"):
+        with pytest.raises(UserError, match=f"^expected a student.*found {found}; fix: .*align as --student$"):
             settled("finetune", tuning(place, config))
+    file = tmp_path / "begun" / "config.json"
+    for stage in ("align", "finetune"):
+        file.write_text(f'{{"stage": "{stage}"}}')
+        again = f"found a run of {stage} that has no checkpoint yet; fix: .*apprentice {stage} ... --out .*begun$"
+        with pytest.raises(UserError, match=again):
+            settled("finetune", tuning(file.parent, config))
+    file.write_text('{"stage": "train-expert"}')
+    with pytest.raises(UserError, match=r"found a run of train-expert; fix: .*align as --student$"):
+        settled("finetune", tuning(file.parent, config))
     for damaged in ("{", "[]", '{"type": "apprentice", "no_such_field": 1}', '{"type": "apprentice", "scratch": {}}'):
         (tmp_path / "empty" / "config.json").write_text(damaged)
-        with pytest.raises(UserError, match=r"expected a student's settings in .*config\.json, found: .* fix: copy"):
+        with pytest.raises(
+            UserError, match=r"^expected a student's settings (in|at) .*config\.json, found.* fix: [^\n]*$"
+        ):
             settled("finetune", tuning(tmp_path / "empty", config))
 
 

@@ -1,6 +1,7 @@
 """Training on datasets as users have them: cameras of different sizes and other names, unread columns, other units."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,22 @@ from lerobot.policies.factory import make_pre_post_processors
 from lerobot.utils.feature_utils import dataset_to_policy_features
 from safetensors.torch import load_file, save_file
 from tests.data.test_recordings import TABLE, TOP, WRIST, record
+from tests.serve.running import Running
+from websockets.sync.client import connect
 
+from apprentice.common.adapters import rename_map
 from apprentice.common.errors import UserError
+from apprentice.data.contract import Contract
 from apprentice.data.dataset import column, open_dataset
 from apprentice.data.frames import seen_at
 from apprentice.distill.check import expert_check
 from apprentice.distill.stages import StageConfig, align, finetune
 from apprentice.experts import load_expert
 from apprentice.policy.modeling_apprentice import ApprenticePolicy
-from apprentice.serve.checkpoint import read_inputs, rename_map
+from apprentice.serve.checkpoint import inspect_checkpoint, read_inputs
+from apprentice.serve.questions import Question, Reader
 from apprentice.serve.server import PolicyServer
+from apprentice.serve.wire import pack, unpack
 
 CPU = torch.device("cpu")
 FRONT = "observation.images.front"
@@ -142,6 +149,36 @@ def test_other_names_and_sizes_from_dataset_to_robot(
     found = policy.predict_action_chunk(before({**robot, "task": "go"}))
     learned = seen_at(open_dataset(root, names, sizes), np.array([2]))
     torch.testing.assert_close(found, policy.predict_action_chunk(learned), atol=2e-2, rtol=0)
+
+    inspect_checkpoint("student", student, Contract(cameras=(FRONT, WRIST), fps=20))
+    with pytest.raises(UserError, match=r"cameras: the environment has .*, policy student has"):
+        inspect_checkpoint("student", student, Contract(cameras=(WRIST, FRONT)))
+    served = Running(student)
+    state = robot["observation.state"].numpy()
+    pictures = {key: robot[key].permute(1, 2, 0).numpy() for key in (FRONT, WRIST)}
+    try:
+        with connect(served.address, compression=None) as client:
+            assert unpack(client.recv())["contract"]["cameras"] == [FRONT, WRIST]
+            answers = []
+            for name in (FRONT, TOP, "observation.images.else"):  # the robot's, the student's, nobody's
+                images = {name: pictures[FRONT], WRIST: pictures[WRIST]}
+                client.send(pack({**images, "observation.state": state, "prompt": "go"}))
+                answers.append(client.recv())
+    finally:
+        served.stop()
+    for answer in answers[:2]:
+        np.testing.assert_allclose(unpack(answer)["actions"], found[0].numpy(), atol=1e-4)
+    assert re.match(rf"expected {FRONT} or {TOP}, found observation.images.else, ", answers[2])
+
+
+def test_cameras_that_exchange_names_are_renamed_once(aligned: Path) -> None:
+    config = ApprenticePolicy.from_pretrained(aligned).config
+    reader = Reader(config, {TOP: WRIST, WRIST: TOP})
+    pictures = {key: np.zeros((64, width, 3), np.uint8) for key, width in ((TOP, 64), (WRIST, 96))}  # as the other's
+    asked = reader.read(pack({**pictures, "observation.state": np.zeros(6, np.float32), "prompt": "go"}))
+    assert isinstance(asked, Question) and {k: v.shape for k, v in asked.observation.items() if k in pictures} == {
+        key: image.shape for key, image in pictures.items()
+    }
 
 
 @pytest.mark.parametrize(

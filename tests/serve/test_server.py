@@ -148,7 +148,12 @@ def test_a_served_contract_is_checked(act: Running, monkeypatch: pytest.MonkeyPa
     turned = {"cameras": list(CAMERAS), "rotation": 0}
     for contract, said in (
         (turned, "rotation: the environment has 180, policy x has 0"),
-        ({"a": 1}, "found TypeError"),
+        (
+            {"a": 1},
+            r"contract from policy x at ws://.* found in a: an unknown key; .*; fix: leave it out of the server's",
+        ),
+        ({"cameras": 5}, r"found in cameras: input should be a valid array, 5; fix"),
+        ([3], r"contract from policy x at ws://.* found"),
     ):
         monkeypatch.setitem(act.server.metadata, "contract", contract)
         with pytest.raises(UserError, match=said):

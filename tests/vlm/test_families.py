@@ -17,6 +17,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from apprentice.policy.modeling_apprentice import TRAINED, ApprenticePolicy
 from apprentice.vlm.base import VLM
+from apprentice.vlm.prefix import Prefix
 from apprentice.vlm.prompt import Prompt
 
 ASKED = ["stop", "put the bowl on the stove", "turn on the stove"]
@@ -215,14 +216,14 @@ def test_split(vlm: VLM, side: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.no_grad():
         seen = vlm.image_tokens(pictures(2).unbind(1))
         prefix = vlm.prefix(prompt, seen)
-        packed = vlm.pack(prefix)
+        packed = prefix.pack()
     whole, split = vlm.whole(prompt, seen, tokens), vlm.suffix(prefix, tokens)
     near(split, whole)
     near(*(torch.autograd.grad(out.square().mean(), tokens)[0] for out in (split, whole)))
     if side == "left":  # as `prompt` does it; on the right, padding takes room in a sliding window
         near(vlm.whole(vlm.prompt(ASKED[:1], SIZES), seen[:1], tokens[:1]), whole[:1])
     if packed is not None:
-        near(vlm.suffix(vlm.unpack(packed, prompt), tokens), whole)
+        near(vlm.suffix(Prefix.unpack(packed, prompt, vlm.model), tokens), whole)
 
 
 @torch.no_grad()
@@ -232,11 +233,11 @@ def test_cached_prefix(vlm: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = torch.randn(3, 5, vlm.hidden_size, generator=torch.Generator().manual_seed(1))
     text = vlm.model.get_decoder().config
     if "sliding_attention" in (getattr(text, "layer_types", None) or []):
-        assert text.sliding_window < prompt.ids.shape[1] and vlm.pack(vlm.prefix(prompt, seen)) is None
+        assert text.sliding_window < prompt.ids.shape[1] and vlm.prefix(prompt, seen).pack() is None
         monkeypatch.setattr(text, "sliding_window", 1024)
-    packed = vlm.pack(vlm.prefix(prompt, seen))
+    packed = vlm.prefix(prompt, seen).pack()
     assert packed is not None
-    near(vlm.suffix(vlm.unpack(packed, prompt), tokens), vlm.whole(prompt, seen, tokens))
+    near(vlm.suffix(Prefix.unpack(packed, prompt, vlm.model), tokens), vlm.whole(prompt, seen, tokens))
 
 
 def conversation(vlm: VLM, images: Tensor, question: str, answer: str) -> Any:

@@ -7,12 +7,70 @@ import contextlib
 import io
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from apprentice.common.errors import UserError
 from apprentice.common.files import read_json
 from apprentice.common.untrusted import ADAPTER as FILE
 from apprentice.common.untrusted import PROCESSORS, check_policy
+
+
+class Feature(TypedDict):
+    """What a policy's config.json says of an input or output."""
+
+    type: str
+    shape: list[int]
+
+
+class PolicyFile(TypedDict):
+    """What is read of a policy's config.json."""
+
+    type: str
+    input_features: dict[str, Feature]
+
+
+class StepSettings(TypedDict):
+    """What is read of a processor step's settings."""
+
+    rename_map: NotRequired[dict[str, str] | None]
+
+
+class ProcessorStep(TypedDict):
+    """What is read of a processor step; its state is a file beside it."""
+
+    registry_name: NotRequired[str]
+    config: NotRequired[StepSettings]
+    state_file: NotRequired[str]
+
+
+class ProcessorFile(TypedDict):
+    """What is read of policy_preprocessor.json."""
+
+    steps: list[ProcessorStep]
+
+
+def policy_file(folder: Path | str) -> dict[str, Any]:
+    """A policy's config.json, with all its fields. Raises FileNotFoundError and FileError."""
+    found: dict[str, Any] = read_json(Path(folder) / "config.json", PolicyFile, "a policy's configuration", more=True)
+    return found
+
+
+def policy_type(folder: Path | str) -> str | None:
+    """The kind of policy in a folder, None for a model that is none. Raises FileNotFoundError and FileError."""
+    kind: str | None = read_json(Path(folder) / "config.json", dict[str, Any], "a model's configuration").get("type")
+    return kind
+
+
+def preprocessing(folder: Path | str) -> list[ProcessorStep]:
+    """The steps before a policy. Raises FileNotFoundError and FileError."""
+    file: ProcessorFile = read_json(Path(folder) / PROCESSORS[0], ProcessorFile, "a policy's processor", more=True)
+    return file["steps"]
+
+
+def rename_map(folder: Path | str) -> dict[str, str]:
+    """The names that a checkpoint's processor gives to observations, by those that it is sent."""
+    maps = [step.get("config", {}).get("rename_map") or {} for step in preprocessing(folder)]
+    return {old: new for names in maps for old, new in names.items()}
 
 
 def whole_checkpoint(folder: Path | str) -> Path:
@@ -23,7 +81,7 @@ def whole_checkpoint(folder: Path | str) -> Path:
     check_policy(folder)
     if not (Path(folder) / FILE).exists():
         return Path(folder)
-    base = read_json(Path(folder) / FILE).get("base_model_name_or_path")
+    base = read_json(Path(folder) / FILE, dict[str, Any], "adapters' configuration").get("base_model_name_or_path")
     if not isinstance(base, str) or not Path(base).is_dir():
         raise UserError(
             f"expected in {base} the checkpoint that the adapters in {folder} were trained on, found none; "

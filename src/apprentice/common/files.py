@@ -21,6 +21,7 @@ from typing import IO, Any
 from apprentice.common.errors import FileError, UserError, meant
 
 PATIENCE = 10.0  # s for what a killed run left behind to end
+FIX = "put back what was written there, or write it again"  # of a file that is damaged
 UNFINISHED = ".unfinished"  # how the names of folders end in which something is being written
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
@@ -246,10 +247,12 @@ def read_text(path: Path | str, what: str = "a text file") -> str:
     return text
 
 
-def read_json(path: Path | str, kind: Any = Any, what: str = "") -> Any:
-    """Read a JSON file that holds a `kind`: any type, also a dataclass. Raises FileNotFoundError and FileError."""
+def read_json(path: Path | str, kind: Any = Any, what: str = "", more: bool = False) -> Any:
+    """Read a JSON file that holds a `kind`: any type, also a dataclass. With `more`, a typed dictionary may have other
+    fields, too. Raises FileNotFoundError and FileError.
+    """
     what = what or "a JSON file"
-    return checked(read_text(path, what), kind, what, f"at {path}")
+    return checked(read_text(path, what), kind, what, f"at {path}", more)
 
 
 def read_lines(path: Path | str, kind: Any, what: str, whole: bool = False) -> list[Any]:
@@ -279,15 +282,15 @@ def read_yaml(path: Path | str, kind: Any, what: str) -> Any:
     return checked(text, kind, what, f"at {path}")
 
 
-def checked(text: str, kind: Any, what: str, where: str) -> Any:
-    """JSON as a `kind`, checked against it field by field; a field that it does not have is an error, too.
+def checked(text: str, kind: Any, what: str, where: str, more: bool = False, fix: str = FIX) -> Any:
+    """JSON as a `kind`, checked against it field by field; without `more`, a field that it does not have is an error.
 
     Raises FileError, with the first field that is wrong.
     """
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        return TypeAdapter(kind).validate_json(text, strict=True, extra="forbid")
+        return TypeAdapter(kind).validate_json(text, strict=True, extra="allow" if more else "forbid")
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"])
@@ -299,10 +302,9 @@ def checked(text: str, kind: Any, what: str, where: str) -> Any:
         elif field and first["type"] not in ("missing", "json_invalid"):
             shown = repr(first["input"])
             found += f", {shown if len(shown) < 60 else shown[:57] + '...'}"
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        others = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         raise FileError(
-            f"expected {what} {where}, found{f' in {field}' if field else ''}: {found}{more}; "
-            "fix: put back what was written there, or write it again"
+            f"expected {what} {where}, found{f' in {field}' if field else ''}: {found}{others}; fix: {fix}"
         ) from error
 
 

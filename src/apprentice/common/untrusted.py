@@ -19,8 +19,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
-from apprentice.common.errors import UserError
-from apprentice.common.files import inside
+from apprentice.common.errors import FileError, UserError
+from apprentice.common.files import inside, read_text
 
 # Steps that compute with what they are given. Not on the list: what imports or downloads a model that it names
 # (action_tokenizer_processor trusts remote code, reward_classifier_processor, groot's, molmoact2's, eo1's) and what
@@ -222,7 +222,9 @@ def _is_lerobots(kind: str) -> bool:
 
 def _parsed(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(read_text(file, "JSON"))
+    except FileError:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"expected JSON in {file}, found: {error}; fix: copy the file again") from error
 

@@ -32,13 +32,6 @@ LIBERO_STATE = (
 )
 LIBERO_ACTION = ("dx 0.05m", "dy 0.05m", "dz 0.05m", "drx 0.5rad", "dry 0.5rad", "drz 0.5rad", "gripper")
 
-KINDS: dict[str, Any] = {
-    **dict.fromkeys(("cameras", "image_size", "state", "action"), list),
-    **dict.fromkeys(("gripper", "statistics", "render"), str),
-    **dict.fromkeys(("rotation", "fps", "horizon"), (int, float)),
-    "versions": dict,
-}
-
 FIX = {
     "cameras": "rename the dataset's cameras (--rename YOURS=EXPECTED), or train on data with these cameras",
     "image_size": "render or record at the expected size; --resize changes what the policy sees",
@@ -77,7 +70,7 @@ class Contract:
     state: tuple[str, ...] | None = None
     action: tuple[str, ...] | None = None
     gripper: str | None = None
-    fps: float | None = None
+    fps: int | float | None = None
     horizon: int | None = None
     statistics: str | None = None
     render: str | None = None
@@ -103,19 +96,12 @@ class Contract:
         """Read `contract.json` in `folder`. Raises UserError if it is missing or damaged."""
         path = Path(folder) / FILE
         try:
-            content: dict[str, Any] = read_json(path)
-            given = [(k, v) for k, v in content.items() if v is not None and k in KINDS]
-            wrong = [f"{k}: {v!r}" for k, v in given if not isinstance(v, KINDS[k])]
-            if wrong:
-                raise TypeError("; ".join(wrong))
-            fields: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
-            return cls(**fields)
+            found: Contract = read_json(path, cls, "a contract")
+            return found
         except FileNotFoundError:
             raise UserError(
                 f"expected a contract at {path}, found none; fix: see docs on bringing your own data"
             ) from None
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise UserError(f"expected a contract at {path}, found {error}; fix: write it again") from error
 
     @classmethod
     def of_dataset(cls, root: Path | str) -> "Contract":

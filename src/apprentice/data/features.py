@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from apprentice.common.errors import UserError
 
 if TYPE_CHECKING:  # contracts need cameras' sizes, and LeRobot takes seconds to import
-    from lerobot.configs import PolicyFeature
+    from lerobot.configs import PolicyFeature, PreTrainedConfig
 
 CAMERA_TYPES = ("image", "video")
 READ = ("observation.state", "observation.environment_state")
@@ -74,3 +74,10 @@ def policy_features(features: Mapping[str, dict[str, Any]]) -> "dict[str, Policy
 def read_features(features: "Mapping[str, PolicyFeature] | None") -> "dict[str, PolicyFeature]":
     """Those inputs of a policy's configuration that it reads: LeRobot lists every observation of its dataset there."""
     return {key: each for key, each in (features or {}).items() if each.type.name == "VISUAL" or key in READ}
+
+
+def policy_shapes(config: "PreTrainedConfig") -> dict[str, tuple[int, ...]]:
+    """Shapes of all that a policy reads, images (3, h, w), and does."""
+    features = read_features(config.input_features)
+    features |= {key: each for key, each in (config.output_features or {}).items() if key == "action"}
+    return {key: tuple(feature.shape) for key, feature in features.items()}

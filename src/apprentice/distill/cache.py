@@ -27,6 +27,7 @@ from apprentice.distill.rows import Computed, Rows, Views, content
 from apprentice.distill.store import About, frames_folder
 from apprentice.experts import checkpoints
 from apprentice.experts.base import Batch
+from apprentice.policy.inputs import camera_images
 from apprentice.policy.modeling_apprentice import EXPERT_LATENTS, IMAGE_TOKENS, PREFIX, ApprenticePolicy
 from apprentice.vlm.packed import packed
 from apprentice.vlm.pixels import alike
@@ -182,7 +183,7 @@ def images_of(dataset: LocalDataset, content: str, camera: str) -> Kind:
 def remembered(kinds: Sequence[Sequence[Kind]], cache_gb: float, choice: Path | None) -> list[str]:
     """What is `chosen`, or what was when a run began."""
     if choice is not None and choice.exists():
-        kept: list[str] = read_json(choice)
+        kept: list[str] = read_json(choice, list[str], "the names of the caches that the run began with")
         return kept
     kept = chosen(kinds, cache_gb)
     if choice is not None:
@@ -349,7 +350,7 @@ class Frozen:
     @torch.no_grad()
     def _tokens(self, batch: Batch, index: Iterable[int], view: int) -> Tensor:
         """Image tokens (b, n, C) of a batch that holds the frames `index`."""
-        images = view_of(self.policy.images(batch), (int(i) * self.source.every for i in index), view)
+        images = view_of(camera_images(self.policy.config, batch), (int(i) * self.source.every for i in index), view)
         with mixed_precision(self.policy.vlm.device):
             return self.policy.vlm.image_tokens(images)
 
@@ -360,7 +361,7 @@ class Frozen:
         length = len(self.policy.prompt({"task": self.all_tasks}))
         batch: Batch = {"task": [self.tasks[i] for i in index], IMAGE_TOKENS: tokens.to(vlm.device, vlm.model.dtype)}
         with mixed_precision(vlm.device):
-            prefix = vlm.pack(self.policy.prefix(batch, length))
+            prefix = self.policy.prefix(batch, length).pack()
         return packed(prefix) if prefix is not None and self.precision == "8-bit" else prefix
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from accelerate import Accelerator
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from apprentice.common.errors import UserError
+from apprentice.common.errors import FileError, UserError
 from apprentice.common.files import disk_full_at, move, read_json, write_json
 from apprentice.common.progress import console
 from apprentice.distill.learner import Learner
@@ -29,6 +29,26 @@ from apprentice.distill.learner import Learner
 MANIFEST = "manifest.json"
 NEWEST, BEFORE, FRESH, BEST = "checkpoint", "previous", ".checkpoint", "best"
 STATE = Path("training_state", "state.safetensors")
+
+
+class Manifest(TypedDict):
+    """manifest.json: a checkpoint's `Position`, and of each of its files the size (bytes) and the SHA-256."""
+
+    step: int
+    samples: int
+    begun: int
+    finished: int
+    best: float | None
+    best_step: int
+    worse: int
+    weights: int
+    files: dict[str, tuple[int, str]]
+
+
+class Progress(TypedDict):
+    """progress.json: what a run took until its checkpoint."""
+
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -58,9 +78,9 @@ class Position:
 
     @classmethod
     def of(cls, folder: Path) -> "Position":
-        """The position that a checkpoint's manifest names. Raises OSError and ValueError if it has none."""
-        known = read_json(folder / MANIFEST)
-        return cls(**{field.name: known[field.name] for field in fields(cls) if field.name in known})
+        """The position that a checkpoint's manifest names. Raises FileNotFoundError and FileError if it has none."""
+        known: Any = _manifest(folder)
+        return cls(**{field.name: known[field.name] for field in fields(cls)})
 
 
 class Trainee:
@@ -243,7 +263,8 @@ def restore(trainee: Trainee, run: Path) -> float:
     if not file.exists():
         return 0.0
     trainee.restore(load_file(file))
-    return read_json(file.with_name("progress.json"))["seconds"]
+    progress: Progress = read_json(file.with_name("progress.json"), Progress, "what a run took so far")
+    return progress["seconds"]
 
 
 def check_whole(folder: Path) -> None:
@@ -256,8 +277,8 @@ def check_whole(folder: Path) -> None:
 def damage(folder: Path) -> str:
     """What is wrong with a checkpoint: a file that is missing, cut off or altered; nothing if it is whole."""
     try:
-        listed: dict[str, Any] = read_json(folder / MANIFEST)["files"]
-    except (OSError, ValueError, KeyError, TypeError):
+        listed = _manifest(folder)["files"]
+    except (OSError, FileError):
         return f"no readable {MANIFEST}"
     for name, (size, digest) in listed.items():
         file = folder / name
@@ -268,6 +289,11 @@ def damage(folder: Path) -> str:
         if _digest(file) != digest:
             return f"{name} is not what was written"
     return ""
+
+
+def _manifest(folder: Path) -> Manifest:
+    found: Manifest = read_json(folder / MANIFEST, Manifest, "a checkpoint's list of files")
+    return found
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import typing
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import draccus
 import torch
@@ -31,6 +31,7 @@ from apprentice.common.files import read_json, write_json
 from apprentice.common.progress import console
 from apprentice.data.contract import FILE as CONTRACT
 from apprentice.data.contract import Contract, check_features
+from apprentice.data.features import policy_shapes
 from apprentice.data.mixture import Mixture, open_mixture
 from apprentice.data.statistics import check_alike
 from apprentice.distill.cache import cached_images
@@ -43,7 +44,6 @@ from apprentice.distill.tracking import tracked
 from apprentice.distill.trainer import Schedule, Watch, processes, train
 from apprentice.experts.base import Batch, affine_of, state_affine_of
 from apprentice.experts.kinds import kind_of
-from apprentice.policy.modeling_apprentice import shapes
 
 STAGE = "train-expert"
 PROBED = 8  # samples on which precisions are compared on a CPU; a GPU needs a whole batch to be busy
@@ -250,7 +250,7 @@ def built(config: Any, mixture: Mixture, cameras: Sequence[str], init: Path | No
     contract = mixture.contract
     if init is not None:
         found = {key: tuple(feature.shape) for key, feature in features.items()}
-        check_features(shapes(config), found, f"expert {init}", mixture.name)
+        check_features(policy_shapes(config), found, f"expert {init}", mixture.name)
         if (init / CONTRACT).exists():
             contract = Contract.load(init)
             contract.check(mixture.contract, f"expert {init}", mixture.name)
@@ -337,6 +337,12 @@ def optimization(
     return optimizer, rate, preset.grad_clip_norm or float("inf")
 
 
+class Precision(TypedDict):
+    """precision.json: what a run computes in."""
+
+    bfloat16: bool
+
+
 def _in_bfloat16(config: ExpertConfig, policy: Any, samples: Samples, run: Path, accelerator: Accelerator) -> bool:
     """Whether to compute in bfloat16; a run goes on as it began."""
     if config.precision != "auto":
@@ -348,8 +354,8 @@ def _in_bfloat16(config: ExpertConfig, policy: Any, samples: Samples, run: Path,
             count = min(PROBED, a_batch) if accelerator.device.type == "cpu" else a_batch
             batch = samples.share(samples.order(0, count, seed=0), 0, 1)
             write_json(known, {"bfloat16": bfloat16_is_faster(policy, batch)})
-    faster: bool = read_json(known)["bfloat16"]
-    return faster
+    found: Precision = read_json(known, Precision, "the precision that the run began with")
+    return found["bfloat16"]
 
 
 def _go_on(policy: Any, batches: int) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from apprentice.data.contract import Contract
 
-WARM_UP = 0.1  # of all steps (PAPER, recipe)
+WARM_UP = 0.1  # of all steps (docs/paper.md, Recipe, optimizer)
 
 
 @dataclass
@@ -37,6 +37,6 @@ class Learner:
 
 
 def decay(steps: int, begun: int = 0) -> Callable[[int], float]:
-    """From step `begun` on warm up over a tenth of what is left, then fall linearly to zero (PAPER, recipe)."""
+    """From step `begun` on warm up over a tenth of what is left, then fall linearly to zero (docs/paper.md, Recipe)."""
     warm = max(1, round(WARM_UP * (steps - begun)))
     return lambda step: min((step - begun + 1) / warm, (steps - step) / max(1, steps - begun - warm))

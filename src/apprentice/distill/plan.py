@@ -93,6 +93,8 @@ def plan(
     n_obs_steps: int = 1,
     lora_rank: int = 16,
     precision: Literal["bfloat16", "float32"] = "bfloat16",
+    rename: dict[str, str] | None = None,
+    resize: dict[str, str] | None = None,
 ) -> Plan:
     """Tell how many parameters train, what memory each stage needs on a GPU, and what the caches need on disk.
 
@@ -105,10 +107,14 @@ def plan(
         n_obs_steps: steps of observation that the student reads, the present one included.
         lora_rank: rank of LoRA's matrices.
         precision: what the GPU computes with; weights, gradients and averages are float32 in any case.
+        rename: new names of the dataset's features, such as observation.images.top=observation.images.image.
+        resize: sizes (px) in which cameras are read, such as observation.images.image=240x320 (height x width).
 
     Raises UserError if one of them cannot be read, or they do not fit.
     """
-    data = open_dataset(dataset) if dataset else None
+    if (rename or resize) and not dataset:
+        raise UserError("expected --rename and --resize of a dataset, found none; fix: --dataset FOLDER")
+    data = open_dataset(dataset, rename, resize) if dataset else None
     with configuration(vlm) as folder:
         sketch = Sketch(folder, expert, data, batch, n_obs_steps, getattr(torch, precision))
         stages = {stage: sketch.memory(stage) for stage in ("align", "finetune")}
@@ -240,7 +246,7 @@ class Sketch:
         if self._history:
             return None
         with torch.no_grad(), self._autocast():
-            packed = policy.vlm.pack(policy.prefix(self._prompted(account, 1)))
+            packed = policy.prefix(self._prompted(account, 1)).pack()
         return None if packed is None else packed.bfloat16()
 
     def _prompted(self, account: Account, size: int) -> Batch:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -70,7 +70,7 @@ def _begun(run: Path, config: dict[str, Any]) -> Position | None:
     if not (run / "config.json").exists():
         write_json(run / "config.json", config)
         return recover(run)
-    known = read_json(run / "config.json")
+    known = _known(run, config["stage"])
     changed = _changed(known, config)
     if other := {k: v for k, v in changed.items() if not _is_pace(k, *v)}:
         difference = ", ".join(f"{k} was {old} and is {new}" for k, (old, new) in other.items())
@@ -105,6 +105,30 @@ def _begun(run: Path, config: dict[str, Any]) -> Position | None:
     if config != known:
         write_json(run / "config.json", config)
     return position
+
+
+class Before(TypedDict):
+    """What was different, until how many steps had been taken."""
+
+    until: int
+
+
+class RunFile(TypedDict):
+    """What is read of a run's config.json; all its settings stand there, too."""
+
+    stage: str
+    steps: int
+    cwd: NotRequired[str]
+    before: NotRequired[list[Before]]
+
+
+def _known(run: Path, stage: str) -> dict[str, Any]:
+    """The config.json of a run, or of what else lies there. Raises FileError if it is damaged."""
+    what = "the settings of a run"
+    known: dict[str, Any] = read_json(run / "config.json", dict[str, Any], what)
+    if known.get("stage") == stage:
+        known = read_json(run / "config.json", RunFile, what, more=True)
+    return known
 
 
 def _changed(known: dict[str, Any], config: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -19,11 +19,12 @@ from rich.table import Table
 
 from apprentice.common.adapters import load_policy
 from apprentice.common.device import best_device, fast_bfloat16
-from apprentice.common.errors import UserError
+from apprentice.common.errors import FileError, UserError
 from apprentice.common.files import read_json
 from apprentice.common.progress import console
 from apprentice.data.contract import check_features
 from apprentice.data.dataset import instructions
+from apprentice.data.features import policy_shapes
 from apprentice.data.local import LocalDataset
 from apprentice.data.mixture import Mixture, open_mixture
 from apprentice.data.statistics import check_alike
@@ -36,7 +37,7 @@ from apprentice.distill.samples import Samples
 from apprentice.distill.tracking import tracked
 from apprentice.distill.trainer import Schedule, Watch, processes, train
 from apprentice.policy.configuration_apprentice import ApprenticeConfig
-from apprentice.policy.modeling_apprentice import TRAINED, ApprenticePolicy, shapes
+from apprentice.policy.modeling_apprentice import TRAINED, ApprenticePolicy
 from apprentice.policy.processor_apprentice import make_apprentice_pre_post_processors
 
 UNITS_FROM = 2048  # frames whose latents say in which units they are learnt
@@ -202,14 +203,26 @@ def _own(config: StageConfig) -> ApprenticeConfig:
     folder = Path(config.student, "checkpoint")
     folder = folder if folder.exists() else Path(config.student)
     if not (folder / "config.json").is_file():
-        raise UserError(f"expected a student's checkpoint in {folder}, found no config.json; fix: --student=FOLDER")
+        raise UserError(
+            f"expected a student's checkpoint in {folder}, found {_other(folder)}; fix: name the --out of apprentice "
+            "align as --student"
+        )
     try:
-        known = read_json(folder / "config.json")
-        if (kind := known.get("type")) != ApprenticeConfig.get_choice_name(ApprenticeConfig):
-            other = "a run without a checkpoint" if "stage" in known else "another model"
-            found = f"a policy of type {kind}" if kind else other
-            raise UserError(f"expected a student in {folder}, found {found}; fix: --student=FOLDER")
+        known = read_json(folder / "config.json", dict[str, Any], "a student's settings")
+        kind, stage = known.get("type"), known.get("stage")
+        if not kind and stage in TRAINED:
+            raise UserError(
+                f"expected a student in {folder}, found a run of {stage} that has no checkpoint yet; fix: repeat the "
+                f"command that began it: apprentice {stage} ... --out {folder}"
+            )
+        if kind != ApprenticeConfig.get_choice_name(ApprenticeConfig):
+            found = f"a policy of type {kind}" if kind else f"a run of {stage}" if stage else "another model"
+            raise UserError(
+                f"expected a student in {folder}, found {found}; fix: name the --out of apprentice align as --student"
+            )
         own = PreTrainedConfig.from_pretrained(folder, local_files_only=True)
+    except FileError:
+        raise
     except (ValueError, TypeError, AttributeError, DecodingError) as error:
         raise UserError(
             f"expected a student's settings in {folder / 'config.json'}, found: {str(error).splitlines()[0]}; "
@@ -217,6 +230,15 @@ def _own(config: StageConfig) -> ApprenticeConfig:
         ) from error
     assert isinstance(own, ApprenticeConfig)
     return own
+
+
+def _other(folder: Path) -> str:
+    """What a folder without config.json is."""
+    if not folder.exists():
+        return "no such folder"
+    if (folder / "meta" / "info.json").exists():
+        return "a dataset"
+    return "no config.json" if any(folder.iterdir()) else "an empty folder"
 
 
 def _flag(name: str, value: Any) -> str:
@@ -244,7 +266,7 @@ def _teach(
     policy.config.language_rate_factor, policy.config.latent_weight = config.language_rate_factor, config.latent_weight
     policy.contract.check(mixture.contract, "the student", mixture.name)
     found = {key: tuple(feature.shape) for key, feature in mixture.features.items()}
-    check_features(shapes(policy.config), found, "the student", mixture.name)
+    check_features(policy_shapes(policy.config), found, "the student", mixture.name)
     for dataset in mixture.datasets:
         _check_units(policy, dataset)
     policy.set_stage(stage)

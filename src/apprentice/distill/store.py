@@ -15,7 +15,7 @@ from typing import Literal
 
 from rich.table import Table
 
-from apprentice.common.errors import UserError
+from apprentice.common.errors import FileError, UserError
 from apprentice.common.files import Lock, cache_folder, read_json, write_json
 from apprentice.common.progress import console
 
@@ -65,8 +65,9 @@ class Entry:
     def about(self) -> About | None:
         """None if nothing tells, as of older versions' caches."""
         try:
-            return About(**read_json(self.path / "about.json"))
-        except (OSError, TypeError, ValueError):
+            about: About = read_json(self.path / "about.json", About)
+            return about
+        except (OSError, FileError):
             return None
 
     @cached_property

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
+from apprentice.common.adapters import policy_type
 from apprentice.common.errors import UserError
-from apprentice.common.files import read_json
 from apprentice.common.untrusted import check_policy
 from apprentice.experts.act import ACTDecoder, ACTExpert
 from apprentice.experts.base import ActionDecoder, ActionExpert
@@ -48,7 +48,9 @@ def kind_of(folder: Path) -> str:
             "fix: name the folder with config.json and model.safetensors (lerobot-train calls it pretrained_model)"
         )
     check_policy(folder)
-    kind = read_json(config).get("type")
+    kind = policy_type(folder)
     if kind not in EXPERTS:
-        raise UserError(f"expected an expert of type {', '.join(EXPERTS)}, found {kind!r}; fix: train one of those")
+        raise UserError(
+            f"expected an expert of type {', '.join(EXPERTS)} in {config}, found {kind!r}; fix: train one of those"
+        )
     return kind

@@ -11,12 +11,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from apprentice.common.device import best_device, mixed_precision
-from apprentice.common.errors import UserError
+from apprentice.common.errors import FileError, UserError
 from apprentice.common.files import replacing
 from apprentice.common.progress import Meter
 from apprentice.nano.batches import Corpus
@@ -117,9 +117,18 @@ class Trainer(ABC):
             save_file(tensors, fresh, metadata={"step": str(self.step)})
 
     def resume(self, path: Path) -> None:
-        """Continue from a checkpoint, if there is one."""
+        """Continue from a checkpoint, if there is one. Raises FileError if it is damaged."""
         if not path.exists():
             return
+        try:
+            self._read(path)
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise FileError(
+                f"expected what a training goes on from in {path}, found: {type(error).__name__} "
+                f"{str(error).splitlines()[0]}; fix: remove that file, then the training begins again"
+            ) from error
+
+    def _read(self, path: Path) -> None:
         with safe_open(path, "pt") as stored, torch.no_grad():
             self.step = int(stored.metadata()["step"])
             keys = set(stored.keys())

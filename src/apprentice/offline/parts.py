@@ -118,12 +118,17 @@ def join(parts: Path, out: Path) -> None:
 def _listed(file: Path) -> dict[str, Any]:
     """The list of the parts, which lie beside it. Raises UserError."""
     try:
-        listed: dict[str, Any] = json.loads(file.read_text())
+        text = file.read_text()
+        if text.startswith("version https://git-lfs"):
+            raise ValueError("a Git LFS pointer")
+        listed: dict[str, Any] = json.loads(text)
         for part in listed["parts"]:
             if not isinstance(part["name"], str) or Path(part["name"]).name != part["name"]:
                 raise ValueError(f"a part named {part['name']!r}")
-            int(part["bytes"]), str(part["sha256"]), int(listed["files"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
+            kinds = type(part["bytes"]), type(part["sha256"]), type(listed["files"])
+            if kinds != (int, str, int):
+                raise TypeError(f"other than numbers of bytes and files, and a checksum, for {part['name']}")
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(
             f"expected a list of the parts beside it in {file}, found {error!r}; fix: copy it from where the parts are"
         ) from error

@@ -10,10 +10,9 @@ from PIL import Image
 from torch import Tensor
 from transformers.utils import logging
 
-from apprentice.common.adapters import load_policy
+from apprentice.common.adapters import load_policy, policy_type
 from apprentice.common.device import best_device
 from apprentice.common.errors import UserError
-from apprentice.common.files import read_json
 from apprentice.policy.configuration_apprentice import ApprenticeConfig
 from apprentice.vlm.base import VLM
 
@@ -46,8 +45,7 @@ def ask(model: str, images: list[str], question: str, tokens: int = 64) -> None:
     logging.disable_progress_bar()
     pictures = [_picture(path) for path in images]
     folder = Path(model) / "checkpoint" if (Path(model) / "checkpoint").is_dir() else Path(model)
-    config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
-    if config.get("type") != "apprentice":
+    if not (folder / "config.json").exists() or policy_type(folder) != "apprentice":
         vlm = VLM.from_pretrained(model)
         print(_text(vlm, answer(vlm, vlm.inputs([pictures], [question]), tokens)))
         return

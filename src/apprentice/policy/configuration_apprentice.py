@@ -10,7 +10,7 @@ from lerobot.optim import AdamWConfig, CosineDecayWithWarmupSchedulerConfig
 from lerobot.utils.constants import ACTION
 
 from apprentice.common.errors import UserError
-from apprentice.common.files import fingerprint
+from apprentice.common.files import fingerprint, read_json
 from apprentice.data.features import read_features
 from apprentice.experts import load_expert
 from apprentice.experts.base import ActionExpert
@@ -32,7 +32,7 @@ class ApprenticeConfig(PreTrainedConfig):
             the student.
         stage: "align" trains action tokens, state encoder and mapper towards the expert's latents; "finetune" trains
             the language model and the decoder too, towards the demonstrated actions.
-        align_loss: "mse" (PAPER, figure) or "l2", the mean norm of the difference (reference code).
+        align_loss: "mse", or "l2", the mean norm of the difference (docs/paper.md, Equations, alignment).
         n_obs_steps: K, steps of observation that the student reads, the present one included; older ones lie
             `n_action_steps` frames apart, as plans do.
         latent_weight: how much of the alignment's loss stays in the fine-tuning's; 0 as in the paper.
@@ -103,7 +103,7 @@ class ApprenticeConfig(PreTrainedConfig):
             raise UserError(
                 f"expected images, observation.state and action in the dataset, found inputs "
                 f"{sorted(self.input_features or {})} and outputs {sorted(self.output_features or {})}; "
-                "fix: record them, or rename yours (--rename OLD=NEW; lerobot-train: --rename_map)"
+                "fix: record them, or rename yours (--rename OLD=NEW of apprentice align or finetune)"
             )
         wrong = [f"{key} {tuple(each.shape)}" for key, each in self.image_features.items() if each.shape[0] != 3]
         if wrong:
@@ -122,6 +122,23 @@ class ApprenticeConfig(PreTrainedConfig):
                 f"expected n_action_steps {self.history_spacing}, how far apart steps of a history were in training,"
                 f" found {self.n_action_steps}; fix: --policy.n_action_steps={self.history_spacing}"
             )
+
+    def check_same(self, folder: Path) -> None:
+        """Raise UserError if the checkpoint in `folder` is to be loaded as a student of another VLM; an expert that is
+        named anew is looked for there alone.
+        """
+        try:
+            known = read_json(folder / "config.json", dict[str, Any])
+        except (OSError, ValueError):
+            return  # the loader's error is clearer
+        for name in ("vlm", "scratch"):
+            if (now := getattr(self, name)) != known.get(name, now):
+                raise UserError(
+                    f"expected {name} {known[name]} as in {folder}, found {now}; a trained student keeps its VLM; fix: "
+                    f"leave --policy.{name} out, or --policy.path, to begin with a new one"
+                )
+        if self.expert != known.get("expert", self.expert):
+            self.expert_place = str(Path(self.expert).resolve())
 
     @property
     def gripper_dims(self) -> int:

@@ -6,21 +6,20 @@ a student sees what it saw in training. There every step of a history is supervi
 an episode is as familiar as one that begins with it, at every length up to K.
 """
 
-from copy import copy, deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from apprentice.common.errors import UserError
 from apprentice.data.frames import present
 from apprentice.experts.base import Batch
 from apprentice.policy.configuration_apprentice import ApprenticeConfig
-from apprentice.vlm.base import VLM, Prefix
+from apprentice.vlm.base import VLM
 from apprentice.vlm.pixels import Size
+from apprentice.vlm.prefix import Prefix
 
 ABSENT = f"{OBS_STATE}_is_pad"  # (B, K), steps before the episode's beginning
 STEPS = "step_count"  # optional in a batch: how many steps the latents' loss is the mean of, instead of the batch's own
@@ -69,7 +68,7 @@ class History:
                 f"expected observations of {len(self.steps[0].tokens)} episodes as before, found {count}; "
                 "fix: call the policy's reset() between episodes"
             )
-        steps, past = (*self.steps, step), self.past and _unshared(self.past)
+        steps, past = (*self.steps, step), self.past and self.past.unshared()
         if len(steps) > self.most:
             steps, past = steps[-(self.most // 2 + 1) :], None
         new = steps if past is None else (step,)
@@ -82,14 +81,6 @@ class History:
             keep=True,
         )
         return hidden[:, -1], History(self.most, steps, past)
-
-
-def _unshared(past: Prefix) -> Prefix:
-    """The same, which a pass may let grow: layers of these kinds then get new tensors, and the old ones stay."""
-    cache = copy(past.cache)
-    kinds = DynamicLayer, DynamicSlidingWindowLayer
-    cache.layers = [copy(layer) if type(layer) in kinds else deepcopy(layer) for layer in past.cache.layers]
-    return Prefix(cache, past.prompt)
 
 
 def own_steps(config: ApprenticeConfig, batch: Batch) -> Batch:

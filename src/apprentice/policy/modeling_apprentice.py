@@ -25,13 +25,11 @@ from lerobot.configs import PreTrainedConfig
 from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor, nn
-from torchvision.transforms.v2.functional import resize
 
 from apprentice.common.errors import UserError
-from apprentice.common.files import read_json
 from apprentice.data.contract import FILE as CONTRACT
 from apprentice.data.contract import Contract, check_features, hash_of
-from apprentice.data.features import read_features
+from apprentice.data.features import policy_shapes
 from apprentice.data.noise import state_noise
 from apprentice.data.statistics import is_constant
 from apprentice.experts import DECODERS, checkpoints, load_expert
@@ -39,8 +37,10 @@ from apprentice.experts.base import ACTIONS, ActionDecoder, ActionExpert, Batch,
 from apprentice.experts.realtime import RealTime
 from apprentice.policy.configuration_apprentice import ApprenticeConfig
 from apprentice.policy.history import EXPERT_LATENTS, STEPS, History, Step, absent_steps, each_step, own_steps
-from apprentice.vlm.base import VLM, Prefix
+from apprentice.policy.inputs import StateEncoder, camera_images
+from apprentice.vlm.base import VLM
 from apprentice.vlm.pixels import Size, see_whole
+from apprentice.vlm.prefix import Prefix
 from apprentice.vlm.prompt import Prompt
 
 IMAGE_TOKENS = "image_tokens"  # optional in a batch: what `VLM.image_tokens` yields of each step, computed before
@@ -52,22 +52,6 @@ TRAINED = {
     "align": ("state encoder", "action tokens", "mapper"),
     "finetune": ("language model", "state encoder", "action tokens", "mapper", "action decoder"),
 }
-
-
-class StateEncoder(nn.Module):
-    """Proprioception (..., S) to one token (..., 1, H): arm and gripper apart, then together (PAPER, architecture)."""
-
-    def __init__(self, state_dim: int, gripper_dims: int, hidden_size: int):
-        super().__init__()
-        self.sizes = [state_dim - gripper_dims, gripper_dims]
-        self.arm = nn.Linear(state_dim - gripper_dims, hidden_size)
-        self.gripper = nn.Linear(gripper_dims, hidden_size)
-        self.join = nn.Linear(2 * hidden_size, hidden_size)
-
-    def forward(self, state: Tensor) -> Tensor:
-        """Encode a normalised state (..., S)."""
-        arm, gripper = state.split(self.sizes, -1)
-        return self.join(torch.cat([self.arm(arm), self.gripper(gripper)], -1)).unsqueeze(-2)
 
 
 class ApprenticePolicy(RealTime, PreTrainedPolicy):
@@ -103,7 +87,7 @@ class ApprenticePolicy(RealTime, PreTrainedPolicy):
             config.adopt(self.expert)
             check_features(
                 {**self.expert.inputs, ACTION: (self.expert.action_dim,)},
-                shapes(config),
+                policy_shapes(config),
                 f"expert {config.expert}",
                 "the dataset",
             )
@@ -250,7 +234,7 @@ class ApprenticePolicy(RealTime, PreTrainedPolicy):
         packed = batch.get(PREFIX)
         if packed is None:
             return self.vlm.prefix(self.prompt(batch, length), self._image_tokens(batch))
-        return self.vlm.unpack(packed, self.prompt(batch, packed.shape[-2]))
+        return Prefix.unpack(packed, self.prompt(batch, packed.shape[-2]), self.vlm.model)
 
     def prompt(self, batch: Batch, length: int = 0) -> Prompt:
         """The batch's instructions behind placeholders for the cameras' images, at least `length` tokens long."""
@@ -261,12 +245,12 @@ class ApprenticePolicy(RealTime, PreTrainedPolicy):
         """Image tokens (B, n, C), or (B, K, n, C) of K steps, from the batch's cache if it has them."""
         if IMAGE_TOKENS in batch:
             return batch[IMAGE_TOKENS]
-        images = self.images(batch)
-        steps = images[0].shape[:-3]
-        return self.vlm.image_tokens([camera.flatten(0, -4) for camera in images]).unflatten(0, steps)
+        cameras = camera_images(self.config, batch)
+        steps = cameras[0].shape[:-3]
+        return self.vlm.image_tokens([camera.flatten(0, -4) for camera in cameras]).unflatten(0, steps)
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:  # type: ignore[override]
-        """The loss of the present stage on a raw batch, and its parts (PAPER, stages 1 and 2).
+        """The loss of the present stage on a raw batch, and its parts (docs/paper.md, Equations).
 
         The paper drops the alignment when it fine-tunes; with `latent_weight` it stays, and the student closer to its
         expert. With a history it is the mean over all steps that lie in their episode; a step before its beginning is
@@ -374,7 +358,8 @@ class ApprenticePolicy(RealTime, PreTrainedPolicy):
         if not folder.is_dir():
             folder = Path(snapshot_download(str(pretrained_name_or_path), revision=kwargs.get("revision")))
         config = config or PreTrainedConfig.from_pretrained(folder)
-        _check_same(config, folder)
+        if isinstance(config, ApprenticeConfig):
+            config.check_same(folder)
         kwargs = {**kwargs, "strict": True, "checkpoint": folder}
         try:
             return cast(ApprenticePolicy, super().from_pretrained(folder, config=config, **kwargs))
@@ -410,48 +395,3 @@ class ApprenticePolicy(RealTime, PreTrainedPolicy):
         self.contract = self.contract.having(
             horizon=self.config.chunk_size, statistics=hash_of(statistics), versions={"vlm": self.config.vlm}
         )
-
-    def images(self, batch: Batch) -> list[Tensor]:
-        """The cameras' images, in the configuration's order, uint8, (B, 3, h, w) or (B, K, 3, h, w) each.
-
-        Cameras in `config.resize` may have any size. Raises UserError if another has not its own.
-        """
-        images = []
-        for key, feature in self.config.image_features.items():
-            image, size = batch[key], feature.shape[-2:]
-            image = image if image.dtype == torch.uint8 else (image * 255).round().to(torch.uint8)
-            if image.shape[-2:] != size:
-                if key not in self.config.resize:
-                    found = tuple(image.shape[-2:])
-                    raise UserError(
-                        f"expected images of {tuple(size)} px (height, width) of {key}, found {found}; "
-                        "fix: send them as large as the student learned them, or train it with --resize"
-                    )
-                image = resize(image, list(size), antialias=True)
-            images.append(image)
-        return images
-
-
-def _check_same(config: Any, folder: Path) -> None:
-    """Raise UserError if a checkpoint is to be loaded as a student of another VLM; an expert that is named anew is
-    looked for there alone.
-    """
-    try:
-        known = read_json(folder / "config.json")
-    except (OSError, ValueError):
-        return  # the loader's error is clearer
-    for name in ("vlm", "scratch"):
-        if (now := getattr(config, name)) != known.get(name, now):
-            raise UserError(
-                f"expected {name} {known[name]} as in {folder}, found {now}; a trained student keeps its VLM; fix: "
-                f"leave --policy.{name} out, or --policy.path, to begin with a new one"
-            )
-    if config.expert != known.get("expert", config.expert):
-        config.expert_place = str(Path(config.expert).resolve())
-
-
-def shapes(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
-    """Shapes of all that a policy reads, images (3, h, w), and does."""
-    features = read_features(config.input_features)
-    features |= {key: each for key, each in (config.output_features or {}).items() if key == ACTION}
-    return {key: tuple(feature.shape) for key, feature in features.items()}

@@ -6,10 +6,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from apprentice.common.adapters import complete, load_config, load_policy, load_processors, whole_checkpoint
+from apprentice.common.adapters import (
+    complete,
+    load_config,
+    load_policy,
+    load_processors,
+    policy_file,
+    policy_type,
+    rename_map,
+    whole_checkpoint,
+)
 from apprentice.common.errors import UserError
-from apprentice.common.files import fingerprint, read_json
-from apprentice.common.untrusted import PROCESSORS
+from apprentice.common.files import fingerprint
 from apprentice.data.contract import FILE as CONTRACT
 from apprentice.data.contract import Contract
 from apprentice.data.features import READ
@@ -21,11 +29,11 @@ ACTION_DIM = 7
 def inspect_checkpoint(name: str, folder: Path, environment: Contract, execution: Execution = PLAIN) -> PolicyCard:
     """Look at a checkpoint before anything is loaded. Raises UserError if it is incomplete or does not fit."""
     whole = complete(folder, f"policy {name}: ")
+    config, renamed = policy_file(folder), rename_map(folder)
     if (whole / CONTRACT).exists():
-        environment.check(Contract.load(whole), "the environment", f"policy {name}")
-    config = read_json(folder / "config.json")
+        cameras = tuple(renamed.get(key, key) for key in environment.cameras or ()) or None
+        environment.having(cameras=cameras).check(Contract.load(whole), "the environment", f"policy {name}")
     offered = (*(environment.cameras or ()), "observation.state")
-    renamed = rename_map(folder)
     given = [renamed.get(key, key) for key in offered]
     asked = [key for key in read_inputs(config["input_features"]) if key not in given]
     if asked:
@@ -41,13 +49,6 @@ def inspect_checkpoint(name: str, folder: Path, environment: Contract, execution
 def read_inputs(features: dict[str, Any]) -> list[str]:
     """The inputs that a policy reads, of those in its config.json: LeRobot lists a dataset's unread ones, too."""
     return [key for key, each in features.items() if each["type"] == "VISUAL" or key in READ]
-
-
-def rename_map(folder: Path) -> dict[str, str]:
-    """The names that a checkpoint's processor gives to observations, by those that it is sent."""
-    steps = read_json(folder / PROCESSORS[0]).get("steps", [])
-    maps = [step.get("config", {}).get("rename_map") or {} for step in steps]
-    return {old: new for names in maps for old, new in names.items()}
 
 
 def identity(folder: Path) -> str:
@@ -71,7 +72,7 @@ def configured(name: str, folder: Path, execution: Execution = PLAIN) -> Any:
 
     complete(folder, f"policy {name}: ")
     register_third_party_plugins()  # ours are one of them
-    kind = read_json(folder / "config.json").get("type")
+    kind = policy_type(folder)
     if kind not in PreTrainedConfig.get_known_choices():
         raise UserError(
             f"policy {name}: expected a policy of LeRobot's or of an installed plugin, found type {kind}; "

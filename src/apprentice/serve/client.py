@@ -4,6 +4,7 @@ What is sent is what openpi's LIBERO example sends: two images, upright (turned 
 and 224 px wide unless the server's metadata say otherwise, the state, and the instruction.
 """
 
+import json
 import socket
 import time
 from ipaddress import ip_address
@@ -17,7 +18,7 @@ from websockets.exceptions import InvalidStatus, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
 from apprentice.common.errors import UserError
-from apprentice.common.files import fingerprint
+from apprentice.common.files import checked, fingerprint
 from apprentice.data.contract import Contract
 from apprentice.serve.card import Execution, PolicyCard
 from apprentice.serve.checkpoint import usable
@@ -50,11 +51,8 @@ def inspect_server(name: str, address: str, environment: Contract, execution: Ex
         )
     told = server.metadata.get("contract", {})
     if told:
-        try:
-            fields: Any = {key: tuple(v) if isinstance(v, list) else v for key, v in told.items()}
-            contract = Contract(**fields)
-        except (TypeError, AttributeError) as error:
-            raise server.error("a contract as in contract.json", error, "leave it out of the metadata") from error
+        fix, text = "leave it out of the server's metadata", json.dumps(told, default=str, skipkeys=True)
+        contract = checked(text, Contract, "a contract", f"from policy {name} at {address}", fix=fix)
         environment.check(contract, "the environment", f"policy {name}")
     identity = server.metadata.get("checkpoint") or fingerprint(address, pack(server.metadata))
     return PolicyCard(server.metadata.get("type", "server"), identity, server.n_action_steps)

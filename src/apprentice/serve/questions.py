@@ -12,6 +12,7 @@ from apprentice.serve.wire import unpack
 
 NAMES = {theirs: ours for ours, theirs in KEYS.items()}
 PROMPT = 512  # bytes of UTF-8: what an instruction takes at most
+LARGEST_IMAGE = (1080, 1920, 3)  # of a camera whose images the policy makes smaller
 SPARE = 512 * 2**10  # bytes that a message may be larger than twice what the policy reads
 CONTROL, RESET = "__ctrl__", "reset"
 
@@ -35,16 +36,31 @@ class Question:
 class Reader:
     """Reads messages as one policy needs them.
 
+    A client may send what the policy's processor renames, under the name that it had before: the robot's.
+
+    Args:
+        config: the policy's configuration.
+        renamed: its processor's new names of observations, by those that it is sent.
+
     Attributes:
         needed: shapes of what the policy reads, images as (H, W, 3).
         known: those, and what else stood in its dataset; it may be sent.
+        names: the names under which each of these may be sent, the robot's first.
+        resized: cameras whose images may have any size.
         largest: bytes of a message at most: an image of another size still gets an answer that says so.
     """
 
-    def __init__(self, config: Any):
+    def __init__(self, config: Any, renamed: dict[str, str] | None = None):
+        renamed = renamed or {}
         self.known = {key: _shape(feature) for key, feature in config.input_features.items()}
         self.needed = {key: self.known[key] for key in read_features(config.input_features)}
-        self.largest = 2 * sum(prod(s) * (1 if len(s) == 3 else 8) for s in self.needed.values()) + SPARE
+        self.names: dict[str, list[str]] = {
+            key: [old for old, new in renamed.items() if new == key] + ([] if key in renamed else [key])
+            for key in self.known
+        }
+        self.resized = frozenset(getattr(config, "resize", None) or ())
+        sizes = [LARGEST_IMAGE if key in self.resized else shape for key, shape in self.needed.items()]
+        self.largest = 2 * sum(prod(size) * (1 if len(size) == 3 else 8) for size in sizes) + SPARE
 
     def read(self, message: bytes | str) -> Question | Control:
         """Raises ValueError: expected ..., found ...; fix: ... ."""
@@ -56,7 +72,9 @@ class Reader:
         if CONTROL in content:
             return Control(str(content[CONTROL])[:PROMPT])
         sent = {NAMES.get(key, key): value for key, value in content.items()}
-        missing = [KEYS.get(key, key) for key in self.needed if key not in sent]
+        offered = {key: [name for name in names if name in sent] for key, names in self.names.items()}
+        given = {key: names[0] for key, names in offered.items() if names}
+        missing = [" or ".join(KEYS.get(n, n) for n in self.names[key]) for key in self.needed if key not in given]
         missing += [] if isinstance(sent.get("prompt"), str) else ["prompt (a text)"]
         if missing:
             found = ", ".join(str(key)[:60] for key in list(content)[:20]) or "nothing"
@@ -66,7 +84,9 @@ class Reader:
         reset = sent.get(RESET, False)
         if type(reset) not in (bool, np.bool_):
             raise ValueError(f"expected true or false as {RESET}, found {type(reset).__name__}; fix: leave it out")
-        observation = {key: _checked(key, sent[key], shape) for key, shape in self.known.items() if key in sent}
+        observation = {
+            name: _checked(name, sent[name], self.known[key], key in self.resized) for key, name in given.items()
+        }
         return Question(observation, sent["prompt"], bool(reset))
 
 
@@ -75,10 +95,14 @@ def _shape(feature: Any) -> tuple[int, ...]:
     return (*shape[1:], 3) if len(shape) == 3 else shape
 
 
-def _checked(key: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """One part of an observation. Raises ValueError unless it is of this shape, uint8 or finite."""
+def _checked(key: str, value: Any, shape: tuple[int, ...], resized: bool) -> np.ndarray:
+    """One part of an observation. Raises ValueError unless it is of this shape, which of a `resized` image is any, and
+    uint8 or finite.
+    """
     name, image = KEYS.get(key, key), len(shape) == 3
     found = f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
+    if resized and isinstance(value, np.ndarray) and value.ndim == 3 and value.shape[2] == 3 and value.size:
+        shape = value.shape
     fits = isinstance(value, np.ndarray) and value.shape == shape
     if not fits or value.dtype.kind not in "iuf" or (image and value.dtype != np.uint8):
         kind, how = ("uint8", "of this size, channels last") if image else ("numbers", "as an array, without a batch")

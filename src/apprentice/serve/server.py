@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,12 @@ from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 from websockets.protocol import State
 
-from apprentice.common.adapters import whole_checkpoint
+from apprentice.common.adapters import rename_map, whole_checkpoint
 from apprentice.common.device import best_device
 from apprentice.common.errors import UserError
-from apprentice.common.files import read_json
 from apprentice.common.progress import console
 from apprentice.data.contract import FILE as CONTRACT
+from apprentice.data.contract import Contract
 from apprentice.serve.checkpoint import Checkpoint, complete, configured, identity, longest_chunk
 from apprentice.serve.guard import Gate, GuardedConnection, one_line_log, report
 from apprentice.serve.planner import COPIED, Episode, Planner
@@ -114,7 +114,7 @@ class PolicyServer:
         if not remembers:  # then a client may execute more of a chunk than the checkpoint says
             self.policy.n_action_steps = longest_chunk(config)
         self.places = 1 if remembers and config.type not in COPIED else clients
-        self.reader, self.planner = Reader(config), Planner(self.policy, remembers)
+        self.reader, self.planner = Reader(config, rename_map(folder)), Planner(self.policy, remembers)
         self.clients: dict[ServerConnection, Client] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
@@ -215,7 +215,11 @@ def _metadata(folder: Path, config: Any, n_action_steps: int) -> dict[str, Any]:
     """What a client learns first; `image_size` only if all images are square and of one size."""
     whole = whole_checkpoint(folder)
     sizes = {tuple(feature.shape[-2:]) for feature in config.image_features.values()}
-    known = {"contract": read_json(whole / CONTRACT)} if (whole / CONTRACT).exists() else {}
+    known: dict[str, Any] = {}
+    if (whole / CONTRACT).exists():
+        contract, sent = Contract.load(whole), {new: old for old, new in rename_map(folder).items()}
+        cameras = tuple(sent.get(key, key) for key in contract.cameras or ()) or None
+        known["contract"] = asdict(contract.having(cameras=cameras))
     if len(sizes) == 1 and len(set(*sizes)) == 1:
         known["image_size"] = sizes.pop()[0]
     return {"type": config.type, "checkpoint": identity(folder), "n_action_steps": n_action_steps, **known}

@@ -16,23 +16,21 @@ give the same.
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from huggingface_hub.errors import HFValidationError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from apprentice.common.errors import UserError
 from apprentice.common.untrusted import place_of, without_weights
 from apprentice.vlm.families import CAUSAL_TOKEN_TYPE
-from apprentice.vlm.packed import unpacked
+from apprentice.vlm.filled import filled
 from apprentice.vlm.pixels import Size, alike, told
+from apprentice.vlm.prefix import Prefix
 from apprentice.vlm.prompt import Prompt, Recent, joined, stacked
 from apprentice.vlm.template import marks_of, turn
 
@@ -40,14 +38,6 @@ from apprentice.vlm.template import marks_of, turn
 logging.getLogger("transformers.processing_utils").setLevel(logging.ERROR)
 
 PROMPT_TOKENS = 2**22  # of prompts that are kept, of 24 bytes each
-
-
-@dataclass
-class Prefix:
-    """What a pass needs of what was before it: keys and values, and the prompt that they are of."""
-
-    cache: Cache
-    prompt: Prompt
 
 
 class VLM(nn.Module):
@@ -95,15 +85,12 @@ class VLM(nn.Module):
         """Write everything but the weights: configuration, how it ends an answer, tokenizer, image processor, chat
         template; the same again after it was read from there.
         """
-        if self.processor.tokenizer.is_fast:  # it keeps how it last padded, which would be read as a setting
-            self.processor.tokenizer.backend_tokenizer.no_padding()
-            self.processor.tokenizer.backend_tokenizer.no_truncation()
         self.model.config.save_pretrained(folder)
         self.model.generation_config.save_pretrained(folder)
         tokenizer = self.processor.tokenizer
         for key in ("is_local", "local_files_only"):  # how it was loaded, which differs when a run goes on
             tokenizer.init_kwargs.pop(key, None)
-        if tokenizer.is_fast:  # how the last batch was padded, likewise
+        if tokenizer.is_fast:  # how the last batch was padded, which would be read as a setting
             tokenizer.backend_tokenizer.no_padding()
             tokenizer.backend_tokenizer.no_truncation()
         self.processor.save_pretrained(folder)
@@ -284,25 +271,6 @@ class VLM(nn.Module):
         output = self._pass(ours, None, tokens[:, None], use_cache=True, past_key_values=prefix.cache)
         return output.last_hidden_state
 
-    def pack(self, prefix: Prefix) -> Tensor | None:
-        """A prefix as one tensor (B, layers, 2, heads, L, d), or None if it is more, or less, than keys and values."""
-        layers: list[Any] = prefix.cache.layers
-        if any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
-            return None
-        shapes = {layer.keys.shape for layer in layers} | {layer.values.shape for layer in layers}
-        if len(shapes) > 1 or shapes.pop()[-2] != prefix.prompt.ids.shape[1]:  # a window forgets what is before it
-            return None
-        return torch.stack([torch.stack([layer.keys, layer.values], 1) for layer in layers], 1)
-
-    def unpack(self, packed: Tensor, prompt: Prompt) -> Prefix:
-        """The prefix that `pack` was given, of a prompt that is as long; 8-bit numbers are unpacked."""
-        cache = DynamicCache(config=self.model.get_decoder().config)
-        dtype = self.model.dtype
-        whole = unpacked(packed, dtype) if packed.dtype == torch.uint8 else packed.to(dtype)
-        for number, layer in enumerate(whole.unbind(1)):
-            cache.update(layer[:, 0], layer[:, 1], number)
-        return Prefix(cache, prompt)
-
     @cached_property
     def splits(self) -> bool:
         """Whether prefix and suffix give what the whole pass gives; found by trying, once, with two short prompts."""
@@ -369,8 +337,9 @@ class VLM(nn.Module):
         inputs = {"input_ids": prompt.ids, "attention_mask": prompt.mask, **prompt.types, **settings}
         inputs["position_ids"] = prompt.positions if len(prompt.positions) > 1 else prompt.positions[0]
         if image_tokens is not None:
-            inputs["pixel_values"] = image_tokens  # not read: see `_filled`
-        with self._filled(image_tokens, tokens):
+            inputs["pixel_values"] = image_tokens  # not read: see `filled`
+        listed = image_tokens is not None and self._listed
+        with filled(self.model, image_tokens, listed, tokens):
             return self.model.base_model(**inputs)
 
     def _features(self, images: Tensor) -> Any:
@@ -388,35 +357,6 @@ class VLM(nn.Module):
         with torch.no_grad():
             blank = torch.zeros(1, 1, 3, 64, 64, dtype=torch.uint8)
             return not isinstance(self._features(blank).pooler_output, Tensor)
-
-    @contextmanager
-    def _filled(self, image_tokens: Tensor | None, tokens: Tensor | None) -> Iterator[None]:
-        """For one pass, let the model's vision path yield `image_tokens` (B, n, K * H), and let `tokens` (B, T, S, H)
-        replace the last S rows of each of T equal parts of the input embeddings.
-        """
-
-        def seen(*_: Any, **__: Any) -> SimpleNamespace:
-            assert image_tokens is not None
-            first, *deeper = image_tokens.to(self.model.dtype).split(self.hidden_size, -1)
-            features = list(first) if self._listed else first
-            return SimpleNamespace(pooler_output=features, deepstack_features=[level.flatten(0, 1) for level in deeper])
-
-        def fill(module: nn.Module, inputs: tuple[Tensor], rows: Tensor) -> Tensor:
-            if tokens is None:
-                return rows
-            turns = rows.unflatten(1, (tokens.shape[1], -1))
-            return torch.cat([turns[:, :, : -tokens.shape[2]], tokens.to(rows.dtype)], 2).flatten(1, 2)
-
-        base = self.model.base_model
-        if image_tokens is not None:
-            _ = self._listed  # before the model's own vision path is out of the way
-            base.get_image_features = seen
-        handle = self.model.get_input_embeddings().register_forward_hook(fill)
-        try:
-            yield
-        finally:
-            handle.remove()
-            vars(base).pop("get_image_features", None)
 
 
 def _alike(found: Tensor, wanted: Tensor) -> bool:

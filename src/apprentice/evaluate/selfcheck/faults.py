@@ -14,9 +14,8 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from apprentice.common.adapters import whole_checkpoint
+from apprentice.common.adapters import policy_file, preprocessing, rename_map, whole_checkpoint
 from apprentice.common.errors import UserError
-from apprentice.common.files import read_json
 from apprentice.common.watch import time_limit
 from apprentice.data.contract import FILE as CONTRACT
 from apprentice.data.contract import LIBERO_ACTION, LIBERO_STATE, Contract, hash_of
@@ -78,7 +77,7 @@ def check_statistics(name: str, folder: Path) -> None:
 
 def doubts(folder: Path, expected: Reference, size: int) -> list[str]:
     """What speaks against this policy here: expected, found, what to do. Images are drawn at `size` px."""
-    config = read_json(folder / "config.json")
+    config = policy_file(folder)
     statistics, renamed = _normaliser(folder)
     images = [statistics.get(renamed.get(camera, camera), {}) for camera in CAMERAS]
     found = [_measured(config, size), _start(statistics.get("observation.state", {}), expected)]
@@ -94,15 +93,12 @@ def doubts(folder: Path, expected: Reference, size: int) -> list[str]:
 def _normaliser(folder: Path) -> tuple[Statistics, dict[str, str]]:
     """The statistics that a checkpoint normalises with, and how it renames observations."""
     statistics: Statistics = {}
-    renamed: dict[str, str] = {}
-    for step in read_json(folder / "policy_preprocessor.json")["steps"]:
-        if step.get("registry_name") == "rename_observations_processor":
-            renamed |= step["config"].get("rename_map", {})
+    for step in preprocessing(folder):
         if step.get("registry_name") == "normalizer_processor" and "state_file" in step:
             for key, values in load_file(folder / step["state_file"]).items():
                 feature, _, kind = key.rpartition(".")
                 statistics.setdefault(feature, {})[kind] = values.astype(np.float64).reshape(-1)
-    return statistics, renamed
+    return statistics, rename_map(folder)
 
 
 def _measured(config: dict[str, Any], size: int) -> str | None:

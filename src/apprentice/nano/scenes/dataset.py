@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from apprentice.common.errors import UserError
+from apprentice.common.errors import FileError, UserError
 from apprentice.common.files import replacing
 from apprentice.common.pool import spread
 from apprentice.common.progress import Meter
@@ -105,10 +105,23 @@ def load(folder: Path | str, part: str, keys: tuple[str, ...] = ARRAYS) -> dict[
     chosen = _chosen(folder, part)
     facts: list[dict[str, Any]] = []
     for path, rows in chosen:
-        facts += json.loads(mapped(path, "facts").tobytes())[rows]
+        facts += _facts(path)[rows]
     if not facts:
         raise UserError(f"expected rendered scenes in {folder}, found none for {part!r}; fix: generate them first")
     return {key: Rows([mapped(path, key)[rows] for path, rows in chosen]) for key in keys} | {"facts": facts}
+
+
+def _facts(path: Path) -> list[dict[str, Any]]:
+    """What a shard says of its layouts. Raises FileError."""
+    text = mapped(path, "facts").tobytes()
+    try:
+        found: list[dict[str, Any]] = json.loads(text)
+        if isinstance(found, list):
+            return found
+        fault = type(found).__name__
+    except (ValueError, RecursionError) as error:
+        fault = str(error)
+    raise FileError(f"expected a list of facts in {path}, found: {fault}; fix: remove it and make the scenes again")
 
 
 def available(folder: Path | str, parts: tuple[str, ...]) -> tuple[str, ...]:

@@ -6,11 +6,23 @@ from pathlib import Path
 
 import numpy as np
 
+from apprentice.common.errors import FileError
+
 LOCAL_HEADER = 30  # bytes, before a zip member's name; its lengths of name and extra are at 26
 
 
 def mapped(path: Path, key: str) -> np.ndarray:
-    """The array `key` of an .npz that `np.savez` wrote, mapped from the file."""
+    """The array `key` of an .npz that `np.savez` wrote, mapped from the file. Raises FileError if it is damaged."""
+    try:
+        return _mapped(path, key)
+    except (zipfile.BadZipFile, KeyError, AssertionError, struct.error, ValueError, EOFError) as error:
+        raise FileError(
+            f"expected the array {key} in {path}, found: {type(error).__name__} {error}; fix: remove it and "
+            "make the scenes again"
+        ) from error
+
+
+def _mapped(path: Path, key: str) -> np.ndarray:
     with zipfile.ZipFile(path) as archive, path.open("rb") as stream:
         member = archive.getinfo(f"{key}.npy")
         assert member.compress_type == zipfile.ZIP_STORED

@@ -6,7 +6,7 @@ twin, the same architecture trained on the same questions behind grey pictures.
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -154,11 +154,24 @@ def tally(
     return scores
 
 
+class PretrainedFile(TypedDict):
+    """What is read of the config.json of a pre-training."""
+
+    blind: bool
+    steps: int
+    vision_share: float
+    batch: int
+    questions: int
+    lr: float
+    ema: float
+    nano: dict[str, Any]
+
+
 def _config(folder: Path, blind: bool) -> dict[str, Any]:
     """The settings of a finished pre-training."""
     if not (folder / "model" / "model.safetensors").exists():
         raise UserError(f"expected a pre-trained VLM in {folder}, found no model; fix: apprentice pretrain-vlm")
-    config: dict[str, Any] = read_json(folder / "config.json")
+    config: dict[str, Any] = read_json(folder / "config.json", PretrainedFile, "settings of a pre-training", more=True)
     if config["blind"] != blind:
         wanted, found = ("the text-only twin", "a VLM that sees") if blind else ("a VLM that sees", "a blind twin")
         raise UserError(f"expected {wanted} in {folder}, found {found}; fix: name the other folder")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import numpy as np
 from rich.table import Table
@@ -201,14 +201,37 @@ def attempt(job: Job, act: "Callable[[LiberoEnv, int], Episode]") -> Outcome:
     return packed(job, seed, rejected, episode, frames)
 
 
+class Kept(TypedDict):
+    """What is read of a task in meta/collection.json."""
+
+    seeds: list[int]
+    worlds: NotRequired[list[int | None]]
+
+
+class Collection(TypedDict):
+    """What is read of meta/collection.json."""
+
+    suite: str
+    tasks: list[int]
+    per_task: dict[str, Kept]
+    start_noise: float
+
+
 def scenes(root: Path) -> list[Scene]:
     """What each episode of a collected dataset was recorded in, in its order."""
-    collection = read_json(root / "meta" / "collection.json")
+    file = root / "meta" / "collection.json"
+    collection: Collection = read_json(file, Collection, "how a dataset was collected", more=True)
     starts = _starts(root / "meta" / STARTS)
     found: list[Scene] = []
     for task in collection["tasks"]:
-        kept = collection["per_task"][str(task)]
-        worlds = kept.get("worlds", [None] * len(kept["seeds"]))
+        kept = collection["per_task"].get(str(task))
+        worlds = kept.get("worlds", [None] * len(kept["seeds"])) if kept else []
+        if kept is None or len(worlds) != len(kept["seeds"]):
+            there = f"{len(kept['seeds'])} and {len(worlds)}" if kept else "nothing"
+            raise FileError(
+                f"expected seeds of each task, and as many worlds, in {file}, found {there} of task {task}; fix: put "
+                "back what was written there, or collect again"
+            )
         for world, seed in zip(worlds, kept["seeds"], strict=True):
             start = starts.get(len(found))
             found.append(Scene(collection["suite"], task, world, seed, collection["start_noise"], start))
