@@ -1,6 +1,7 @@
 """The order of the rooms: a room imports those before it, never one behind it, and nothing imports the command line."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -45,3 +46,9 @@ def test_the_method_knows_no_simulator() -> None:
     """Whoever wants to understand alignment and fine-tuning reads these files and no more."""
     read = [file.relative_to(SRC / "apprentice") for file in closure(["apprentice.distill.stages"])]
     assert {file.parts[0] for file in read if len(file.parts) > 1} == set(ROOMS[: ROOMS.index("distill") + 1])
+    code = [file for file in closure(["apprentice.distill.stages"]) if file.suffix == ".py"]
+    lines = sum(len(file.read_text().splitlines()) for file in code)
+    stated = re.search(r"imports: (\d+) files, ([\d,]+) lines, no simulator", (SRC.parent / "README.md").read_text())
+    assert stated
+    assert int(stated[1]) == pytest.approx(len(code), rel=0.05)
+    assert int(stated[2].replace(",", "")) == pytest.approx(lines, rel=0.05)

@@ -31,7 +31,7 @@ from apprentice.serve.checkpoint import inspect_checkpoint
 from apprentice.simulators.libero.dataset.gathering import scenes
 from tests.support import CAMERAS
 
-ASSETS = Path(__file__).parents[1] / "assets"
+ASSETS = Path(__file__).parents[2] / "assets"
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0000\nsize 123456\n"
 
 Make = Callable[[Path], Callable[[], Any]]  # writes what belongs into a folder; reads it
