@@ -12,6 +12,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
+from tests.support import CAMERAS
 
 from apprentice.common import adapters
 from apprentice.common.device import best_device
@@ -29,7 +30,6 @@ from apprentice.nano.trainer import Trainer
 from apprentice.offline import parts
 from apprentice.serve.checkpoint import inspect_checkpoint
 from apprentice.simulators.libero.dataset.gathering import scenes
-from tests.support import CAMERAS
 
 ASSETS = Path(__file__).parents[2] / "assets"
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0000\nsize 123456\n"
