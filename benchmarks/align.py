@@ -34,9 +34,10 @@ from transformers import AutoTokenizer, LlamaConfig, SmolVLMConfig
 
 from apprentice.common.progress import console
 from apprentice.data.dataset import open_dataset
-from apprentice.data.frames import Frames
+from apprentice.data.items import observed
 from apprentice.data.mixture import open_mixture
-from apprentice.distill.cache import PRECISION, STORED, cached
+from apprentice.distill.cache import STORED, cached
+from apprentice.distill.config import CacheConfig
 from apprentice.distill.learner import decay
 from apprentice.distill.rows import Rows, Views
 from apprentice.distill.samples import Samples, order
@@ -111,9 +112,8 @@ def pictures(policy: ApprenticePolicy, dataset: LeRobotDataset, every: int = 1) 
     """Batches without anything cached but the decoded pictures, which lie in memory."""
     samples = Samples(dataset, policy.config, {}, torch.device("cpu"), every)
     cameras = list(policy.config.image_features)
-    batches = list(Frames(dataset, cameras, every).batches(0, BATCH))
-    images = {camera: torch.cat([batch[camera] for batch in batches]) for camera in cameras}
-    return lambda index: samples[index] | {camera: each[index] for camera, each in images.items()}
+    images = observed(dataset, keys=cameras).batch(np.arange(0, dataset.num_frames, every))
+    return lambda index: samples[index] | {camera: images[camera][index] for camera in cameras}
 
 
 def student(dataset: LeRobotDataset, stage: str, vlm: Path, scratch: bool = False) -> ApprenticePolicy:
@@ -127,18 +127,18 @@ def student(dataset: LeRobotDataset, stage: str, vlm: Path, scratch: bool = Fals
 
 
 def filled(
-    policy: ApprenticePolicy, dataset: LeRobotDataset, precision: str = PRECISION, every: int = 1
+    policy: ApprenticePolicy, dataset: LeRobotDataset, precision: str = CacheConfig.cache_precision, every: int = 1
 ) -> tuple[dict[str, Views], float]:
     """The caches, and the CPU seconds that it took to fill those that were not there."""
     start = time.process_time()
-    return cached(policy, dataset, every, precision=precision), time.process_time() - start
+    return cached(policy, dataset, CacheConfig(every=every, cache_precision=precision)), time.process_time() - start
 
 
 def nano(dataset: LeRobotDataset, steps: int) -> tuple[float, float, float]:
     """The ratio, the ratio with the cost of filling, and the largest difference of losses, float32 against uncached."""
     policy = student(dataset, "align", ASSETS / "nano-vlm")
     fills, sizes, sides = {}, {}, {}
-    for precision in sorted(STORED, key=lambda name: name != PRECISION):  # the default from nothing
+    for precision in sorted(STORED, key=lambda name: name != CacheConfig.cache_precision):  # the default from nothing
         rows, fills[precision] = filled(policy, dataset, precision)
         sizes[precision] = sum(r.about.row_bytes for views in rows.values() for r in views.rows if isinstance(r, Rows))
         sides[precision] = Side(policy, Samples(dataset, policy.config, rows, policy.vlm.device).__getitem__, steps)
@@ -158,9 +158,10 @@ def nano(dataset: LeRobotDataset, steps: int) -> tuple[float, float, float]:
         row = (f"{1 / side.second:.0f}", f"{whole.second / side.second:.1f}", size)
         table.add_row(name, *row, f"{side.difference(whole):.1e}", f"{last:.6f}")
     console.print(table)
-    side, samples = sides[PRECISION], count * EPOCHS
-    console.print(f"filling {PRECISION} caches from nothing: {fills[PRECISION] / count * 1e3:.1f} CPU-ms a frame")
-    together = samples * whole.second / (fills[PRECISION] + samples * side.second)
+    side, samples = sides[CacheConfig.cache_precision], count * EPOCHS
+    filling = fills[CacheConfig.cache_precision] / count * 1e3
+    console.print(f"filling {CacheConfig.cache_precision} caches from nothing: {filling:.1f} CPU-ms a frame")
+    together = samples * whole.second / (fills[CacheConfig.cache_precision] + samples * side.second)
     return whole.second / side.second, together, sides["float32"].difference(whole)
 
 

@@ -32,6 +32,7 @@ from apprentice.common.intervals import wilson
 from apprentice.common.progress import console
 from apprentice.data.dataset import open_dataset
 from apprentice.distill.cache import cached
+from apprentice.distill.config import CacheConfig
 from apprentice.distill.stages import StageConfig, align, finetune
 from apprentice.evaluate.results import ALL, success_rows
 from apprentice.evaluate.rollout import evaluate
@@ -74,11 +75,11 @@ def fill_caches(folder: Path) -> dict[str, float]:
         policy = ApprenticePolicy.from_pretrained(folder / f"first-{name}" / "checkpoint")
         policy.set_stage(name)
         policy.to(best_device())
-        for views in cached(policy, dataset, config.every).values():
+        for views in cached(policy, dataset, CacheConfig(every=config.every)).values():
             for rows in views.rows:
                 shutil.rmtree(rows.path.parent)
         start = time.monotonic()
-        cached(policy, dataset, config.every)
+        cached(policy, dataset, CacheConfig(every=config.every))
         seconds[name] = time.monotonic() - start
     write_json(folder / "caches.json", seconds)
     return seconds

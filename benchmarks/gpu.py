@@ -36,7 +36,7 @@ from apprentice.distill.plan import plan
 from apprentice.distill.resident import on_device
 from apprentice.distill.samples import Samples
 from apprentice.distill.stages import StageConfig, fresh_student
-from apprentice.distill.trainer import Schedule, processes, train
+from apprentice.distill.trainer import processes, train
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 PLACES = {
@@ -69,7 +69,8 @@ def peak(found: dict[str, Any]) -> Iterator[None]:
 def expert(out: Path, batch: int, steps: int, precision: str, **patches: Any) -> dict[str, Any]:
     """`apprentice train-expert` with a Seer of the default size."""
     found: dict[str, Any] = {}
-    config = ExpertConfig(PLACES["dataset"], str(out), steps=steps, batch_size=batch, precision=precision, track="none")
+    places = {"dataset": PLACES["dataset"], "out": str(out)}
+    config = ExpertConfig(**places, steps=steps, batch_size=batch, precision=precision, track="none")
     with peak(found), patched(**patches):
         train_expert(config)
     return found | {"samples_per_s": rate(out)}
@@ -77,7 +78,7 @@ def expert(out: Path, batch: int, steps: int, precision: str, **patches: Any) ->
 
 def stage(name: str, out: Path, batch: int, steps: int, every: int, mixture: Mixture, **patches: Any) -> dict[str, Any]:
     """A stage of distillation, from caches of every n-th frame or, with 0, from decoded pictures of all."""
-    config = StageConfig(**PLACES, out=str(out), latent_weight=1.0)
+    config = StageConfig(**PLACES, out=str(out), latent_weight=1.0, steps=steps, batch_size=batch, every=max(1, every))
     out.mkdir(parents=True)
     accelerator, device = processes(name), best_device()
     torch.manual_seed(0)
@@ -88,7 +89,7 @@ def stage(name: str, out: Path, batch: int, steps: int, every: int, mixture: Mix
     start = time.monotonic()
     cameras = list(policy.config.image_features)
     datasets = mixture.datasets
-    rows = cached_each(policy, datasets, every) if every else cached_images(datasets, cameras)
+    rows = cached_each(policy, datasets, config) if every else cached_images(datasets, cameras)
     found: dict[str, Any] = {"caches_s": time.monotonic() - start}
     with patched(**patches):
         rows = on_device(rows, device)
@@ -97,7 +98,7 @@ def stage(name: str, out: Path, batch: int, steps: int, every: int, mixture: Mix
         optimizer = torch.optim.AdamW(policy.get_optim_params())
         learner = Learner(policy, name, optimizer, decay(steps), bfloat16=fast_bfloat16(device))
         with peak(found):
-            train(learner, samples, Schedule(steps, batch, 0), out, accelerator=accelerator)
+            train(learner, samples, config, accelerator=accelerator)
     if "peak_gb" in found:
         found["peak_without_rows_gb"] = found["peak_gb"] - held / 1e9  # what `apprentice plan` predicts
     return found | {"samples_per_s": rate(out), "frames": len(samples), "resident_gb": held / 1e9}

@@ -27,16 +27,17 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from apprentice.common.progress import console
+from apprentice.data.batch import EXPERT_LATENTS, IMAGE_TOKENS, PREFIX
 from apprentice.data.dataset import open_dataset
 from apprentice.data.items import Items
 from apprentice.evaluate.rollout import evaluate
 from apprentice.policy.configuration_apprentice import ApprenticeConfig
 from apprentice.policy.inputs import camera_images
-from apprentice.policy.modeling_apprentice import EXPERT_LATENTS, IMAGE_TOKENS, PREFIX, ApprenticePolicy
+from apprentice.policy.modeling_apprentice import ApprenticePolicy
 from apprentice.policy.processor_apprentice import make_apprentice_pre_post_processors
 
 ASSETS = Path(__file__).parents[1] / "assets"
-BATCH, REPEATS, STEPS = 32, 7, 120
+BATCH, REPEATS, STEP_COUNT = 32, 7, 120
 GROUPS = {
     "products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "conv", "mkldnn"),
     "attention": ("scaled_dot_product", "aten::_softmax"),
@@ -187,7 +188,7 @@ def profile_episode(policy: ApprenticePolicy) -> None:
         policy.save_pretrained(folder)
         for processor in make_apprentice_pre_post_processors(policy.config):
             processor.save_pretrained(folder)
-        where, settings = Path(name) / "out", {"tasks": [8], "episodes": 1, "workers": 1, "max_steps": STEPS}
+        where, settings = Path(name) / "out", {"tasks": [8], "episodes": 1, "workers": 1, "max_steps": STEP_COUNT}
         (episode,) = evaluate({"student": str(folder)}, "libero_goal", where, **settings, film="none")
     parts = {part: getattr(episode, f"{part}_seconds") for part in ("reset", "physics", "render", "policy")}
     table = Table("an episode", "s", "share", title=f"{episode.steps} steps, {episode.seconds:.1f} s")

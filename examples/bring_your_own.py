@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from apprentice.data.dataset import open_dataset
-from apprentice.data.frames import seen_at
+from apprentice.data.items import observed
 from apprentice.distill.check import expert_check
 from apprentice.distill.stages import StageConfig, align, finetune
 from apprentice.policy.modeling_apprentice import ApprenticePolicy
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32, help="samples a step")
     arguments = parser.parse_args()
     student = ApprenticePolicy.from_pretrained(bring(**vars(arguments)))
-    first = seen_at(open_dataset(arguments.dataset), np.array([0]))
+    first = observed(open_dataset(arguments.dataset)).batch(np.array([0]))
     print(f"'{first['task'][0]}', first action of the student: {student.select_action(first)[0].tolist()}")
 
 

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, default_collate
 
 from apprentice.data.contract import Contract
 from apprentice.data.dataset import open_dataset
+from apprentice.distill.config import CacheConfig
 from apprentice.experts.seer.configuration_seer import SeerConfig
 from apprentice.experts.seer.modeling_seer import SeerPolicy
 from apprentice.experts.seer.processor_seer import make_seer_pre_post_processors
@@ -31,6 +32,7 @@ from apprentice.policy.configuration_apprentice import ApprenticeConfig
 from apprentice.policy.modeling_apprentice import ApprenticePolicy
 
 CAMERAS = ("observation.images.image", "observation.images.image2")
+EXACT = CacheConfig(cache_precision="float32")
 TASKS = ("put the bowl on the stove", "turn on the stove")
 
 

@@ -12,7 +12,7 @@ from tests.support import CAMERAS, make_dataset
 
 from apprentice.common.errors import UserError
 from apprentice.data.dataset import action_chunks, column, frames, instructions, open_dataset
-from apprentice.data.frames import Frames, seen_at
+from apprentice.data.items import observed
 
 
 @pytest.mark.parametrize("video", [True, False])
@@ -51,15 +51,16 @@ def test_the_past_is_that_of_lerobot(small_dataset: Path, every: int, start: int
     peer = LeRobotDataset(
         "local/small", root=small_dataset, delta_timestamps=deltas, video_backend="pyav", return_uint8=True
     )
-    batches = list(Frames(dataset, list(CAMERAS), every).batches(start, 5, steps=3))
-    index = range(start * every, 36, every)
+    index = np.arange(start * every, 36, every)
+    items = observed(dataset, 3)
+    batches = [items.batch(part) for part in np.array_split(index, -(-len(index) // 5))]
     assert sum(len(batch["task"]) for batch in batches) == len(index)
     for key in deltas:
         ours = torch.cat([batch[key] for batch in batches])
         theirs = torch.stack([peer[i][key] for i in index])
         assert torch.equal(ours, theirs if ours.dtype == theirs.dtype else (theirs * 255).round().to(torch.uint8))
         few = np.array([0, 1, len(index) - 1])
-        assert torch.equal(seen_at(dataset, np.array(index)[few], steps=3)[key], ours[few])
+        assert torch.equal(items.batch(index[few])[key], ours[few])
 
 
 def test_no_dataset_and_an_old_one_are_refused(small_dataset: Path, tmp_path: Path) -> None:

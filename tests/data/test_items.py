@@ -1,9 +1,10 @@
-"""Items in any order against LeRobot's own."""
+"""Items, in order and in any, against LeRobot's own."""
 
 import pickle
 import subprocess
 from pathlib import Path
 
+import av
 import lerobot.datasets.dataset_reader
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from torch.utils.data import DataLoader
 
 from apprentice.common.errors import UserError
 from apprentice.data.dataset import open_dataset
-from apprentice.data.items import Items
+from apprentice.data.images import Film
+from apprentice.data.items import Items, observed
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -39,6 +41,36 @@ def test_items_are_those_of_lerobot(tmp_path: Path, video: bool) -> None:
             if key in CAMERAS and not video:
                 value = (value * 255).round().to(torch.uint8)
             assert ours[key].dtype == value.dtype and torch.equal(ours[key], value), key
+
+
+@pytest.mark.parametrize("distance", [2, 12, 250])
+def test_a_video_in_order_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distance: int) -> None:
+    """However far apart key frames are, with the past too; then with gaps, backwards, and in a fork."""
+    root = make_dataset(tmp_path / "data")
+    for path in root.rglob("*.mp4"):
+        with av.open(str(path)) as film:
+            pictures = [frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]
+        with av.open(str(path), "w") as film:
+            stream = film.add_stream("libx264", rate=20, options={"g": str(distance), "bf": "2", "sc_threshold": "0"})
+            stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+            for picture in pictures:
+                film.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            film.mux(stream.encode())
+    with av.open(str(next((root / "videos" / CAMERAS[0]).rglob("*.mp4")))) as film:
+        wanted = torch.stack([torch.from_numpy(f.to_ndarray(format="rgb24")) for f in film.decode(video=0)])
+    wanted = wanted.permute(0, 3, 1, 2)
+    searches, search = [], Film._search
+    monkeypatch.setattr(Film, "_search", lambda film, time: searches.append(time) or search(film, time))
+    items = observed(open_dataset(root), 3, [CAMERAS[0]])
+    batches = [items.batch(part)[CAMERAS[0]] for part in np.array_split(np.arange(36), 5)]
+    assert torch.equal(torch.cat(batches)[:, -1], wanted) and torch.equal(torch.cat(batches)[2:11, 0], wanted[:9])
+    assert len(searches) == 1
+    items = observed(open_dataset(root), keys=[CAMERAS[0]])
+    for index in [*range(0, 36, 10), 35, 34, 3, 4]:
+        assert torch.equal(items[index][CAMERAS[0]], wanted[index])
+    forked = DataLoader(items, 4, sampler=[5, 35, 0, 20], num_workers=1, multiprocessing_context="fork")
+    assert torch.equal(next(iter(forked))[CAMERAS[0]], wanted[[5, 35, 0, 20]])
+    assert torch.equal(items[6][CAMERAS[0]], wanted[6])
 
 
 def test_what_is_not_asked_for_is_not_read(small_dataset: Path) -> None:

@@ -20,9 +20,8 @@ from apprentice.common.errors import UserError
 from apprentice.data.contract import Contract
 from apprentice.data.dataset import column, frames, open_dataset
 from apprentice.data.features import picture_shape
-from apprentice.data.frames import Frames, seen_at
 from apprentice.data.images import images
-from apprentice.data.items import Items
+from apprentice.data.items import Items, observed
 from apprentice.data.mixture import open_mixture
 
 TOP, WRIST = "observation.images.top", "observation.images.wrist"
@@ -98,7 +97,8 @@ def test_frames_of_no_episode_are_passed_over(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.stack(list(frames(dataset, CAMERAS[0], 12))), wanted[12:])
     order = np.random.default_rng(0).permutation(36)
     np.testing.assert_array_equal(images(dataset, CAMERAS[0])[order], wanted[order])
-    batches = Frames(dataset, list(CAMERAS), 1).batches(0, 8)
+    items = observed(dataset)
+    batches = [items.batch(np.arange(first, min(first + 8, 36))) for first in range(0, 36, 8)]
     np.testing.assert_array_equal(torch.cat([b[CAMERAS[0]] for b in batches]).permute(0, 2, 3, 1).numpy(), wanted)
 
 
@@ -106,7 +106,7 @@ def test_each_camera_has_its_own_size_and_unread_columns_are_not_checked(mixed: 
     dataset = open_dataset(mixed)
     assert Contract.of_dataset(mixed).image_size is None
     assert list(open_mixture(str(mixed)).features) == [TOP, WRIST, "observation.state", "action"]
-    batch, items = seen_at(dataset, np.array([6, 1])), Items(dataset)
+    batch, items = observed(dataset).batch(np.array([6, 1])), Items(dataset)
     assert batch[TOP].shape == (2, 3, 48, 64) and batch[WRIST].shape == (2, 3, 32, 40)
     assert "observation.effort" not in batch and items[3]["observation.effort"].isnan().all()
     np.testing.assert_array_equal(batch[WRIST][0].permute(1, 2, 0).numpy(), picture((32, 40, 3), 6))
@@ -226,14 +226,14 @@ def test_cameras_that_no_policy_reads_are_left_out(mixed: Path, tmp_path: Path, 
     edit_info(root, TOP, shape=[48, 64, channels], **({"info": {"is_depth_map": True}} if kind == "depth" else {}))
     dataset = open_dataset(root)
     assert list(open_mixture(str(root)).features) == [WRIST, "observation.state", "action"]
-    assert TOP not in Items(dataset)[0] and TOP not in seen_at(dataset, np.array([0]))
+    assert TOP not in Items(dataset)[0] and TOP not in observed(dataset).batch(np.array([0]))
     assert Contract.of_dataset(root).cameras == (WRIST,) and Contract.of_dataset(root).image_size == (32, 40)
 
 
 def test_one_joint(tmp_path: Path) -> None:
     dataset = open_dataset(record(tmp_path / "one", {TOP: (32, 32, 3)}, state=1))
     assert column(dataset, "action").shape == column(dataset, "observation.state").shape == (8, 1)
-    assert seen_at(dataset, np.array([1, 2]))["observation.state"].shape == (2, 1)
+    assert observed(dataset).batch(np.array([1, 2]))["observation.state"].shape == (2, 1)
     assert Items(dataset, {"action": [0, 1, 2]})[0]["action"].shape == (3, 1)
     assert dataset.meta.stats["action"]["std"].shape == (1,)
 

@@ -11,20 +11,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.support import CAMERAS, make_batch, make_student
+from tests.support import CAMERAS, EXACT, make_batch, make_student
 
 from apprentice import cli
 from apprentice.common.errors import UserError
 from apprentice.common.files import Lock
+from apprentice.data.batch import EXPERT_LATENTS, IMAGE_TOKENS, PREFIX
 from apprentice.data.dataset import open_dataset
 from apprentice.distill import cache as caching
 from apprentice.distill.augment import view_of
 from apprentice.distill.cache import WHAT, Frozen, cached
+from apprentice.distill.config import CacheConfig
 from apprentice.distill.rows import Rows, content
 from apprentice.distill.samples import Samples, order
 from apprentice.distill.store import About, entries, frames_folder
 from apprentice.policy.inputs import camera_images
-from apprentice.policy.modeling_apprentice import EXPERT_LATENTS, IMAGE_TOKENS, PREFIX, ApprenticePolicy
+from apprentice.policy.modeling_apprentice import ApprenticePolicy
 from apprentice.vlm.packed import packed, unpacked
 
 VALUES = torch.randn(10, 2, 3).bfloat16()
@@ -190,8 +192,8 @@ ROOMS = [KINDS, KINDS[:2], (IMAGE_TOKENS,), (EXPERT_LATENTS,), ()]
 
 def sizes(student: ApprenticePolicy, dataset: Path, **settings: int) -> dict[str, int]:
     """Bytes of each kind in float32."""
-    frozen = Frozen(student, open_dataset(dataset), settings.get("every", 1), "float32")
-    kinds = [frozen.image_tokens(settings.get("views", 1)), frozen.latents(), frozen.keys_and_values(1)]
+    frozen = Frozen(student, open_dataset(dataset), CacheConfig(cache_precision="float32", **settings))
+    kinds = [frozen.image_tokens(), frozen.latents(), frozen.keys_and_values()]
     return {kind.key: kind.size for kind in kinds if kind}
 
 
@@ -205,7 +207,11 @@ def test_whatever_finds_room_the_loss_is_that_of_the_whole_models(
     whole = student(make_batch(small_dataset, (index * every).tolist()))[0]
     size = sizes(student, small_dataset, every=every)
     for kept in ROOMS:
-        rows = cached(student, dataset, every, cache_gb=sum(size[key] for key in kept) / 1e9, precision="float32")
+        rows = cached(
+            student,
+            dataset,
+            CacheConfig(every=every, cache_gb=sum(size[key] for key in kept) / 1e9, cache_precision="float32"),
+        )
         found = {key for key, views in rows.items() if isinstance(views.rows[0], Rows)}
         assert found == set(kept) - ({IMAGE_TOKENS} if PREFIX in kept else set())
         samples = Samples(dataset, student.config, rows, student.vlm.device, every)
@@ -224,7 +230,7 @@ def test_less_precise_caches_take_less_and_hardly_change_the_loss(
 ) -> None:
     whole = student.eval()(make_batch(small_dataset, FRAMES.tolist()))[0]
     dataset = open_dataset(small_dataset)
-    rows = cached(student, dataset, precision=precision)
+    rows = cached(student, dataset, CacheConfig(cache_precision=precision))
     about = rows[PREFIX].rows[0].about
     length = about.shape[-2]
     assert about.row_bytes == 2 * 2 * 1 * length * {"bfloat16": 2 * 32, "8-bit": 32 + 2}[precision]
@@ -239,12 +245,18 @@ def test_no_more_is_written_than_the_disk_has_room_for(
     size, choice = sizes(student, small_dataset), frames_folder().parent / "choice.json"
     monkeypatch.setattr(caching, "_free", lambda: caching.MARGIN + size[IMAGE_TOKENS] + size[EXPERT_LATENTS])
     dataset = open_dataset(small_dataset)
-    assert set(cached(student, dataset, precision="float32", choice=choice)) == {IMAGE_TOKENS, EXPERT_LATENTS}
+    assert set(cached(student, dataset, EXACT, choice)) == {
+        IMAGE_TOKENS,
+        EXPERT_LATENTS,
+    }
     assert "0 GB are free on the disk, less a margin of 2" in " ".join(capsys.readouterr().out.split())
     # What is there needs no room, so now there is some for the rest; a run that began without goes on without.
     monkeypatch.setattr(caching, "_free", lambda: caching.MARGIN + size[PREFIX])
-    assert set(cached(student, dataset, precision="float32", choice=choice)) == {IMAGE_TOKENS, EXPERT_LATENTS}
-    assert PREFIX in cached(student, dataset, precision="float32")
+    assert set(cached(student, dataset, EXACT, choice)) == {
+        IMAGE_TOKENS,
+        EXPERT_LATENTS,
+    }
+    assert PREFIX in cached(student, dataset, EXACT)
 
 
 def test_names_follow_content(student: ApprenticePolicy, small_dataset: Path) -> None:
@@ -273,7 +285,7 @@ def test_names_follow_content(student: ApprenticePolicy, small_dataset: Path) ->
 @torch.no_grad()
 def test_each_view_is_what_the_vlm_makes_of_changed_pictures(student: ApprenticePolicy, small_dataset: Path) -> None:
     dataset = open_dataset(small_dataset)
-    rows = cached(student.eval(), dataset, views=3, precision="float32")
+    rows = cached(student.eval(), dataset, CacheConfig(views=3, cache_precision="float32"))
     samples = Samples(dataset, student.config, rows, student.vlm.device)
     views = np.array([0, 2, 1, 2, 0])
     found = samples[views * len(samples) + FRAMES]
@@ -288,7 +300,9 @@ def test_each_view_is_what_the_vlm_makes_of_changed_pictures(student: Apprentice
     raw = plain | dict(zip(CAMERAS, changed, strict=True))
     raw[EXPERT_LATENTS] = student.expert.encode(plain)
     torch.testing.assert_close(student(found)[0], student(raw)[0], rtol=1e-5, atol=0)
-    little = cached(student, dataset, views=3, precision="float32", cache_gb=0)  # and computed in the step
+    little = cached(
+        student, dataset, CacheConfig(views=3, cache_precision="float32", cache_gb=0)
+    )  # and computed in the step
     again = Samples(dataset, student.config, little, student.vlm.device)[views * len(samples) + FRAMES]
     torch.testing.assert_close(student(again)[0], student(raw)[0], rtol=1e-5, atol=0)
 

@@ -19,6 +19,7 @@ from tests.vlm.families import FAMILIES
 
 from apprentice import cli
 from apprentice.common.errors import UserError
+from apprentice.data.batch import EXPERT_LATENTS, IMAGE_TOKENS, PREFIX
 from apprentice.data.dataset import open_dataset
 from apprentice.distill.cache import cached
 from apprentice.distill.memory import Account
@@ -26,8 +27,6 @@ from apprentice.distill.plan import Sketch, configuration, plan, step_memory, we
 from apprentice.distill.samples import Samples
 from apprentice.nano.model import NanoConfig, build_model, build_processor
 from apprentice.nano.tokenizer import train_tokenizer
-from apprentice.policy.history import EXPERT_LATENTS
-from apprentice.policy.modeling_apprentice import IMAGE_TOKENS, PREFIX
 
 FRAMES = np.array([8, 9, 10, 20, 21, 22])  # late in two episodes with an instruction each
 CACHES = {IMAGE_TOKENS: "image tokens", EXPERT_LATENTS: "expert latents", PREFIX: "keys and values"}

@@ -5,16 +5,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.support import make_student
+from tests.support import EXACT, make_student
 
 from apprentice.common.device import best_device
+from apprentice.data.batch import EXPERT_LATENTS, PREFIX
 from apprentice.data.dataset import open_dataset
 from apprentice.distill import cache, resident
 from apprentice.distill.cache import cached, cached_images
+from apprentice.distill.config import CacheConfig
 from apprentice.distill.resident import Resident, on_device
 from apprentice.distill.rows import Rows
 from apprentice.distill.samples import Samples
-from apprentice.policy.modeling_apprentice import EXPERT_LATENTS, PREFIX, ApprenticePolicy
+from apprentice.policy.modeling_apprentice import ApprenticePolicy
 
 CPU = torch.device("cpu")
 
@@ -37,7 +39,7 @@ def test_what_finds_room_goes_there_the_largest_first_and_batches_stay_the_same(
     student: ApprenticePolicy, small_dataset: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     dataset = open_dataset(small_dataset)
-    rows = cached(student, dataset, views=2, precision=precision)
+    rows = cached(student, dataset, CacheConfig(views=2, cache_precision=precision))
     sizes = {key: sum(each.size for each in views.rows) for key, views in rows.items()}  # type: ignore[attr-defined]
     assert sizes[PREFIX] > sizes[EXPERT_LATENTS]
     index = np.array([0, 35, 36, 71, 5])
@@ -81,7 +83,7 @@ def test_rows_that_bfloat16_rounded_have_a_name_of_their_own(
     names = []
     for rounds in (False, True):
         monkeypatch.setattr(cache, "fast_bfloat16", lambda device, rounds=rounds: rounds)
-        cached(student, open_dataset(small_dataset), precision="float32")
+        cached(student, open_dataset(small_dataset), EXACT)
         names.append({path.name for path in (tmp_path / "cache" / "frames").iterdir()})
     assert len(names[0]) == 3 and len(names[1]) == 5  # the expert's latents are never rounded
 

@@ -333,26 +333,29 @@ def test_the_same_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 NOW = [0]
 
 
-def looks(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
+def validations(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
     """Held-out losses, by step."""
-    see = trainer.look
+    real = trainer.validate
 
-    def look(trainee: Any, watch: Any, schedule: Any, step: int, run: Path) -> dict[str, float]:
+    def validate(trainee: Any, watch: Any, config: Any, step: int) -> dict[str, float]:
         NOW[0] = step
-        return see(trainee, watch, schedule, step, run)
+        return real(trainee, watch, config, step)
 
-    monkeypatch.setattr(trainer, "look", look)
-    monkeypatch.setattr(trainer, "validation", lambda *_: {"validation_loss": values[NOW[0]]})
+    monkeypatch.setattr(trainer, "validate", validate)
+    monkeypatch.setattr(trainer, "held_out_losses", lambda *_: {"validation_loss": values[NOW[0]]})
 
 
 def test_the_best_is_kept_and_training_stops_early_killed_or_not(
     config: StageConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    looks(monkeypatch, [3.0, 2.0, 2.5, float("nan"), 2.0, 1.0])
+    validations(monkeypatch, [3.0, 2.0, 2.5, float("nan"), 2.0, 1.0])
     config = dataclasses.replace(config, steps=6, validate=1, validate_every=1, keep="best", patience=3)
     align(config)
-    told = capsys.readouterr().out.replace("\n", " ")
-    assert "stopped after step 5: 3 looks found nothing better" in told and "that of step 2, with a held-out" in told
+    printed = capsys.readouterr().out.replace("\n", " ")
+    assert (
+        "stopped after step 5: 3 validations found nothing better" in printed
+        and "of step 2, with a held-out" in printed
+    )
     assert [entry["step"] for entry in log(config.out)] == list(range(5))
     position = Position.of(Path(config.out) / "checkpoint")
     assert (position.step, position.finished, position.best_step, position.weights) == (5, 6, 2, 2)
@@ -373,7 +376,7 @@ def test_the_best_is_kept_and_training_stops_early_killed_or_not(
 def test_a_run_that_kept_its_best_keeps_it_when_more_steps_find_nothing_better(
     config: StageConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looks(monkeypatch, [2.0, 1.0, 3.0, 3.0, 3.0])
+    validations(monkeypatch, [2.0, 1.0, 3.0, 3.0, 3.0])
     config = dataclasses.replace(config, steps=3, validate=1, validate_every=1, keep="best", patience=2)
     align(config)
     best = weights(config.out)

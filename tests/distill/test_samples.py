@@ -7,15 +7,15 @@ import numpy as np
 import pandas
 import pytest
 import torch
-from tests.support import CAMERAS, make_dataset, make_student
+from tests.support import CAMERAS, EXACT, make_dataset, make_student
 
 from apprentice import cli
 from apprentice.common.errors import UserError
+from apprentice.data.batch import Batch
 from apprentice.data.dataset import column, episode_bounds, open_dataset
 from apprentice.distill import samples as sampling
 from apprentice.distill.cache import cached_each, cached_images
 from apprentice.distill.samples import Samples, epoch, near_gripper_change, order
-from apprentice.experts.base import Batch
 from apprentice.experts.seer.configuration_seer import SeerConfig
 
 LONG = "put the bowl that stands between the plate and the stove on top of the stove"
@@ -154,7 +154,10 @@ def test_a_student_learns_from_several_as_from_their_pictures(
     student.set_stage(stage)
     index = np.array([0, 50, 20, 95, 10])
     losses = []
-    for rows in (cached_each(student, datasets, precision="float32"), cached_images(datasets, CAMERAS)):
+    for rows in (
+        cached_each(student, datasets, EXACT),
+        cached_images(datasets, CAMERAS),
+    ):
         samples = Samples.of(datasets, student.config, rows, torch.device("cpu"))
         assert LONG in samples[index]["task"]
         losses.append(student(samples[index])[0])

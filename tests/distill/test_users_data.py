@@ -24,7 +24,7 @@ from apprentice.common.adapters import rename_map
 from apprentice.common.errors import UserError
 from apprentice.data.contract import Contract
 from apprentice.data.dataset import column, open_dataset
-from apprentice.data.frames import seen_at
+from apprentice.data.items import observed
 from apprentice.distill.check import expert_check
 from apprentice.distill.stages import StageConfig, align, finetune
 from apprentice.experts import load_expert
@@ -101,7 +101,7 @@ def test_cameras_of_different_sizes_teach_and_are_learned(aligned: Path, mixed: 
     policy = ApprenticePolicy.from_pretrained(aligned)
     assert list(policy.config.input_features) == [TOP, WRIST, "observation.state"]
     assert policy.config.gripper_dims == 1 and policy.state_encoder.gripper.in_features == 1
-    batch = seen_at(open_dataset(mixed), np.array([0, 5]))
+    batch = observed(open_dataset(mixed)).batch(np.array([0, 5]))
     plans = policy.predict_action_chunk(batch)
     assert plans.shape == (2, 3, 6) and plans.isfinite().all()
     for key in (TOP, WRIST):  # it sees both
@@ -145,9 +145,9 @@ def test_other_names_and_sizes_from_dataset_to_robot(
     assert rename_map(student) == names
     policy = ApprenticePolicy.from_pretrained(student).eval()
     before, _ = make_pre_post_processors(policy.config, str(student))
-    robot = {key: value[0] for key, value in seen_at(open_dataset(root), np.array([2])).items() if key != "task"}
+    robot = {key: value[0] for key, value in observed(open_dataset(root)).batch(np.array([2])).items() if key != "task"}
     found = policy.predict_action_chunk(before({**robot, "task": "go"}))
-    learned = seen_at(open_dataset(root, names, sizes), np.array([2]))
+    learned = observed(open_dataset(root, names, sizes)).batch(np.array([2]))
     torch.testing.assert_close(found, policy.predict_action_chunk(learned), atol=2e-2, rtol=0)
 
     inspect_checkpoint("student", student, Contract(cameras=(FRONT, WRIST), fps=20))
@@ -217,7 +217,7 @@ def test_a_constant_column_stays_what_it_was(
     expert_folder = make_act(tmp_path / "act", root)
     expert = load_expert(expert_folder, CPU)
     assert expert.action_affine()[1][3] == 0
-    batch = seen_at(open_dataset(root), np.array([0, 3]))
+    batch = observed(open_dataset(root)).batch(np.array([0, 3]))
     assert (expert.decoded(expert.encode(batch))[..., 3] - 45.3).abs().max() < 1e-4
     expert_check(str(expert_folder), str(root), frames=4)
     assert "fault of ours" not in capsys.readouterr().out
@@ -250,7 +250,7 @@ def test_one_joint(small_vlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     student = align(StageConfig(str(root), str(tmp_path / "run"), **words, steps=1))
     tuned = finetune(StageConfig(str(root), str(tmp_path / "ft"), student=str(student), steps=1, track="none"))
     policy = ApprenticePolicy.from_pretrained(tuned).eval()
-    plans = policy.predict_action_chunk(seen_at(open_dataset(root), np.array([0, 3])))
+    plans = policy.predict_action_chunk(observed(open_dataset(root)).batch(np.array([0, 3])))
     assert plans.shape == (2, 3, 1) and column(open_dataset(root), "action").std() > 0
     with pytest.raises(UserError, match=r"expected --gripper-state-dims of 0 to 1, .*found 2"):
         align(StageConfig(str(root), str(tmp_path / "two"), **words, gripper_state_dims=2))

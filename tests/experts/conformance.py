@@ -20,13 +20,14 @@ from safetensors.torch import load_file
 from tests import support
 from tests.experts.zoo import ZOO
 
+from apprentice.data.batch import Batch
 from apprentice.data.dataset import instructions, open_dataset
-from apprentice.data.frames import Frames
+from apprentice.data.items import observed
 from apprentice.distill.cache import cached
 from apprentice.distill.samples import Samples
 from apprentice.distill.stages import StageConfig, align, finetune
 from apprentice.experts import load_expert
-from apprentice.experts.base import SEED, ActionExpert, Batch, scaled_images
+from apprentice.experts.base import SEED, ActionExpert, scaled_images
 from apprentice.policy.modeling_apprentice import ApprenticePolicy
 
 PAGE = Path(__file__).parents[2] / "docs" / "experts.md"
@@ -38,7 +39,7 @@ class Candidate:
 
     def __init__(self, name: str, dataset: Path, vlm: Path, folder: Path):
         self.name, self.dataset, self.vlm, self.folder = name, dataset, vlm, folder
-        self.frames = Frames(open_dataset(dataset), list(support.CAMERAS), 1)
+        self.data = open_dataset(dataset)
         self.path = ZOO[name](folder / "expert", dataset)
 
     @cached_property
@@ -56,7 +57,7 @@ class Candidate:
 
     @cached_property
     def aligned(self) -> Path:
-        every_frame = len(self.frames)  # in each step, so that the order of the samples plays no part
+        every_frame = len(self.data)  # in each step, so that the order of the samples plays no part
         out = str(self.folder / "align")
         return align(self.config(out=out, steps=120, learning_rate=1e-2, batch_size=every_frame))
 
@@ -66,7 +67,7 @@ class Candidate:
 
     def batch(self, frame: int, steps: int) -> Batch:
         """One frame of the dataset, with the past that the expert reads."""
-        return next(self.frames.batches(frame, 1, steps))
+        return observed(self.data, steps).batch(np.array([frame]))
 
 
 @cache
@@ -95,7 +96,7 @@ def plans_itself(folder: Path, frames: list[Batch]) -> torch.Tensor:
 
 def decodes_to_its_own_plan(candidate: Candidate) -> None:
     expert = candidate.expert
-    tasks = instructions(candidate.frames.dataset)
+    tasks = instructions(candidate.data)
     folders = {task: candidate.path for task in tasks}
     if candidate.path.is_file():
         folders = {task: candidate.path.parent / f"act{n}" for n, task in enumerate(support.TASKS)}
@@ -116,7 +117,7 @@ def decodes_to_its_own_plan(candidate: Candidate) -> None:
 def aligns(candidate: Candidate) -> None:
     """A student that knows their mean alone is at 1 from the expert's latents."""
     policy = ApprenticePolicy.from_pretrained(candidate.aligned)
-    dataset = candidate.frames.dataset
+    dataset = candidate.data
     samples = Samples(dataset, policy.config, cached(policy, dataset), policy.vlm.device)
     with torch.no_grad():
         assert policy(samples[np.arange(len(samples))])[0] < 0.8

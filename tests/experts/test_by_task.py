@@ -3,17 +3,18 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tests import support
 from tests.experts import zoo
 
 from apprentice.common.errors import UserError
+from apprentice.data.batch import Batch
 from apprentice.data.dataset import open_dataset
-from apprentice.data.frames import Frames
+from apprentice.data.items import observed
 from apprentice.distill.stages import StageConfig, align
 from apprentice.experts import load_expert
-from apprentice.experts.base import Batch
 from apprentice.experts.by_task import CHOICE_SCALE, CHOICE_WEIGHT
 from apprentice.policy.modeling_apprentice import ApprenticePolicy
 
@@ -28,7 +29,7 @@ def experts(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture(scope="module")
 def batch(small_dataset: Path) -> Batch:
     """All frames of the small dataset: two episodes of the first task, one of the second between them."""
-    return next(Frames(open_dataset(small_dataset), list(support.CAMERAS), 1).batches(0, 36))
+    return observed(open_dataset(small_dataset)).batch(np.arange(36))
 
 
 def test_every_row_goes_to_the_expert_of_its_instruction(experts: Path, batch: Batch) -> None:
@@ -47,7 +48,7 @@ def test_one_student_does_what_each_expert_does(
 ) -> None:
     """In one scene, so that the instruction is all that tells the tasks apart."""
     data = support.make_dataset(tmp_path / "data", video=False, episodes=2, scenes=1)
-    batch = next(Frames(open_dataset(data), list(support.CAMERAS), 1).batches(0, 23))
+    batch = observed(open_dataset(data)).batch(np.arange(23))
     monkeypatch.setenv("APPRENTICE_CACHE", str(tmp_path / "cache"))
     paths = {"dataset": str(data), "expert": str(experts), "vlm": str(small_vlm), "out": str(tmp_path / "run")}
     student = ApprenticePolicy.from_pretrained(

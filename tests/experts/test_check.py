@@ -19,7 +19,7 @@ from torch import nn
 from apprentice.cli import main
 from apprentice.data.contract import Contract
 from apprentice.data.dataset import action_chunks, column, frames, instructions, open_dataset
-from apprentice.data.frames import Frames
+from apprentice.data.items import observed
 
 ROOT = Path(__file__).parents[2]
 DEMONSTRATIONS = ROOT / "assets" / "demonstrations" / "libero_goal"
@@ -63,7 +63,7 @@ def trained(real: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     policy, dataset = ACTPolicy.from_pretrained(folder), open_dataset(real)
     before, _ = make_pre_post_processors(policy.config, str(folder))
     chunks, pad = (torch.from_numpy(values[::3]) for values in action_chunks(dataset, range(8)))
-    batch = next(Frames(dataset, list(support.CAMERAS), 3).batches(0, len(chunks)))
+    batch = observed(dataset).batch(3 * np.arange(len(chunks)))
     batch |= {key: batch[key] / 255 for key in support.CAMERAS}
     told = before({**batch, "action": chunks, "action_is_pad": pad})
     eyes = policy.model.backbone

@@ -9,10 +9,11 @@ from lerobot.datasets.factory import resolve_delta_timestamps
 from lerobot.utils.feature_utils import dataset_to_policy_features
 from tests.experts import zoo
 
+from apprentice.data.batch import EXPERT_LATENTS
 from apprentice.data.dataset import open_dataset
-from apprentice.data.frames import seen_at
+from apprentice.data.items import observed
 from apprentice.policy.configuration_apprentice import ApprenticeConfig
-from apprentice.policy.modeling_apprentice import EXPERT_LATENTS, ApprenticePolicy
+from apprentice.policy.modeling_apprentice import ApprenticePolicy
 
 
 def test_the_expert_sees_the_past_and_the_student_the_present(
@@ -32,7 +33,7 @@ def test_the_expert_sees_the_past_and_the_student_the_present(
     assert wanted["observation.state"] == [-0.05, 0.0] and wanted["action"] == [k / 20 for k in range(-1, 7)]
     policy = ApprenticePolicy(config, dataset_stats=dataset.meta.stats, dataset_meta=dataset.meta).eval()
     index = np.array([0, 5, 20])
-    both, present = seen_at(dataset, index, 2), seen_at(dataset, index)
+    both, present = observed(dataset, 2).batch(index), observed(dataset).batch(index)
     with torch.no_grad():
         cached = policy({**present, EXPERT_LATENTS: policy.expert.encode(both)})[0]
         torch.testing.assert_close(policy(both)[0], cached)

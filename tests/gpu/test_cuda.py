@@ -17,10 +17,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.gpu.conftest import precise
-from tests.support import make_batch, make_student
+from tests.support import EXACT, make_batch, make_student
 
 from apprentice.common.adapters import load_policy
 from apprentice.common.device import bfloat16_is_faster, fast_bfloat16, free_memory, mixed_precision, same_bits
+from apprentice.data.batch import EXPERT_LATENTS, IMAGE_TOKENS, PREFIX
 from apprentice.data.dataset import open_dataset
 from apprentice.distill import checkpoint, trainer
 from apprentice.distill.cache import cached, cached_images
@@ -30,7 +31,7 @@ from apprentice.distill.samples import Samples
 from apprentice.distill.stages import StageConfig, align, finetune
 from apprentice.distill.tracking import Clock
 from apprentice.experts import load_expert
-from apprentice.policy.modeling_apprentice import EXPERT_LATENTS, IMAGE_TOKENS, PREFIX, ApprenticePolicy
+from apprentice.policy.modeling_apprentice import ApprenticePolicy
 from apprentice.serve.checkpoint import Checkpoint
 
 LOSS, STEPS_LATER, HALF = 1e-4, 1e-2, 2e-2
@@ -62,7 +63,9 @@ def stage(small_dataset: Path, small_expert: Path, small_vlm: Path, tmp_path: Pa
 def expert(small_dataset: Path, tmp_path: Path) -> ExpertConfig:
     settings = {**SEER, **STILL}
     out = str(tmp_path / "expert")
-    return ExpertConfig(str(small_dataset), out, set=settings, steps=6, batch_size=8, precision="float32", track="none")
+    return ExpertConfig(
+        dataset=str(small_dataset), out=out, set=settings, steps=6, batch_size=8, precision="float32", track="none"
+    )
 
 
 def losses(run: str) -> list[float]:
@@ -119,7 +122,7 @@ def test_loss_and_gradients_are_those_of_the_cpu(
     """Of one step, from pictures and from rows in the GPU's memory."""
     dataset = open_dataset(small_dataset)
     student.set_stage(name)
-    samples = Samples(dataset, student.config, cached(student, dataset, precision="float32"), CPU)
+    samples = Samples(dataset, student.config, cached(student, dataset, EXACT), CPU)
     results = []
     for device in (CPU, gpu):
         policy = on(student, device)
@@ -145,7 +148,7 @@ def test_rows_made_on_the_gpu_are_those_of_the_cpu(
     for device in (CPU, gpu):
         monkeypatch.setenv("APPRENTICE_CACHE", str(tmp_path / "rows" / str(len(found))))
         with precise():
-            rows = cached(on(student, device), dataset, precision="float32")
+            rows = cached(on(student, device), dataset, EXACT)
         found.append({key: views.rows[0][np.arange(36)] for key, views in rows.items()})
     assert set(found[0]) == {EXPERT_LATENTS, PREFIX}
     for key, value in found[0].items():
@@ -160,12 +163,12 @@ def test_rows_that_a_gpu_rounded_are_not_taken_for_those_of_a_cpu(
     student.set_stage("align")
     names = []
     for device in (CPU, gpu):
-        cached(on(student, device), dataset, precision="float32")
+        cached(on(student, device), dataset, EXACT)
         names.append({path.name for path in folder.iterdir()})
     shared = 3 if not fast_bfloat16(gpu) else 1
     assert len(names[0]) == 3 and len(names[1] - names[0]) == 3 - shared
     with precise():
-        cached(on(student, gpu), dataset, precision="float32")
+        cached(on(student, gpu), dataset, EXACT)
     assert {path.name for path in folder.iterdir()} == names[1]
 
 
@@ -242,7 +245,7 @@ def test_bfloat16_loses_about_the_same(
 ) -> None:
     dataset = open_dataset(small_dataset)
     student.set_stage("finetune")
-    batch = Samples(dataset, student.config, cached(student, dataset, precision="float32"), gpu)[FRAMES]
+    batch = Samples(dataset, student.config, cached(student, dataset, EXACT), gpu)[FRAMES]
     policy = on(student, gpu).eval()
     whole = policy(batch)[0]
     with mixed_precision(gpu):
@@ -308,7 +311,7 @@ def test_image_tokens_and_their_use_agree_with_the_whole_pass(
     policy = on(student, gpu).eval()
     assert policy.vlm.splits and policy.vlm.converses
     policy.set_stage("align")
-    rows = cached(policy, dataset, precision="float32")
+    rows = cached(policy, dataset, EXACT)
     with precise(), torch.no_grad():
         split = policy(Samples(dataset, policy.config, rows, gpu)[FRAMES])[0]
         batch = make_batch(small_dataset, FRAMES.tolist())

@@ -11,21 +11,22 @@ from tests.support import make_batch, make_history, make_student
 from tests.vlm.families import paligemma2
 
 from apprentice.common.errors import UserError
+from apprentice.data.batch import EXPERT_LATENTS, PREFIX
 from apprentice.data.contract import Contract
 from apprentice.data.dataset import open_dataset
 from apprentice.distill.cache import cached
 from apprentice.distill.samples import Samples
 from apprentice.distill.stages import StageConfig, align
-from apprentice.policy.modeling_apprentice import EXPERT_LATENTS, PREFIX, ApprenticePolicy
+from apprentice.policy.modeling_apprentice import ApprenticePolicy
 from apprentice.serve.checkpoint import Checkpoint
 from apprentice.vlm.families import CAUSAL_TOKEN_TYPE
 
-STEPS, SPACING = 3, 2  # of a Seer that plans 4 actions
+STEP_COUNT, SPACING = 3, 2  # of a Seer that plans 4 actions
 
 
 @pytest.fixture
 def policy(small_dataset: Path, small_expert: Path, small_vlm: Path) -> ApprenticePolicy:
-    return make_student(small_dataset, small_expert, small_vlm, n_obs_steps=STEPS)
+    return make_student(small_dataset, small_expert, small_vlm, n_obs_steps=STEP_COUNT)
 
 
 @pytest.fixture
@@ -137,7 +138,7 @@ def test_every_step_is_supervised_and_none_before_the_episode(
         present = [step for step in (frame - 4, frame - 2, frame) if step >= first]
         for count, step in enumerate(present, 1):
             batch = make_history(small_dataset, policy.config, [step])
-            seen = {k: v[:, STEPS - count :] if k.startswith("observation.") else v for k, v in batch.items()}
+            seen = {k: v[:, STEP_COUNT - count :] if k.startswith("observation.") else v for k, v in batch.items()}
             latents = policy.latents(seen)[:, -1]
             if stage == "align":
                 loss = (latents - policy.expert.encode(make_batch(small_dataset, [step]))).square().mean()
@@ -166,7 +167,7 @@ def test_cached_batches_give_the_loss_of_the_loader(
     """Each step is taught what the expert yields there, with the past that the expert reads."""
     monkeypatch.setenv("APPRENTICE_CACHE", str(tmp_path / "cache"))
     folder = zoo.ZOO[expert](tmp_path / "expert", small_dataset)
-    policy = make_student(small_dataset, folder, small_vlm, n_obs_steps=STEPS, stage=stage, latent_weight=0.5)
+    policy = make_student(small_dataset, folder, small_vlm, n_obs_steps=STEP_COUNT, stage=stage, latent_weight=0.5)
     assert policy.config.expert_obs_steps == past
     dataset = open_dataset(small_dataset)
     rows = cached(policy, dataset)

@@ -11,7 +11,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -110,6 +110,9 @@ def add_flags(parser: argparse.ArgumentParser, place: str, positional: Sequence[
 def parameters(place: str) -> list[Parameter]:
     """The parameters of a function, or the fields of a dataclass, at "module:name".
 
+    A dataclass's own fields come first, then those of the dataclasses that it extends. A field that is declared again
+    without a description keeps the one that it had.
+
     Nested dataclasses are left out. Defaults must be literals or constants of the same module, descriptions
     stand in the docstring's `Args:` or `Attributes:`. Raises KeyError, NameError or ValueError otherwise.
     """
@@ -134,7 +137,20 @@ def parameters(place: str) -> list[Parameter]:
         found = [(a.arg, a.annotation, default) for a, default in zip(plain + named, defaults, strict=True)]
     texts = described(ast.get_docstring(node) or "")
     flat = [(name, annotation, default) for name, annotation, default in found if not _is_nested(default)]
-    return [Parameter(n, _kind(kind), _value(default, constants), texts.get(n, "")) for n, kind, default in flat]
+    own = [Parameter(n, _kind(kind), _value(default, constants), texts.get(n, "")) for n, kind, default in flat]
+    if not (isinstance(node, ast.ClassDef) and node.bases):
+        return own
+    extended = [each for base in node.bases for each in parameters(_home(ast.unparse(base), module, tree))]
+    known = {each.name: each.description for each in extended}
+    own = [replace(each, description=each.description or known.get(each.name, "")) for each in own]
+    merged = {each.name: each for each in [*own, *extended, *own]}
+    return sorted(merged.values(), key=lambda each: each.default is not REQUIRED)
+
+
+def _home(name: str, module: str, tree: ast.Module) -> str:
+    """Where a name is declared that a module uses, as "module:name"."""
+    imports = (n for n in tree.body if isinstance(n, ast.ImportFrom))
+    return f"{next((n.module for n in imports if name in (a.name for a in n.names)), module)}:{name}"
 
 
 def described(docstring: str) -> dict[str, str]:

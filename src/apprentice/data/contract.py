@@ -133,12 +133,12 @@ class Contract:
         """Compare what both know. Raises UserError naming every field that differs, both values and the fix."""
         problems = []
         for key in FIX:
-            mine, theirs = getattr(self, key), getattr(other, key)
+            own, others = getattr(self, key), getattr(other, key)
             if key == "versions":
-                shared = sorted(set(mine) & set(theirs))
-                mine, theirs = ({k: versions[k] for k in shared} for versions in (mine, theirs))
-            if mine is not None and theirs is not None and mine != theirs:
-                problems.append(f"{key}: {name} has {mine}, {other_name} has {theirs}; fix: {FIX[key]}")
+                shared = sorted(set(own) & set(others))
+                own, others = ({k: versions[k] for k in shared} for versions in (own, others))
+            if own is not None and others is not None and own != others:
+                problems.append(f"{key}: {name} has {own}, {other_name} has {others}; fix: {FIX[key]}")
         if problems:
             raise UserError(f"{name} and {other_name} do not fit together:\n  " + "\n  ".join(problems))
 

@@ -240,8 +240,8 @@ def neighbours(dataset: LeRobotDataset, steps: Sequence[int]) -> tuple[NDArray[n
 
 def action_chunks(dataset: LeRobotDataset, steps: Sequence[int]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Every frame's actions (F, W, A) at `steps` (0 is the frame's own), and which are padding (F, W)."""
-    inside, absent = neighbours(dataset, steps)
-    return column(dataset, ACTION)[inside], absent
+    inside, is_pad = neighbours(dataset, steps)
+    return column(dataset, ACTION)[inside], is_pad
 
 
 def task_names(dataset: LeRobotDataset) -> dict[int, str]:

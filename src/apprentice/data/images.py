@@ -5,9 +5,11 @@ reads it. Between episodes a file may hold pictures that belong to none: those o
 """
 
 import io
+import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import av
 import numpy as np
@@ -25,33 +27,46 @@ APART = (
 DEPTH = ("I", "F")  # first letters of PIL's modes of more than 8 bits
 
 
-class Images(Protocol):
-    """Images (n, h, w, 3), uint8, at frames (n,). Raises UserError if one is missing."""
-
-    def __getitem__(self, index: NDArray[np.int64]) -> NDArray[np.uint8]: ...
-
-    def each(self, index: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
-        """Image by image (h, w, 3); fastest in the order of the frames."""
-        ...
+def images(dataset: LocalDataset, camera: str, recent: int = 0) -> "Images":
+    """One camera's images; the last `recent` of them are kept, for windows that overlap. They may go to other
+    processes, forked or started anew.
+    """
+    return (Filmed if dataset.meta.features[camera]["dtype"] == "video" else Stored)(dataset, camera, recent)
 
 
-def images(dataset: LocalDataset, camera: str) -> Images:
-    """One camera's images. They may go to other processes, forked or started anew."""
-    return (Filmed if dataset.meta.features[camera]["dtype"] == "video" else Stored)(dataset, camera)
+class Images(ABC):
+    """Images (n, h, w, 3), uint8, at frames (n,), each decoded once. Raises UserError if one is missing."""
 
-
-class Stored:
-    """Encoded images, each in a cell of the dataset's table, which is mapped from the disk."""
-
-    def __init__(self, dataset: LocalDataset, camera: str):
-        self.dataset, self.camera = dataset, camera
-        self.cells = dataset.hf_dataset.data.column(camera)
+    def __init__(self, dataset: LocalDataset, camera: str, recent: int = 0):
+        self.dataset, self.camera, self.recent = dataset, camera, recent
+        self._recent: dict[int, NDArray[np.uint8]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Stored, (self.dataset, self.camera)
+        return type(self), (self.dataset, self.camera, self.recent)
 
     def __getitem__(self, index: NDArray[np.int64]) -> NDArray[np.uint8]:
-        return np.stack(list(self.each(index)))
+        wanted = np.unique(index)
+        found = {frame: self._recent[frame] for frame in wanted.tolist() if frame in self._recent}
+        order = self.order(np.array([frame for frame in wanted.tolist() if frame not in found], np.int64))
+        found |= zip(order.tolist(), self.each(order), strict=True)
+        self._recent = {frame: found[frame] for frame in wanted[max(0, len(wanted) - self.recent) :].tolist()}
+        return np.stack([found[frame] for frame in index.tolist()])
+
+    def order(self, frames: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Frames, given in their own order, in the order in which they are fastest decoded."""
+        return frames
+
+    @abstractmethod
+    def each(self, index: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
+        """Image by image (h, w, 3)."""
+
+
+class Stored(Images):
+    """Encoded images, each in a cell of the dataset's table, which is mapped from the disk."""
+
+    def __init__(self, dataset: LocalDataset, camera: str, recent: int = 0):
+        super().__init__(dataset, camera, recent)
+        self.cells = dataset.hf_dataset.data.column(camera)
 
     def each(self, index: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
         for frame in index:
@@ -81,11 +96,11 @@ class Stored:
         )
 
 
-class Filmed:
-    """Frames of videos: those of one file in the order in which it holds them, so no part of it is decoded twice."""
+class Filmed(Images):
+    """Frames of videos. A video stays open between calls, so frames that are asked for in order are decoded once."""
 
-    def __init__(self, dataset: LocalDataset, camera: str):
-        self.dataset, self.camera = dataset, camera
+    def __init__(self, dataset: LocalDataset, camera: str, recent: int = 0):
+        super().__init__(dataset, camera, recent)
         episodes = dataset.meta.episodes
         self.stored = dataset.stored.get(camera, camera)
         lengths = np.asarray(episodes["length"])
@@ -95,30 +110,30 @@ class Filmed:
         chunks, files = (np.asarray(episodes[f"videos/{self.stored}/{name}_index"]) for name in ("chunk", "file"))
         self.files, numbers = np.unique(np.stack([chunks, files], 1), axis=0, return_inverse=True)
         self.file_of = np.repeat(numbers.ravel(), lengths)
+        # By process: a fork cannot read its parent's open file.
+        self._open: dict[int, Film] = {}
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Filmed, (self.dataset, self.camera)
-
-    def __getitem__(self, index: NDArray[np.int64]) -> NDArray[np.uint8]:
-        wanted = np.unique(index)
-        order = wanted[np.lexsort((self.seconds[wanted], self.file_of[wanted]))]
-        found = dict(zip(order.tolist(), self.each(order), strict=True))
-        return np.stack([found[int(frame)] for frame in index])
+    def order(self, frames: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Frames of one file in the order in which it holds them, so no part of it is decoded twice."""
+        return frames[np.lexsort((self.seconds[frames], self.file_of[frames]))]
 
     def each(self, index: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
-        ends = np.flatnonzero(np.diff(self.file_of[index])) + 1
-        for run in np.split(index, ends) if len(index) else []:
-            path = self._path(int(self.file_of[run[0]]))
+        for frame in index:
+            path, seconds = self._path(int(self.file_of[frame])), float(self.seconds[frame])
             try:
-                with av.open(str(path)) as container:
-                    film = Film(container, path, self.dataset.meta.fps)
-                    for frame in run:
-                        picture = film.at(float(self.seconds[frame]))
-                        yield sized(picture, self.dataset, self.camera, f"{self.seconds[frame]:.3f} s in {path}")
+                picture = self._film(path).at(seconds)
             except (av.FFmpegError, OSError) as error:
+                self._open.pop(os.getpid(), None)
                 raise UserError(
                     f"expected a video in {path}, found: {error}; fix: copy or record the dataset again"
                 ) from error
+            yield sized(picture, self.dataset, self.camera, f"{seconds:.3f} s in {path}")
+
+    def _film(self, path: Path) -> "Film":
+        film = self._open.get(os.getpid())
+        if film is None or film.path != path:
+            film = self._open[os.getpid()] = Film(path, self.dataset.meta.fps)
+        return film
 
     def _path(self, file: int) -> Path:
         chunk, number = self.files[file]
@@ -129,27 +144,37 @@ class Filmed:
 
 
 class Film:
-    """An open video, read forwards; what lies behind, or far ahead, is searched."""
+    """An open video, read forwards; what lies behind, or behind a later key frame, is searched.
 
-    def __init__(self, container: Any, path: Path, fps: float):
-        self.container, self.path = container, path
-        self.stream = container.streams.video[0]
-        self.step = 1 / (fps * float(self.stream.time_base))  # ticks of a frame
+    Attributes:
+        key: time of the last key frame that was decoded, in ticks.
+        reach: ticks from there in which no other is expected: the last distance of key frames. After a search, twice
+            what lay between its key frame and its goal, if that is more: frames in order are then soon not searched.
+    """
+
+    def __init__(self, path: Path, fps: float):
+        self.container, self.path = av.open(str(path)), path
+        self.stream = self.container.streams.video[0]
+        self.stream.codec_context.thread_count = 1  # a thread for each core, and each film that is open, would be many
+        self.step = 1 / (fps * float(self.stream.time_base or 0))  # ticks of a frame
         self.reformatter = VideoReformatter()
         self.decoder: Iterator[Any] = iter(())
         self.before: Any = None  # the last picture before the time that was asked for, and the first that is not
         self.after: Any = None
+        self.key, self.reach = 0.0, NEAR * self.step
 
     def at(self, seconds: float) -> NDArray[np.uint8]:
         """The picture (h, w, 3) nearest to a time. Raises UserError if it is more than `APART` away."""
-        target = seconds / float(self.stream.time_base)
+        target = seconds / float(self.stream.time_base or 0)
         first = self.before or self.after
-        if first is None or target < first.pts or target > (self.after or first).pts + NEAR * self.step:
-            self.container.seek(max(0, round(target) - 1), backward=True, stream=self.stream)
-            self.decoder = (each for each in self.container.decode(self.stream) if each.pts is not None)
-            self.before, self.after = None, next(self.decoder, None)
+        if first is None or target < first.pts:
+            self._search(target)
         while self.after is not None and self.after.pts < target:
+            if target > max(self.after.pts + NEAR * self.step, self.key + self.reach):
+                self._search(target)
             self.before, self.after = self.after, next(self.decoder, None)
+            if self.after is not None and self.after.key_frame:
+                self.key, self.reach = self.after.pts, max(NEAR * self.step, self.after.pts - self.key)
         known = [each for each in (self.before, self.after) if each is not None]
         nearest = min(known, key=lambda each: abs(each.pts - target), default=None)
         if nearest is None or abs(nearest.pts - target) > APART * self.step:
@@ -158,6 +183,14 @@ class Film:
                 "again, or correct its timestamps (seconds from the episode's beginning)"
             )
         return np.asarray(self.reformatter.reformat(nearest, format="rgb24").to_ndarray(), dtype=np.uint8)
+
+    def _search(self, target: float) -> None:
+        """Begin at the last key frame before a time."""
+        self.container.seek(max(0, round(target) - 1), backward=True, stream=self.stream)
+        self.decoder = (each for each in self.container.decode(self.stream) if each.pts is not None)
+        self.before, self.after = None, next(self.decoder, None)
+        if self.after is not None:
+            self.key, self.reach = self.after.pts, max(self.reach, 2 * (target - self.after.pts))
 
 
 def sized(picture: NDArray[np.uint8], dataset: LocalDataset, camera: str, place: str) -> NDArray[np.uint8]:

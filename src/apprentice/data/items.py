@@ -1,4 +1,4 @@
-"""The items of a LeRobotDataset in any order, for a training loop: present images, state, a chunk of actions.
+"""The items of a LeRobotDataset, in order or in any: images, state, instruction, a chunk of actions.
 
 `LeRobotDataset` with `delta_timestamps` decodes all columns of all rows that an action chunk spans: two cameras and 32
 actions are 66 images for an item that shows 2. Here columns of numbers are in memory, and an image is decoded if it is
@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from apprentice.data.batch import TASK, Batch
 from apprentice.data.dataset import column, episode_bounds, surroundings, task_names, values
-from apprentice.data.features import VECTORS, is_picture
+from apprentice.data.features import VECTORS, is_picture, policy_features
 from apprentice.data.images import images
 from apprentice.data.local import LocalDataset
 
@@ -34,9 +35,9 @@ class Items(Dataset[dict[str, Any]]):
     ):
         """Args:
         dataset: with all of its episodes.
-        windows: the steps that a feature is told of, 0 is the frame's own; it gets an axis of time, and `KEY_is_pad`
-            marks the steps outside the episode, which repeat its first or last frame. Other features are told of the
-            frame alone.
+        windows: the steps of a feature that an item holds, 0 is the frame's own; the feature gets an axis of time, and
+            `KEY_is_pad` marks the steps outside the episode, which repeat its first or last frame. Other features are
+            those of the frame alone.
         keys: features that an item has besides its task; all numbers and pictures of colours if None.
         """
         features = dataset.meta.features
@@ -44,7 +45,8 @@ class Items(Dataset[dict[str, Any]]):
         cameras = {key for key in chosen if is_picture(key, features[key])}
         self.windows = {key: np.asarray(steps) for key, steps in (windows or {}).items() if key in chosen}
         self.bounds = episode_bounds(dataset)
-        self.images = {key: images(dataset, key) for key in chosen if key in cameras}
+        overlap = {key: len(steps) - 1 for key, steps in self.windows.items()}
+        self.images = {key: images(dataset, key, overlap.get(key, 0)) for key in chosen if key in cameras}
         self.columns = {
             key: _tensor(column(dataset, key) if key in VECTORS else values(dataset, key))
             for key in chosen
@@ -66,19 +68,38 @@ class Items(Dataset[dict[str, Any]]):
         batch = self.batch(np.asarray(index))
         return [{key: value[place] for key, value in batch.items()} for place in range(len(index))]
 
-    def batch(self, index: NDArray[np.int64]) -> dict[str, Any]:
-        """Frames (b,) as LeRobot's data loader would yield them: images (b, 3, h, w) or (b, W, 3, h, w)."""
+    def batch(self, index: NDArray[np.int64]) -> Batch:
+        """Frames (b,) as LeRobot's data loader would yield them: images (b, 3, h, w) or (b, W, 3, h, w).
+
+        Batches of a video are fastest in the order of its frames: then each frame is decoded once.
+        """
         seen, batch = {}, {}
         for key, steps in self.windows.items():
-            seen[key], absent = surroundings(self.bounds, index, steps)
-            batch[f"{key}_is_pad"] = torch.from_numpy(absent)
+            seen[key], is_pad = surroundings(self.bounds, index, steps)
+            batch[f"{key}_is_pad"] = torch.from_numpy(is_pad)
         for key, numbers in self.columns.items():
             batch[key] = numbers[seen.get(key, index)]
         for key, pictures in self.images.items():
             frames = seen.get(key, index)
             decoded = torch.from_numpy(pictures[frames.ravel()]).permute(0, 3, 1, 2).contiguous()
             batch[key] = decoded.reshape(*frames.shape, *decoded.shape[1:])
-        return batch | {"task": [self.names[int(number)] for number in self.tasks[index]]}
+        return batch | {TASK: [self.names[int(number)] for number in self.tasks[index]]}
+
+
+def observed(dataset: LocalDataset, steps: int = 1, keys: Iterable[str] | None = None) -> Items:
+    """The observations `keys`, or all that a policy could read, of each frame; with more than one step, of the frames
+    right before it too, oldest first.
+    """
+    if keys is None:
+        keys = [key for key in policy_features(dataset.meta.features) if key.startswith("observation.")]
+    keys = list(keys)
+    return Items(dataset, {key: range(1 - steps, 1) for key in keys} if steps > 1 else {}, keys)
+
+
+def present(batch: Batch) -> Batch:
+    """The last step of observations that have an axis of time."""
+    kept = {key: value for key, value in batch.items() if not key.endswith("_is_pad")}
+    return {key: value[:, -1] if key.startswith("observation.") else value for key, value in kept.items()}
 
 
 def _is_number(dtype: str) -> bool:

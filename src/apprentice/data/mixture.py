@@ -114,11 +114,11 @@ def _weighed(word: str) -> tuple[str, float | None]:
 
 
 def _check_same_features(one: LocalDataset, other: LocalDataset, name: str, other_name: str) -> None:
-    mine, theirs = (_described(dataset.meta.features) for dataset in (one, other))
+    first, second = (_described(dataset.meta.features) for dataset in (one, other))
     problems = [
-        f"{key}: {name} has {mine.get(key, 'none')}, {other_name} has {theirs.get(key, 'none')}"
-        for key in sorted(mine.keys() | theirs.keys())
-        if mine.get(key) != theirs.get(key)
+        f"{key}: {name} has {first.get(key, 'none')}, {other_name} has {second.get(key, 'none')}"
+        for key in sorted(first.keys() | second.keys())
+        if first.get(key) != second.get(key)
     ]
     if problems:
         fix = "train on datasets with the same features, or convert one of them"

@@ -106,10 +106,10 @@ def check_alike(
     rows = []
     for columns in found.values():
         for column in columns[:4]:
-            here = f"{float(stats['min'][column]):.4g} to {float(stats['max'][column]):.4g}"
+            recorded = f"{float(stats['min'][column]):.4g} to {float(stats['max'][column]):.4g}"
             middle, deviation = float(offset[column]), float(scale[column])
             seen = f"{middle:.4g}, give or take {deviation:.4g}" if deviation else f"{middle:.6g} alone"
-            rows.append(f"column {column}: {name} learned from {seen}, {other_name} has {here}")
+            rows.append(f"column {column}: {name} learned from {seen}, {other_name} has {recorded}")
     raise UserError(
         f"expected {key} in the units of {name}, found other numbers in {other_name} (degrees for radians, another "
         "scale or another robot); fix: convert the dataset's columns to its units, or train on this dataset\n  "

@@ -47,9 +47,9 @@ class Best:
         """Whether what was `seen` after `step` steps is better than all before. All processes take part."""
         if self.measure not in seen:
             return False
-        mine = seen[self.measure] if self.trainee.main else 0.0
+        measured = seen[self.measure] if self.trainee.main else 0.0
         device = self.trainee.accelerator.device
-        value = float(self.trainee.accelerator.reduce(torch.tensor(mine, device=device), "sum"))
+        value = float(self.trainee.accelerator.reduce(torch.tensor(measured, device=device), "sum"))
         sign = 1 if self.measure == SUCCESS else -1
         if math.isfinite(value) and (self.value is None or sign * value > sign * self.value):
             self.value, self.step, self.worse = value, step, 0

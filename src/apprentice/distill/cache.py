@@ -18,24 +18,23 @@ from torch import Tensor
 from apprentice.common.device import fast_bfloat16, mixed_precision
 from apprentice.common.files import fingerprint, read_json, write_json
 from apprentice.common.progress import console
-from apprentice.data.dataset import frames, instructions, task_names
-from apprentice.data.frames import Frames, seen_at
+from apprentice.data.batch import EXPERT_LATENTS, IMAGE_TOKENS, PREFIX, TASK, Batch
+from apprentice.data.dataset import instructions, task_names
 from apprentice.data.images import images
+from apprentice.data.items import Items, observed
 from apprentice.data.local import LocalDataset
 from apprentice.distill.augment import view_of
+from apprentice.distill.config import CacheConfig
 from apprentice.distill.rows import Computed, Rows, Views, content
 from apprentice.distill.store import About, frames_folder
 from apprentice.experts import checkpoints
-from apprentice.experts.base import Batch
 from apprentice.policy.inputs import camera_images
-from apprentice.policy.modeling_apprentice import EXPERT_LATENTS, IMAGE_TOKENS, PREFIX, ApprenticePolicy
+from apprentice.policy.modeling_apprentice import ApprenticePolicy
 from apprentice.vlm.packed import packed
 from apprentice.vlm.pixels import alike
 
 BATCH = 32
 MARGIN = 2e9  # bytes that stay free on the disk
-CACHE_GB = 32.0
-PRECISION = "bfloat16"
 STORED = {"float32": torch.float32, "bfloat16": torch.bfloat16, "8-bit": torch.bfloat16}  # of image tokens
 WHAT = {IMAGE_TOKENS: "image tokens", EXPERT_LATENTS: "expert latents", PREFIX: "keys and values"}
 
@@ -47,14 +46,12 @@ class Kind:
     Attributes:
         key: its name in a batch.
         rows: of each view, on the disk.
-        fill: batches of rows of a view, from a row on.
-        compute: rows of a view at some frames, from the dataset; None for what the policy computes by itself.
+        compute: rows of a view, by their numbers (b,).
     """
 
     key: str
     rows: list[Rows]
-    fill: Callable[[int, int], Iterator[Tensor]]
-    compute: Callable[[int, np.ndarray], Tensor] | None = None
+    compute: Callable[[int, np.ndarray], Tensor]
 
     @property
     def size(self) -> int:
@@ -69,35 +66,30 @@ class Kind:
     def kept(self) -> Views:
         """Its rows, from the disk; those that are missing are computed now."""
         for view, rows in enumerate(self.rows):
-            rows.prepare(partial(self.fill, view))
+            rows.prepare(partial(self._batches, view))
         return Views(self.rows)
 
     def recomputed(self) -> Views:
         """Its rows, computed whenever they are asked for."""
-        assert self.compute is not None
         return Views([Computed(partial(self.compute, view), rows.dtype) for view, rows in enumerate(self.rows)])
+
+    def _batches(self, view: int, first: int) -> Iterator[Tensor]:
+        """The rows of a view in order, from one on."""
+        count = self.rows[view].about.count
+        return (self.compute(view, np.arange(i, min(i + BATCH, count))) for i in range(first, count, BATCH))
 
 
 def cached(
-    policy: ApprenticePolicy,
-    dataset: LocalDataset,
-    every: int = 1,
-    views: int = 1,
-    cache_gb: float = CACHE_GB,
-    precision: str = PRECISION,
-    choice: Path | None = None,
+    policy: ApprenticePolicy, dataset: LocalDataset, config: CacheConfig | None = None, choice: Path | None = None
 ) -> dict[str, Views]:
     """`cached_each` of one dataset."""
-    return cached_each(policy, [dataset], every, views, cache_gb, precision, choice)[0]
+    return cached_each(policy, [dataset], config, choice)[0]
 
 
 def cached_each(
     policy: ApprenticePolicy,
     datasets: Sequence[LocalDataset],
-    every: int = 1,
-    views: int = 1,
-    cache_gb: float = CACHE_GB,
-    precision: str = PRECISION,
+    config: CacheConfig | None = None,
     choice: Path | None = None,
 ) -> list[dict[str, Views]]:
     """What the policy's stage needs of every n-th frame of each dataset, by its name in a batch.
@@ -109,32 +101,30 @@ def cached_each(
     Args:
         policy: the student, in its stage.
         datasets: whose frames. All have the same things kept; each has its own caches.
-        every: n.
-        views: K views of each frame. The expert's latents are of the pictures themselves in all of them: they are what
-            the student is to see through the change, and a moved picture does not change what is to be done.
-        cache_gb: all rows together may take that much (GB); those that are missing no more than what is free on the
-            disk, less a margin.
-        precision: float32, bfloat16 or 8-bit, see `STORED`; 8-bit is for keys and values. Latents are float32: they are
-            small, and what is learnt.
+        config: which frames and views, how much room there is, how rows are kept. Of all views the expert's latents are
+            those of the pictures themselves: they are what the student is to see through the change, and a moved
+            picture does not change what is to be done. Latents are float32: they are small, and what is learnt. Rows
+            that are missing take no more than what is free on the disk, less a margin.
         choice: a file that remembers what was kept, so that a run goes on as it began.
     """
+    config = config or CacheConfig()
     tasks = sorted({name for dataset in datasets for name in task_names(dataset).values()})
-    frozen = [Frozen(policy, dataset, every, precision, tasks) for dataset in datasets]
-    kinds = [[each.image_tokens(views) for each in frozen]]
+    frozen = [Frozen(policy, dataset, config, tasks) for dataset in datasets]
+    kinds = [[each.image_tokens() for each in frozen]]
     if policy.config.reads_expert:
         kinds.append([each.latents() for each in frozen])
     if policy.config.stage == "align":
-        prefixes = [frozen[0].keys_and_values(views)]
-        prefixes += [each.keys_and_values(views) for each in frozen[1:] if prefixes[0]]
+        prefixes = [frozen[0].keys_and_values()]
+        prefixes += [each.keys_and_values() for each in frozen[1:] if prefixes[0]]
         kinds.append([prefix for prefix in prefixes if prefix])
     kinds = [kind for kind in kinds if kind]
-    kept = remembered(kinds, cache_gb, choice)
+    kept = remembered(kinds, config.cache_gb, choice)
     found: list[dict[str, Views]] = [{} for _ in datasets]
     for kind in kinds:
         for each, of_dataset, rows in zip(frozen, kind, found, strict=True):
             if of_dataset.key in kept:
                 each.ready[of_dataset.key] = rows[of_dataset.key] = of_dataset.kept()
-            elif of_dataset.compute:
+            elif of_dataset.key != PREFIX:
                 rows[of_dataset.key] = of_dataset.recomputed()
     for rows in found:
         if PREFIX in rows:
@@ -143,7 +133,10 @@ def cached_each(
 
 
 def cached_images(
-    datasets: Sequence[LocalDataset], cameras: Sequence[str], cache_gb: float = CACHE_GB, choice: Path | None = None
+    datasets: Sequence[LocalDataset],
+    cameras: Sequence[str],
+    cache_gb: float = CacheConfig.cache_gb,
+    choice: Path | None = None,
 ) -> list[dict[str, Views]]:
     """Decoded images (3, h, w), uint8, of each frame of each dataset, by camera; see `cached_each`."""
     contents = [fingerprint(Path(dataset.root)) for dataset in datasets]
@@ -171,13 +164,12 @@ def images_of(dataset: LocalDataset, content: str, camera: str) -> Kind:
     )
     rows = Rows(fingerprint("images", camera, content, *dataset.changes), about, torch.uint8)
 
-    def fill(view: int, first: int) -> Iterator[Tensor]:
-        return (torch.from_numpy(image).permute(2, 0, 1)[None] for image in frames(dataset, camera, first))
+    pictures = images(dataset, camera)
 
     def compute(view: int, index: np.ndarray) -> Tensor:
-        return torch.from_numpy(images(dataset, camera)[index]).permute(0, 3, 1, 2)
+        return torch.from_numpy(pictures[index]).permute(0, 3, 1, 2)
 
-    return Kind(camera, [rows], fill, compute)
+    return Kind(camera, [rows], compute)
 
 
 def remembered(kinds: Sequence[Sequence[Kind]], cache_gb: float, choice: Path | None) -> list[str]:
@@ -211,7 +203,7 @@ def chosen(kinds: Sequence[Sequence[Kind]], cache_gb: float) -> list[str]:
         elif key == PREFIX and IMAGE_TOKENS not in kept:
             reason = "they are computed from image tokens, which find no room"
         if reason:
-            search = ", and videos are searched for the pictures, which is slow" if kind[0].compute else ""
+            search = ", and videos are searched for the pictures, which is slow" if key != PREFIX else ""
             what = kind[0].rows[0].about.what
             _say(f"{what} are computed again in each step: {size / 1e9:.3g} GB, {reason}{search}")
             continue
@@ -233,25 +225,25 @@ class Frozen:
         self,
         policy: ApprenticePolicy,
         dataset: LocalDataset,
-        every: int,
-        precision: str,
+        config: CacheConfig,
         tasks: list[str] | None = None,
     ):
-        self.policy, self.precision = policy, precision
-        self.source = Frames(dataset, list(policy.config.image_features), every, policy.vectors)
-        self.content = fingerprint(Path(dataset.root), *self.source.cameras, str(every), *dataset.changes)
-        self.tasks = instructions(dataset)[::every]
+        self.policy, self.dataset, self.config = policy, dataset, config
+        self.every, self.precision = config.every, config.cache_precision
+        self.cameras = list(policy.config.image_features)
+        self.content = fingerprint(Path(dataset.root), *self.cameras, str(self.every), *dataset.changes)
+        self.tasks = instructions(dataset)[:: self.every]
         self.all_tasks = tasks or sorted(set(self.tasks))
         self.ready: dict[str, Views] = {}
 
     # ---- kinds
 
-    def image_tokens(self, views: int) -> Kind:
+    def image_tokens(self) -> Kind:
         """Image tokens (n, C) of each view."""
         vision = [*self.policy.parts()["vision tower"], *self.policy.parts()["projector"]]
         key = self._seen() + _weights(vision)
-        rows = self._rows(IMAGE_TOKENS, key, self._sample, STORED[self.precision], views)
-        return Kind(IMAGE_TOKENS, rows, self._fill_tokens, self._tokens_at)
+        rows = self._rows(IMAGE_TOKENS, key, self._sample, STORED[self.precision], self.config.views)
+        return Kind(IMAGE_TOKENS, rows, self._tokens)
 
     def latents(self) -> Kind:
         """The expert's latents (N, D)."""
@@ -259,10 +251,10 @@ class Frozen:
         place = config.find_expert()
         files = sorted({Path(place), *checkpoints(place)})
         key = fingerprint(str(config.expert_obs_steps), *files)
-        rows = self._rows(EXPERT_LATENTS, key, next(self._fill_latents(0, 0, 1)), torch.float32, 1)
-        return Kind(EXPERT_LATENTS, rows, self._fill_latents, self._latents_at)
+        rows = self._rows(EXPERT_LATENTS, key, self._latents(0, np.arange(1)), torch.float32, 1)
+        return Kind(EXPERT_LATENTS, rows, self._latents)
 
-    def keys_and_values(self, views: int) -> Kind | None:
+    def keys_and_values(self) -> Kind | None:
         """The prefix's keys and values (layers, 2, heads, L, d) of each view; None, and the reason is printed, if they
         are not all that a step needs of the prompt.
         """
@@ -277,9 +269,9 @@ class Frozen:
             _say("keys and values are computed again in each step: this VLM needs more than them")
             return None
         dtype = sample.dtype if sample.dtype == torch.uint8 else STORED[self.precision]
-        prompts = self.policy.prompt({"task": self.all_tasks})
+        prompts = self.policy.prompt({TASK: self.all_tasks})
         key = self._seen() + _weights(self.policy.vlm.parameters()) + fingerprint(content(prompts.ids.cpu()))
-        return Kind(PREFIX, self._rows(PREFIX, key, sample, dtype, views), self._fill_prefixes)
+        return Kind(PREFIX, self._rows(PREFIX, key, sample, dtype, self.config.views), self._prefixes)
 
     def _rows(self, key: str, origin: str, sample: Tensor, dtype: torch.dtype, views: int) -> list[Rows]:
         shape, config = tuple(sample.shape[1:]), self.policy.config
@@ -291,12 +283,12 @@ class Frozen:
                 name,
                 About(
                     what=WHAT[key],
-                    dataset=str(self.source.dataset.root),
+                    dataset=str(self.dataset.root),
                     model=config.expert if key == EXPERT_LATENTS else config.vlm,
                     view=view,
                     dtype="8-bit" if dtype == torch.uint8 else str(dtype).removeprefix("torch."),
                     shape=shape,
-                    count=len(self.source),
+                    count=len(self.tasks),
                     row_bytes=int(np.prod(shape)) * dtype.itemsize,
                 ),
                 dtype,
@@ -307,7 +299,7 @@ class Frozen:
     @cached_property
     def _sample(self) -> Tensor:
         """Image tokens (1, n, C) of the first frame."""
-        return next(self._fill_tokens(0, 0, 1))
+        return self._tokens(0, np.arange(1))
 
     def _seen(self) -> str:
         """What the VLM makes of a picture before its weights meet it."""
@@ -318,48 +310,40 @@ class Frozen:
             seen += [content(value.cpu()) for value in self.policy.vlm.pixels(noise).values()]
         return fingerprint(*seen)
 
-    # ---- rows in order
+    # ---- rows at `index`, of every n-th frame
 
-    def _fill_tokens(self, view: int, first: int, size: int = BATCH) -> Iterator[Tensor]:
-        for batch in self.source.batches(first, size):
-            count = len(batch["task"])
-            yield self._tokens(batch, range(first, first + count), view)
-            first += count
+    @cached_property
+    def _pictures(self) -> Items:
+        return observed(self.dataset, keys=self.cameras)
 
-    def _fill_latents(self, view: int, first: int, size: int = BATCH) -> Iterator[Tensor]:
-        return map(self.policy.expert.encode, self.source.batches(first, size, self.policy.config.expert_obs_steps))
-
-    def _fill_prefixes(self, view: int, first: int, size: int = BATCH) -> Iterator[Tensor]:
-        for start in range(first, len(self.tasks), size):
-            index = np.arange(start, min(start + size, len(self.tasks)))
-            rows = self._packed(index, self.ready[IMAGE_TOKENS].rows[view][index])
-            assert rows is not None
-            yield rows
-
-    # ---- rows anywhere
-
-    def _tokens_at(self, view: int, index: np.ndarray) -> Tensor:
-        return self._tokens(seen_at(self.source.dataset, index * self.source.every), index, view)
-
-    def _latents_at(self, view: int, index: np.ndarray) -> Tensor:
-        steps = self.policy.config.expert_obs_steps
-        return self.policy.expert.encode(seen_at(self.source.dataset, index * self.source.every, steps))
-
-    # ---- what is computed
+    @cached_property
+    def _expert_observations(self) -> Items:
+        return observed(self.dataset, self.policy.config.expert_obs_steps, [*self.cameras, *self.policy.vectors])
 
     @torch.no_grad()
-    def _tokens(self, batch: Batch, index: Iterable[int], view: int) -> Tensor:
-        """Image tokens (b, n, C) of a batch that holds the frames `index`."""
-        images = view_of(camera_images(self.policy.config, batch), (int(i) * self.source.every for i in index), view)
+    def _tokens(self, view: int, index: np.ndarray) -> Tensor:
+        """Image tokens (b, n, C)."""
+        frames = index * self.every
+        images = view_of(camera_images(self.policy.config, self._pictures.batch(frames)), frames, view)
         with mixed_precision(self.policy.vlm.device):
             return self.policy.vlm.image_tokens(images)
+
+    def _latents(self, view: int, index: np.ndarray) -> Tensor:
+        """The expert's latents (b, N, D)."""
+        return self.policy.expert.encode(self._expert_observations.batch(index * self.every))
+
+    def _prefixes(self, view: int, index: np.ndarray) -> Tensor:
+        """Keys and values (b, layers, 2, heads, L, d), from image tokens that are there."""
+        rows = self._packed(index, self.ready[IMAGE_TOKENS].rows[view][index])
+        assert rows is not None
+        return rows
 
     @torch.no_grad()
     def _packed(self, index: np.ndarray, tokens: Tensor) -> Tensor | None:
         """The prefixes' keys and values (b, layers, 2, heads, L, d) at `index`, or None if they cannot be packed."""
         vlm = self.policy.vlm
-        length = len(self.policy.prompt({"task": self.all_tasks}))
-        batch: Batch = {"task": [self.tasks[i] for i in index], IMAGE_TOKENS: tokens.to(vlm.device, vlm.model.dtype)}
+        length = len(self.policy.prompt({TASK: self.all_tasks}))
+        batch: Batch = {TASK: [self.tasks[i] for i in index], IMAGE_TOKENS: tokens.to(vlm.device, vlm.model.dtype)}
         with mixed_precision(vlm.device):
             prefix = self.policy.prefix(batch, length).pack()
         return packed(prefix) if prefix is not None and self.precision == "8-bit" else prefix

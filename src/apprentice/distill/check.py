@@ -1,4 +1,4 @@
-"""Can this policy teach? What alignment needs of an expert, looked at on a dataset before hours are spent on it."""
+"""Can this policy teach? What alignment needs of an expert, tried on a dataset before hours are spent on it."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ from apprentice.data.contract import FILE as CONTRACT
 from apprentice.data.contract import Contract, check_features
 from apprentice.data.dataset import action_chunks, open_dataset
 from apprentice.data.features import policy_features
-from apprentice.data.frames import seen_at
+from apprentice.data.items import observed
 from apprentice.data.local import LocalDataset
 from apprentice.data.mixture import contract_of
 from apprentice.experts import checkpoints, load_expert
@@ -72,7 +72,7 @@ def expert_check(
         console.print(summary(expert))
         problems = meeting(expert, checkpoint, data)
         if not problems:
-            actions, findings = action_table(expert, data), look(expert, data, frames)
+            actions, findings = action_table(expert, data), compared(expert, data, frames)
             console.print(actions)
             console.print(
                 f"decoded latents and its own actions differ by {findings.difference:.1e} scales\n"
@@ -96,7 +96,7 @@ def summary(expert: ActionExpert) -> Table:
     rows = {
         "kind": expert.kind,
         "latents": f"{expert.latent_count} of {expert.latent_dim} numbers: as many action tokens in the student",
-        "actions": f"{expert.horizon} of {expert.action_dim} numbers; its loss is told steps {first} to {stop - 1}",
+        "actions": f"{expert.horizon} of {expert.action_dim} numbers; its loss reads steps {first} to {stop - 1}",
         "decoder": f"{parameters:,} parameters move into the student",
         "observation": f"{expert.n_obs_steps} steps" if expert.n_obs_steps > 1 else "the present alone",
         "inputs": "\n".join(f"{key} {shape}" for key, shape in expert.inputs.items()),
@@ -139,15 +139,16 @@ def action_table(expert: ActionExpert, dataset: LocalDataset) -> Table:
 
 
 @torch.no_grad()
-def look(expert: ActionExpert, dataset: LocalDataset, count: int) -> Findings:
+def compared(expert: ActionExpert, dataset: LocalDataset, count: int) -> Findings:
     """Compare the expert's decoded latents with its own and with the recorded actions, on `count` frames at most."""
     index = np.unique(np.linspace(0, dataset.num_frames - 1, count).round().astype(int))
     truth, pad = (torch.from_numpy(values[index]) for values in action_chunks(dataset, range(expert.horizon)))
     decoded, difference = [], 0.0
     scale = expert.action_affine()[1].cpu()
     scale = torch.where(scale == 0, 1.0, scale)
+    items = observed(dataset, expert.n_obs_steps)
     for first in range(0, len(index), BATCH):
-        batch = seen_at(dataset, index[first : first + BATCH], expert.n_obs_steps)
+        batch = items.batch(index[first : first + BATCH])
         actions = expert.decoded(expert.encode(batch)).cpu()
         own = expert.own_actions(batch).cpu()
         difference = max(difference, float(((actions - own) / scale).abs().max()))

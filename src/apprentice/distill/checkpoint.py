@@ -108,7 +108,7 @@ class Trainee:
         self.learner, self.policy, self.model, self.optimizer = learner, learner.policy, model, optimizer
         self.accelerator, self.ema, self.main = accelerator, ema, accelerator.is_main_process
         self.trained = {name: p for name, p in self.policy.named_parameters() if p.requires_grad}
-        self.average = [_here(p).clone() for p in self.trained.values()] if ema else []
+        self.average = [_local(p).clone() for p in self.trained.values()] if ema else []
         self.repeats = True
 
     def autocast(self) -> torch.autocast:
@@ -119,7 +119,7 @@ class Trainee:
         """Let the average follow after step number `step`; early steps are forgotten faster."""
         if self.average:
             decay = min(self.ema, (1 + step) / (10 + step))
-            get_ema_multi_avg_fn(decay)(self.average, [_here(p) for p in self.trained.values()], None)
+            get_ema_multi_avg_fn(decay)(self.average, [_local(p) for p in self.trained.values()], None)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -135,8 +135,8 @@ class Trainee:
         if self.accelerator.is_fsdp2:
             self.model.reshard()  # type: ignore[operator]  # after a pass without gradients it holds all of them
         for p, average in zip(self.trained.values(), self.average, strict=bool(self.average)):
-            weights = _here(p).clone()
-            _here(p).copy_(average)
+            weights = _local(p).clone()
+            _local(p).copy_(average)
             average.copy_(weights)
 
     def state(self) -> dict[str, Tensor]:
@@ -164,9 +164,9 @@ class Trainee:
 
     def finite(self) -> bool:
         """Whether all weights that train, and their average, are numbers. All processes take part."""
-        here = [_here(p) for p in self.trained.values()] + self.average
+        local = [_local(p) for p in self.trained.values()] + self.average
         lost = torch.zeros((), device=self.accelerator.device)
-        for each in here:
+        for each in local:
             lost += (~each.isfinite()).any().float()
         return not float(self.accelerator.reduce(lost, "sum"))
 
@@ -303,7 +303,7 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu()
 
 
-def _here(tensor: Tensor) -> Tensor:
+def _local(tensor: Tensor) -> Tensor:
     """What lies on this process of a tensor that FSDP may have cut up."""
     return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
 

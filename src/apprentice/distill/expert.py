@@ -29,6 +29,7 @@ from apprentice.common.device import best_device, bfloat16_is_faster
 from apprentice.common.errors import UserError
 from apprentice.common.files import read_json, write_json
 from apprentice.common.progress import console
+from apprentice.data.batch import Batch
 from apprentice.data.contract import FILE as CONTRACT
 from apprentice.data.contract import Contract, check_features
 from apprentice.data.features import policy_shapes
@@ -36,13 +37,14 @@ from apprentice.data.mixture import Mixture, open_mixture
 from apprentice.data.statistics import check_alike
 from apprentice.distill.cache import cached_images
 from apprentice.distill.checkpoint import Position
+from apprentice.distill.config import TrainingConfig
 from apprentice.distill.learner import Learner
 from apprentice.distill.resident import on_device
 from apprentice.distill.runs import RATES, carry_out, checkpoint_of
 from apprentice.distill.samples import Samples
 from apprentice.distill.tracking import tracked
-from apprentice.distill.trainer import Schedule, Watch, processes, train
-from apprentice.experts.base import Batch, affine_of, state_affine_of
+from apprentice.distill.trainer import Watch, processes, train
+from apprentice.experts.base import affine_of, state_affine_of
 from apprentice.experts.kinds import kind_of
 
 STAGE = "train-expert"
@@ -51,62 +53,31 @@ FIXED = {"device", "push_to_hub", "pretrained_path", "output_features", "use_amp
 HORIZONS = ("n_action_steps", "chunk_size", "action_chunk_size")
 
 
-@dataclass(frozen=True)
-class ExpertConfig:
-    """The training of an expert.
+@dataclass(frozen=True, kw_only=True)
+class ExpertConfig(TrainingConfig):
+    """The training of an expert. Its statistics are those of all frames of all datasets, whatever their weights.
 
     Attributes:
-        dataset: folder of a LeRobotDataset v3.0, or several, A B, each sampled as often as it has frames; or with
-            weights, A=2 B=1, of which A gives two of three samples. Statistics are those of all frames, plainly.
-        out: folder of the run; OUT/checkpoint is the expert.
         kind: what to train (default: seer, or what is in `init`).
         set: fields of the policy's own configuration, as in --policy.KEY=VALUE of lerobot-train: chunk_size=16
             optimizer_lr=3e-4.
-        rename: new names of a dataset's features, such as observation.images.top=observation.images.image. The
-            checkpoint remembers them, for a robot that has the old names.
-        resize: sizes (px) in which cameras are read, such as observation.images.image=240x320 (height x width).
         cameras: the images that it reads; all if none are named.
         init: checkpoint (or run) whose weights and statistics to go on from.
-        steps: optimizer steps.
-        batch_size: samples a step, over all processes together.
-        accumulate: parts in which a process computes its share of a step, to save memory.
-        ema: decay of the moving average of the weights, which is what is saved; 0 for none.
         precision: "auto" computes in bfloat16 if that is faster here, which is tried at the start.
         cache_gb: decoded images may take that much of the disk (GB); if there is less room, the last cameras are
             decoded in each step.
-        seed: decides initial weights and the order of the data.
-        balance: "task" draws each instruction of a dataset as often as every other, "frame" each frame.
-        gripper_change_factor: draw samples within half a second of a change of the gripper so many times as often as
-            others; 1 for alike.
-        validate: episodes of the datasets that nothing trains on; their loss is logged.
-        validate_every: steps from one look at them to the next.
-        keep: which weights the run ends with: the last, or those that had the least loss of `validate`'s episodes.
-        patience: stop early, when so many looks in a row found no lesser loss; 0 for never.
-        track: also draw the log's curves with trackio, if it is installed, or wandb; both stay on this machine.
     """
 
-    dataset: Sequence[str] | str
-    out: str
     kind: Literal["seer", "seer_full", "act", "diffusion", "vqbet", "multi_task_dit"] | None = None
     set: dict[str, str] | None = None
-    rename: dict[str, str] | None = None
-    resize: dict[str, str] | None = None
     cameras: Sequence[str] = ()
     init: str = ""
     steps: int = 10000
     batch_size: int = 32
-    accumulate: int = 1
     ema: float = 0.999
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     cache_gb: float = 32.0
-    seed: int = 0
-    balance: Literal["task", "frame"] = "task"
-    gripper_change_factor: float = 1.0
-    validate: int = 0
     validate_every: int = 500
-    keep: Literal["last", "best"] = "last"
-    patience: int = 0
-    track: Literal["trackio", "wandb", "none"] = "trackio"
 
 
 def train_expert(config: ExpertConfig) -> Path:
@@ -181,11 +152,9 @@ def _train(config: ExpertConfig, policy_config: Any, accelerator: Accelerator, p
     )
     parameters = sum(p.numel() for p in policy.parameters())
     console.print(f"{policy.config.type}: {parameters:,} parameters, {len(samples):,} samples", highlight=False)
-    schedule = Schedule(config.steps, config.batch_size, config.seed, config.accumulate, config.ema)
     kind = config.track if accelerator.is_main_process else "none"
     with tracked(kind, run, {"stage": STAGE, **asdict(config)}) as tell:
-        watch = Watch(held_out, config.validate_every, keep=config.keep, patience=config.patience, tell=tell)
-        train(learner, samples, schedule, run, position, watch, accelerator)
+        train(learner, samples, config, position, Watch(held_out, tell=tell), accelerator)
 
 
 def configured(config: ExpertConfig) -> Any:

@@ -1,7 +1,7 @@
 """What training a student will take: parameters, memory of a GPU, disk. Nothing is trained and no weights are fetched.
 
 The student is built from the VLM's configuration and the expert's checkpoint, with imagined weights (see `memory`), and
-is taken through two real steps of each stage, the policy's own code and all; what they keep alive is what is told.
+is taken through two real steps of each stage, the policy's own code and all; the plan reports what they keep alive.
 """
 
 import copy
@@ -25,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from apprentice.common.errors import UserError
 from apprentice.common.progress import console
 from apprentice.common.untrusted import check_model
+from apprentice.data.batch import ACTION_IS_PAD, EXPERT_LATENTS, IMAGE_TOKENS, PREFIX, STATE_IS_PAD, TASK, Batch
 from apprentice.data.contract import Contract
 from apprentice.data.dataset import instructions, open_dataset
 from apprentice.data.features import policy_features
@@ -32,11 +33,10 @@ from apprentice.data.local import LocalDataset
 from apprentice.distill.cache import BATCH
 from apprentice.distill.memory import Account, Saved, imagine
 from apprentice.experts import load_expert
-from apprentice.experts.base import ActionExpert, Batch
+from apprentice.experts.base import ActionExpert
 from apprentice.experts.by_task import ByTaskExpert
 from apprentice.policy.configuration_apprentice import ApprenticeConfig
-from apprentice.policy.history import ABSENT, EXPERT_LATENTS
-from apprentice.policy.modeling_apprentice import IMAGE_TOKENS, PREFIX, ApprenticePolicy
+from apprentice.policy.modeling_apprentice import ApprenticePolicy
 
 INSTRUCTIONS = ["pick up the black bowl and place it on the plate", "turn on the stove"]  # where no dataset tells
 NO_WEIGHTS = ["*.json", "*.jinja", "*.txt", "*.model"]
@@ -129,7 +129,7 @@ def plan(
 
 
 class Sketch:
-    """A student without weights, copied for each stage that is looked at.
+    """A student without weights, copied for each stage.
 
     Attributes:
         parts: parameters of each of its parts.
@@ -159,7 +159,7 @@ class Sketch:
         self._student.decoder = copy.deepcopy(self.expert.decoder)  # real, as are its noise schedules
         self.parts = {part: _count(parameters) for part, parameters in self._student.parts().items()}
         _, policy, account = self._imagined("align")
-        self.tasks = sorted(tasks, key=lambda task: -policy.prompt({"task": [task]}).ids.shape[1])
+        self.tasks = sorted(tasks, key=lambda task: -policy.prompt({TASK: [task]}).ids.shape[1])
         self.image_tokens, self.seeing = self._see(policy, account)
 
     def memory(self, stage: str, lora_rank: int = 0) -> StageMemory:
@@ -232,8 +232,8 @@ class Sketch:
             del batch[IMAGE_TOKENS]
             batch[PREFIX] = account.imagined(packed.expand(self.batch, *packed.shape[1:]))
         if self._history:
-            batch[ABSENT] = torch.zeros(self.batch, *self._history, dtype=torch.bool)
-        batch["action_is_pad"] = torch.zeros(self.batch, actions, dtype=torch.bool)
+            batch[STATE_IS_PAD] = torch.zeros(self.batch, *self._history, dtype=torch.bool)
+        batch[ACTION_IS_PAD] = torch.zeros(self.batch, actions, dtype=torch.bool)
         return batch | {key: account.imagined(torch.empty(self.batch, *size)) for key, size in sizes.items()}
 
     @property
@@ -252,7 +252,7 @@ class Sketch:
     def _prompted(self, account: Account, size: int) -> Batch:
         """Image tokens and instructions, for `size` samples."""
         tokens = torch.empty(size, *self._history, *self.image_tokens, dtype=torch.bfloat16)
-        return {"task": [self.tasks[i % len(self.tasks)] for i in range(size)], IMAGE_TOKENS: account.imagined(tokens)}
+        return {TASK: [self.tasks[i % len(self.tasks)] for i in range(size)], IMAGE_TOKENS: account.imagined(tokens)}
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast("cpu", torch.bfloat16, enabled=self.precision is torch.bfloat16)

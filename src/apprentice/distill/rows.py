@@ -176,8 +176,8 @@ class Views:
         if len(self) == 1:
             return self.rows[0][frames]
         parts = {view: self.rows[view][frames[views == view]] for view in np.unique(views).tolist()}
-        some = next(iter(parts.values()))
-        found = some.new_empty(*frames.shape, *some.shape[frames.ndim :])
+        first = next(iter(parts.values()))
+        found = first.new_empty(*frames.shape, *first.shape[frames.ndim :])
         for view, part in parts.items():
             found[torch.from_numpy(views == view)] = part
         return found
@@ -197,11 +197,11 @@ class Joined:
         number = np.searchsorted(self.ends, frames.reshape(len(frames), -1)[:, 0], side="right")
         found: Tensor | None = None
         for part in np.unique(number).tolist():
-            mine = number == part
+            of_part = number == part
             first = self.ends[part - 1] if part else 0
-            rows = self.parts[part].at(frames[mine] - first, views[mine])
+            rows = self.parts[part].at(frames[of_part] - first, views[of_part])
             found = rows.new_empty(len(frames), *rows.shape[1:]) if found is None else found
-            found[torch.from_numpy(mine)] = rows
+            found[torch.from_numpy(of_part)] = rows
         assert found is not None
         return found
 

@@ -16,13 +16,12 @@ from lerobot.utils.constants import ACTION, OBS_STATE
 from numpy.typing import NDArray
 
 from apprentice.common.errors import UserError
+from apprentice.data.batch import ACTION_COUNT, ACTION_IS_PAD, STATE_NOISE, STEP_COUNT, TASK, Batch
 from apprentice.data.dataset import action_chunks, column, episode_bounds, instructions, neighbours
 from apprentice.data.local import LocalDataset
 from apprentice.distill.rows import Joined, Views
-from apprentice.experts.base import ACTIONS, Batch
 from apprentice.policy.configuration_apprentice import ApprenticeConfig
-from apprentice.policy.history import STEPS, each_step
-from apprentice.policy.modeling_apprentice import STATE_NOISE
+from apprentice.policy.history import each_step
 
 NEAR_CHANGE = 0.5  # s before and after a change of the gripper
 
@@ -77,11 +76,11 @@ class Samples:
         self.state = torch.from_numpy(column(dataset, OBS_STATE)[::every])
         self.task = instructions(dataset)[::every]
         actions, pad = action_chunks(dataset, config.action_delta_indices)
-        self.actions, self.pad = torch.from_numpy(actions[::every]), torch.from_numpy(pad[::every])
-        seen, absent = (each[::every] for each in neighbours(dataset, steps or [0]))
+        self.actions, self.action_is_pad = torch.from_numpy(actions[::every]), torch.from_numpy(pad[::every])
+        seen, is_pad = (each[::every] for each in neighbours(dataset, steps or [0]))
         # What lies before an episode is not read; its first frame need not be among every n-th.
-        self.seen = np.where(absent, np.arange(len(seen))[:, None], seen // every)
-        self.absent = torch.from_numpy(absent)
+        self.seen = np.where(is_pad, np.arange(len(seen))[:, None], seen // every)
+        self.state_is_pad = torch.from_numpy(is_pad)
         starts, ends = (bound[::every] for bound in episode_bounds(dataset))
         self.episode = np.unique(starts, return_inverse=True)[1]
         self.source = np.zeros(len(starts), np.int64)
@@ -107,7 +106,7 @@ class Samples:
         firsts = np.cumsum([0, *sizes[:-1]])
         episodes = np.cumsum([0, *(part.episode[-1] + 1 for part in parts[:-1])])
         whole.task = [task for part in parts for task in part.task]
-        for name in ("state", "actions", "pad", "absent"):
+        for name in ("state", "actions", "action_is_pad", "state_is_pad"):
             setattr(whole, name, torch.cat([getattr(part, name) for part in parts]))
         for name, shifts in (("seen", firsts), ("frames", firsts), ("episode", episodes)):
             moved = [getattr(part, name) + shift for part, shift in zip(parts, shifts, strict=True)]
@@ -124,17 +123,17 @@ class Samples:
     def __getitem__(self, index: np.ndarray) -> Batch:
         """A raw batch with cached rows, for samples `index` (B,): as LeRobot's data loader yields it."""
         view, index = index // len(self), self.frames[index % len(self)]
-        tensors = {ACTION: self.actions[index], "action_is_pad": self.pad[index]}
+        tensors = {ACTION: self.actions[index], ACTION_IS_PAD: self.action_is_pad[index]}
         seen = self.seen[index]
         if self.in_time:
             cameras = [key for key in self.rows if key.startswith("observation.")]
-            tensors |= {f"{key}_is_pad": self.absent[index] for key in (OBS_STATE, *cameras)}
+            tensors |= {f"{key}_is_pad": self.state_is_pad[index] for key in (OBS_STATE, *cameras)}
         else:
             seen = seen[:, 0]
         tensors[OBS_STATE] = self.state[seen]
         tensors |= {key: rows.at(seen, view) for key, rows in self.rows.items()}
         batch: Batch = {key: value.to(self.device) for key, value in tensors.items()}
-        return batch | {"task": [self.task[i] for i in index]}
+        return batch | {TASK: [self.task[i] for i in index]}
 
     def split(self, count: int) -> tuple["Samples", "Samples"]:
         """Those without `count` episodes, taken evenly from the whole dataset, and those of these episodes.
@@ -180,7 +179,7 @@ class Samples:
         """Which samples (batch_size,) step number `step` trains on."""
         return order(step, batch_size, len(self), seed, self.views, self.weights, moved)
 
-    def some(self, count: int) -> Iterator[Batch]:
+    def subsample(self, count: int) -> Iterator[Batch]:
         """Batches of about `count` samples of view 0, taken evenly."""
         index = np.unique(np.linspace(0, len(self) - 1, count).astype(int))
         return (self[part] for part in np.array_split(index, -(-len(index) // 64)))
@@ -192,15 +191,15 @@ class Samples:
         """
         batch = self.prepare(self[index[part::parts]])
         frames = self.frames[index % len(self)]
-        told: Batch = {"task": [""] * len(index), "action_is_pad": self.pad[frames]}
+        targets: Batch = {TASK: [""] * len(index), ACTION_IS_PAD: self.action_is_pad[frames]}
         if isinstance(self.config, ApprenticeConfig):
             shape = batch[OBS_STATE].shape[1:]
             noise = torch.randn(len(index), *shape, generator=torch.Generator().manual_seed(seed))
             batch |= {STATE_NOISE: noise[part::parts].to(self.device)}
             if self.config.n_obs_steps > 1:
-                told = each_step(self.config, told, ~self.absent[frames])
-            batch |= {STEPS: len(told["action_is_pad"]) / parts}
-        return batch | {ACTIONS: max(1, int((~told["action_is_pad"]).sum())) / parts}
+                targets = each_step(self.config, targets, ~self.state_is_pad[frames])
+            batch |= {STEP_COUNT: len(targets[ACTION_IS_PAD]) / parts}
+        return batch | {ACTION_COUNT: max(1, int((~targets[ACTION_IS_PAD]).sum())) / parts}
 
 
 def observed_steps(config: PreTrainedConfig) -> list[int] | None:

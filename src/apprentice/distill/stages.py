@@ -5,10 +5,10 @@ only-ft     finetune(vlm, expert): stage 2 without stage 1
 scratch     finetune(vlm, expert, scratch=True): the VLM's weights are random
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -30,30 +30,27 @@ from apprentice.data.mixture import Mixture, open_mixture
 from apprentice.data.statistics import check_alike
 from apprentice.distill.cache import cached_each
 from apprentice.distill.checkpoint import Position
+from apprentice.distill.config import CacheConfig, TrainingConfig
 from apprentice.distill.learner import Learner, decay
 from apprentice.distill.resident import on_device
 from apprentice.distill.runs import carry_out, checkpoint_of, same_place
 from apprentice.distill.samples import Samples
 from apprentice.distill.tracking import tracked
-from apprentice.distill.trainer import Schedule, Watch, processes, train
+from apprentice.distill.trainer import Watch, processes, train
 from apprentice.policy.configuration_apprentice import ApprenticeConfig
 from apprentice.policy.modeling_apprentice import TRAINED, ApprenticePolicy
 from apprentice.policy.processor_apprentice import make_apprentice_pre_post_processors
 
+MADE_OF = ("vlm", "scratch", "n_obs_steps", "gripper_state_dims")  # settings that a student keeps for good
+LEARNS_BY = ("learning_rate", "language_rate_factor", "align_loss", "latent_weight")  # those that each stage sets anew
 UNITS_FROM = 2048  # frames whose latents say in which units they are learnt
 
 
-@dataclass(frozen=True)
-class StageConfig:
+@dataclass(frozen=True, kw_only=True)
+class StageConfig(TrainingConfig, CacheConfig):
     """One stage of training.
 
     Attributes:
-        dataset: folder of a LeRobotDataset v3.0, or several, A B, each sampled as often as it has frames; or with
-            weights, A=2 B=1, of which A gives two of three samples.
-        out: folder of the run.
-        rename: new names of a dataset's features, such as observation.images.top=observation.images.image. A student's
-            checkpoint remembers them, for a robot that has the old names.
-        resize: sizes (px) in which cameras are read, such as observation.images.image=240x320 (height x width).
         vlm: folder or hub name of a Hugging Face VLM, for a new student.
         expert: folder of the expert's checkpoint, or a YAML file with one for each instruction. With `student`: where
             its expert lies now, if it was moved.
@@ -62,69 +59,30 @@ class StageConfig:
         n_obs_steps: steps of observation that a new student reads, the present one included (default: 1).
         gripper_state_dims: how many of the last entries of the state belong to the gripper of a new student (default:
             2, or fewer if there would be no others).
-        every: learn from every n-th frame alone. Neighbours differ little, and caching costs a time for each.
-        views: learn from so many views of each frame: the picture, and others moved a little and in another light.
-        cache_gb: what is computed once for all steps may take that much of the disk (GB). If there is not enough room
-            for all, image tokens come first, then the expert's latents, then the keys and values of the VLM's prefix.
-        cache_precision: how that is kept; 8-bit is for keys and values, image tokens are then bfloat16.
-        steps: optimizer steps.
-        batch_size: samples a step, over all processes together.
-        accumulate: parts in which a process computes its share of a step, to save memory.
-        ema: decay of the moving average of the weights (such as 0.999), which is then what is saved; 0 for none.
         learning_rate: peak learning rate of what is new; the language model's is `language_rate_factor` times that.
         language_rate_factor: see `learning_rate`.
         align_loss: "mse" or "l2".
         latent_weight: to fine-tune, how much the distance from the expert's latents, in units of their deviation, still
             counts; 0 as in the paper.
-        seed: decides initial weights and the order of the data.
-        balance: "task" draws each instruction of a dataset as often as every other, "frame" each frame.
-        gripper_change_factor: draw samples within half a second of a change of the gripper so many times as often as
-            others; 1 for alike.
-        validate: episodes of the datasets that nothing trains on; their loss is logged.
-        validate_every: steps from one look at them to the next.
         rollouts: fresh layouts of each of the dataset's LIBERO tasks to run in closed loop while training.
-        rollout_every: steps from one time to the next.
-        keep: which weights the run ends with: the last, or those that were best, by success if there are roll-outs,
-            else by the loss of `validate`'s episodes.
-        patience: stop early, when so many looks (roll-outs, or else losses) in a row found nothing better; 0 for never.
-        track: also draw the log's curves with trackio, if it is installed, or wandb; both stay on this machine.
+        rollout_every: roll out every N steps.
     """
 
-    dataset: Sequence[str] | str
-    out: str
-    rename: dict[str, str] | None = None
-    resize: dict[str, str] | None = None
     vlm: str = ""
     expert: str = ""
     student: str = ""
     scratch: bool = False
     n_obs_steps: int | None = None
     gripper_state_dims: int | None = None
-    every: int = 1
-    views: int = 1
-    cache_gb: float = 32.0
-    cache_precision: Literal["float32", "bfloat16", "8-bit"] = "bfloat16"
-    steps: int = 1000
-    batch_size: int = 64
-    accumulate: int = 1
-    ema: float = 0.0
     learning_rate: float = 1e-3
     language_rate_factor: float = 0.3
     align_loss: str = "mse"
     latent_weight: float = 0.0
-    seed: int = 0
-    balance: Literal["task", "frame"] = "task"
-    gripper_change_factor: float = 1.0
-    validate: int = 0
-    validate_every: int = 200
     rollouts: int = 0
     rollout_every: int = 1000
-    keep: Literal["last", "best"] = "last"
-    patience: int = 0
-    track: Literal["trackio", "wandb", "none"] = "trackio"
 
 
-Rollout = Callable[[Path, Path], float]  # see `Watch.rollout`; the simulator's rooms come after this one
+Rollout = Callable[[Path, Path], float]  # see `Watch.rollout`; the method knows no simulator
 
 
 def align(config: StageConfig, rollout: Rollout | None = None) -> Path:
@@ -179,12 +137,11 @@ def settled(stage: str, config: StageConfig) -> StageConfig:
         own.expert, own.expert_place = config.expert, ""
     reads = stage == "align" or config.latent_weight > 0
     expert = own.find_expert() if reads or config.expert else own.expert
-    kept = {name: getattr(own, name) for name in ("vlm", "scratch", "n_obs_steps", "gripper_state_dims")}
-    return replace(config, expert=expert, **kept)
+    return replace(config, expert=expert, **{name: getattr(own, name) for name in MADE_OF})
 
 
 def _idle(stage: str, config: StageConfig) -> list[tuple[str, bool, str]]:
-    """Settings that may do nothing, whether they do so here, and why."""
+    """Settings that may do nothing, whether they do nothing in this run, and why."""
     aligns, measured = stage == "align", bool(config.validate or config.rollouts)
     return [
         ("latent_weight", aligns, "to align is to learn the latents, and nothing else"),
@@ -262,8 +219,8 @@ def _teach(
         policy = load_policy(student, ApprenticeConfig.from_pretrained(student))
     else:
         policy = fresh_student(config, mixture)
-    policy.config.learning_rate, policy.config.align_loss = config.learning_rate, config.align_loss
-    policy.config.language_rate_factor, policy.config.latent_weight = config.language_rate_factor, config.latent_weight
+    for name in LEARNS_BY:
+        setattr(policy.config, name, getattr(config, name))
     policy.contract.check(mixture.contract, "the student", mixture.name)
     found = {key: tuple(feature.shape) for key, feature in mixture.features.items()}
     check_features(policy_shapes(policy.config), found, "the student", mixture.name)
@@ -278,8 +235,7 @@ def _teach(
     console.print(parameter_table(policy))
     # The first process fills the caches; then, if it has another disk, the first of each machine; then all find them.
     with accelerator.main_process_first(), accelerator.local_main_process_first():
-        keeping = (config.every, config.views, config.cache_gb, config.cache_precision)
-        rows = cached_each(policy, mixture.datasets, *keeping, choice=run / "caches.json")
+        rows = cached_each(policy, mixture.datasets, config, run / "caches.json")
     rows = on_device(rows, policy.vlm.device)
     reading = (policy.vlm.device, config.every)
     samples, held_out = Samples.of(mixture.datasets, policy.config, rows, *reading), None
@@ -287,7 +243,7 @@ def _teach(
         samples, held_out = samples.split(config.validate)
     samples.weigh(mixture.weights, config.balance, config.gripper_change_factor)
     if policy.config.reads_expert and not (done or config.student):
-        policy.standardise(samples.some(UNITS_FROM))
+        policy.standardise(samples.subsample(UNITS_FROM))
     _ = policy.vlm.splits  # found by trying, which FSDP's shards would not stand
     learner = Learner(
         policy,
@@ -298,12 +254,10 @@ def _teach(
         contract=policy.contract,
         bfloat16=fast_bfloat16(best_device()),
     )
-    schedule = Schedule(config.steps, config.batch_size, config.seed, config.accumulate, config.ema)
     kind = config.track if accelerator.is_main_process else "none"
     with tracked(kind, run, {"stage": stage, **asdict(config)}) as tell:
-        every = (config.validate_every, rollout, config.rollout_every)
-        watch = Watch(held_out, *every, config.keep, config.patience, tell)
-        train(learner, samples, schedule, run, position, watch, accelerator)
+        watch = Watch(held_out, rollout, config.rollout_every, tell)
+        train(learner, samples, config, position, watch, accelerator)
 
 
 def parameter_table(policy: ApprenticePolicy) -> Table:
@@ -321,11 +275,8 @@ def fresh_student(config: StageConfig, mixture: Mixture) -> ApprenticePolicy:
     """A student of `config.expert`, on `config.vlm`. Raises UserError if they do not fit."""
     features = mixture.features
     student = ApprenticeConfig(
-        vlm=config.vlm,
+        **{name: getattr(config, name) for name in MADE_OF},
         expert=config.expert,
-        scratch=config.scratch,
-        n_obs_steps=config.n_obs_steps or 1,
-        gripper_state_dims=config.gripper_state_dims,
         resize=sorted(config.resize or {}),
         input_features={k: f for k, f in features.items() if f.type is not FeatureType.ACTION},
         output_features={k: f for k, f in features.items() if f.type is FeatureType.ACTION},

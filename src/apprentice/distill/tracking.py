@@ -1,4 +1,4 @@
-"""What a run tells while it trains: its clock, its log, and curves in a browser.
+"""What a run reports while it trains: its clock, its log, and curves in a browser.
 
 The log is the truth. Trackers, trackio or Weights & Biases, get a copy of it and keep that on this machine; one that is
 missing or breaks is never the end of a training.
@@ -41,7 +41,7 @@ class Clock:
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        """Inside, the run is looked at: that is no part of what training costs."""
+        """Inside, the policy is validated: that is no part of what training costs."""
         start = time.monotonic()
         yield
         self._start += time.monotonic() - start

@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from apprentice.common.files import write_json
 from apprentice.common.progress import Meter, console
 from apprentice.distill.best import Best
 from apprentice.distill.checkpoint import Position, Trainee, restore, save, whole
+from apprentice.distill.config import TrainingConfig
 from apprentice.distill.learner import Learner
 from apprentice.distill.samples import Samples
 from apprentice.distill.tracking import Clock, Log
@@ -36,47 +37,19 @@ NOISE_SEEDS = 1 << 62  # far from those that the rest draws from
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """How long and how fast to train.
-
-    Attributes:
-        steps: optimizer steps.
-        batch_size: samples a step, over all processes together.
-        seed: decides the order of the data.
-        accumulate: parts in which a process computes its share of a step, one after the other.
-        ema: decay of the moving average of the weights, which is then what is saved; 0 for none.
-        moved: samples that were taken before beyond `batch_size` a step, for steps had another size.
-    """
-
-    steps: int
-    batch_size: int
-    seed: int
-    accumulate: int = 1
-    ema: float = 0.0
-    moved: int = 0
-
-
-@dataclass(frozen=True)
 class Watch:
-    """What is looked at beside the loss.
+    """What is measured beside the loss, and who hears of it.
 
     Attributes:
         held_out: samples that nothing trains on, whose loss is logged.
-        validate_every: steps from one look at them to the next.
         rollout: given a policy's checkpoint and a folder to keep what happens in, its success in closed loop.
-        rollout_every: steps from one roll-out to the next.
-        keep: which weights a finished run's checkpoint holds: the "last", or the "best", by success if there are
-            roll-outs, else by the held-out loss.
-        patience: stop when so many looks in a row found nothing better; 0 for never.
+        rollout_every: roll out every N steps.
         tell: is given each line of the log.
     """
 
     held_out: Samples | None = None
-    validate_every: int = 200
     rollout: Callable[[Path, Path], float] | None = None
     rollout_every: int = 1000
-    keep: str = "last"
-    patience: int = 0
     tell: Callable[[dict[str, float]], None] = lambda entry: None
 
 
@@ -111,34 +84,35 @@ def processes(stage: str = "finetune", accumulate: int = 1) -> Accelerator:
 def train(
     learner: Learner,
     samples: Samples,
-    schedule: Schedule,
-    run: Path,
+    config: TrainingConfig,
     position: Position | None = None,
     watch: Watch | None = None,
     accelerator: Accelerator | None = None,
 ) -> None:
-    """Train a policy in place to the end of `schedule`, or until patience ends, from the `position` of `run`'s
-    checkpoint on, if there is one.
+    """Train a policy in place for `config.steps`, or until patience ends, from the `position` of the checkpoint in
+    `config.out` on, if there is one.
 
     Raises UserError if the processes cannot share a batch evenly, and if loss, gradients or weights are not finite; the
     last good checkpoint is then kept.
     """
-    position = position or Position()
+    run, position = Path(config.out), position or Position()
     done = position.step
-    watch, accelerator = watch or Watch(), accelerator or processes(learner.stage, schedule.accumulate)
-    _check_shares(schedule, accelerator.num_processes)
+    watch, accelerator = watch or Watch(), accelerator or processes(learner.stage, config.accumulate)
+    _check_shares(config, accelerator.num_processes)
     peaks = [group["lr"] for group in learner.optimizer.param_groups]
     model, optimizer = accelerator.prepare(learner.policy, learner.optimizer)
-    trainee = Trainee(learner, model, optimizer, accelerator, schedule.ema)
-    schedule = replace(schedule, moved=position.samples - done * schedule.batch_size if position.samples else 0)
-    best = Best(run, position, watch.rollout is not None, watch.keep == "best", trainee)
+    trainee = Trainee(learner, model, optimizer, accelerator, config.ema)
+    # Samples that were taken before beyond `batch_size` a step, when steps had another size.
+    moved = position.samples - done * config.batch_size if position.samples else 0
+    best = Best(run, position, watch.rollout is not None, config.keep == "best", trainee)
     log = Log(run, done, watch.tell, trainee.main)
     clock = Clock((restore(trainee, run) if done else 0.0) or log.last.get("seconds", 0.0))
-    with log, Meter(learner.stage, schedule.steps, done) as meter:
-        for step in range(done, done if position.finished else schedule.steps):
-            last = step + 1 == schedule.steps
+    with log, Meter(learner.stage, config.steps, done) as meter:
+        for step in range(done, done if position.finished else config.steps):
+            last = step + 1 == config.steps
             model.train()
-            loss, parts, due = same_gradients(trainee, samples, schedule, step, clock.due(SAVE_EVERY))
+            index = samples.order(step, config.batch_size, config.seed, moved)
+            loss, parts, due = same_gradients(trainee, samples, index, config, step, clock.due(SAVE_EVERY))
             norm = float(whole(accelerator.clip_grad_norm_(model.parameters(), learner.clip)))
             _check_finite(loss, norm, step, run)
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
@@ -147,18 +121,18 @@ def train(
             optimizer.zero_grad()
             trainee.follow(step)
 
-            samples_seen = schedule.moved + (step + 1) * schedule.batch_size
+            samples_seen = moved + (step + 1) * config.batch_size
             entry = {"step": step, "seconds": clock.seconds(), "samples": samples_seen}
             with clock.stopped():
-                seen = look(trainee, watch, schedule, step, run)
+                seen = validate(trainee, watch, config, step)
                 better = best.judge(seen, step + 1) and best.keeps
-            last = last or bool(watch.patience and best.worse >= watch.patience)
+            last = last or bool(config.patience and best.worse >= config.patience)
             if seen or last or step % LOG_EVERY == 0:
                 log.write(entry | {"loss": loss} | _means(parts) | seen)
             meter.advance(note=log.note)
             if due or last or better:
                 _check_weights(trainee, step, run)
-                finished = schedule.steps if last else 0
+                finished = config.steps if last else 0
                 position = Position(step + 1, samples_seen, position.begun, finished, *best.found)
                 with clock.saving():
                     if better and not last:
@@ -166,8 +140,10 @@ def train(
                     save(trainee, run, position, clock.seconds(), best.keeps)
             if last:
                 break
-    if position.finished and position.step < schedule.steps:
-        console.print(f"{learner.stage}: stopped after step {position.step}: {best.worse} looks found nothing better")
+    if position.finished and position.step < config.steps:
+        console.print(
+            f"{learner.stage}: stopped after step {position.step}: {best.worse} validations found nothing better"
+        )
     if best.keeps and position.best is not None:
         console.print(f"{learner.stage}: the checkpoint is that of step {position.best_step}, with {best.title}")
     if trainee.main:
@@ -175,7 +151,7 @@ def train(
 
 
 def same_gradients(
-    trainee: Trainee, samples: Samples, schedule: Schedule, step: int, due: bool
+    trainee: Trainee, samples: Samples, index: np.ndarray, config: TrainingConfig, step: int, due: bool
 ) -> tuple[float, list[dict[str, float]], bool]:
     """The `gradients` that any run of this step on this device has, bit by bit; printed, and as they come, if a part of
     the policy can only be computed in any order.
@@ -184,7 +160,7 @@ def same_gradients(
     if trainee.repeats:
         try:
             with same_bits(device):
-                return gradients(trainee, samples, schedule, step, due)
+                return gradients(trainee, samples, index, config, step, due)
         except RuntimeError as error:
             if "deterministic" not in str(error):
                 raise
@@ -192,18 +168,17 @@ def same_gradients(
             console.print(f"a run that is killed and goes on will differ in its last digits: {reason}", highlight=False)
             trainee.repeats, trainee.accelerator.step = False, begun
             trainee.optimizer.zero_grad()
-    return gradients(trainee, samples, schedule, step, due)
+    return gradients(trainee, samples, index, config, step, due)
 
 
 def gradients(
-    trainee: Trainee, samples: Samples, schedule: Schedule, step: int, due: bool
+    trainee: Trainee, samples: Samples, index: np.ndarray, config: TrainingConfig, step: int, due: bool
 ) -> tuple[float, list[dict[str, float]], bool]:
-    """Compute the gradients of a step. Return its loss, over all processes; the parts of the loss in this one's shares;
-    and whether something is `due` by the first process's clock.
+    """Compute the gradients of step number `step`, on the samples `index`. Return the loss, over all processes; the
+    parts of the loss in this process's shares; and whether something is `due` by the first process's clock.
     """
     accelerator = trainee.accelerator
-    index = samples.order(step, schedule.batch_size, schedule.seed, schedule.moved)
-    shares, seed = accelerator.num_processes * schedule.accumulate, schedule.seed << 32
+    shares, seed = accelerator.num_processes * config.accumulate, config.seed << 32
     losses, parts = [], []
     for number in range(accelerator.process_index, shares, accelerator.num_processes):
         torch.manual_seed(seed + step * shares + number)
@@ -214,18 +189,20 @@ def gradients(
             accelerator.backward(loss)
         losses.append(loss.detach())
         parts.append(found or {})
-    told = torch.stack([torch.stack(losses).mean().float(), losses[0].new_tensor(float(due and trainee.main))])
-    value, is_due = accelerator.reduce(told, "mean").tolist()
+    shared = torch.stack([torch.stack(losses).mean().float(), losses[0].new_tensor(float(due and trainee.main))])
+    value, is_due = accelerator.reduce(shared, "mean").tolist()
     return value, parts, is_due > 0
 
 
-def look(trainee: Trainee, watch: Watch, schedule: Schedule, step: int, run: Path) -> dict[str, float]:
-    """What there is to see after step number `step`: something in each interval, and at the end."""
+def validate(trainee: Trainee, watch: Watch, config: TrainingConfig, step: int) -> dict[str, float]:
+    """The held-out losses and the success in closed loop after step number `step`, as far as they are due: each every
+    N steps, and at the end.
+    """
     seen: dict[str, float] = {}
-    last = step + 1 == schedule.steps
-    due = last or (step + 1) % watch.validate_every == 0
+    run, last = Path(config.out), step + 1 == config.steps
+    due = last or (step + 1) % config.validate_every == 0
     if watch.held_out is not None and due and trainee.learner.settled():
-        seen |= validation(trainee, watch.held_out, schedule)
+        seen |= held_out_losses(trainee, watch.held_out, config)
     if watch.rollout is not None and (last or (step + 1) % watch.rollout_every == 0):
         _check_weights(trainee, step, run)
         folder = run / "rollouts" / f"{step + 1:06}"
@@ -238,16 +215,16 @@ def look(trainee: Trainee, watch: Watch, schedule: Schedule, step: int, run: Pat
 
 
 @torch.no_grad()
-def validation(trainee: Trainee, held_out: Samples, schedule: Schedule) -> dict[str, float]:
+def held_out_losses(trainee: Trainee, held_out: Samples, config: TrainingConfig) -> dict[str, float]:
     """The losses of held-out samples, with the weights that a checkpoint would hold and without noise."""
-    accelerator, world = trainee.accelerator, trainee.accelerator.num_processes
-    index = np.resize(np.arange(len(held_out)), max(world, len(held_out)))
-    shares = world * max(1, len(index) * schedule.accumulate // schedule.batch_size)
+    accelerator, processes = trainee.accelerator, trainee.accelerator.num_processes
+    index = np.resize(np.arange(len(held_out)), max(processes, len(held_out)))
+    shares = processes * max(1, len(index) * config.accumulate // config.batch_size)
     losses: list[dict[str, float]] = []
     trainee.model.eval()
     with trainee.averaged():
-        for number in range(accelerator.process_index, shares, world):
-            torch.manual_seed(schedule.seed)
+        for number in range(accelerator.process_index, shares, processes):
+            torch.manual_seed(config.seed)
             with trainee.autocast():
                 loss, parts = trainee.model(held_out.share(index, number, shares))
             losses.append({"loss": float(loss), **(parts or {})})
@@ -255,12 +232,12 @@ def validation(trainee: Trainee, held_out: Samples, schedule: Schedule) -> dict[
     return {f"validation_{name}": value for name, value in _means(losses).items()}
 
 
-def _check_shares(schedule: Schedule, world: int) -> None:
-    shares = world * schedule.accumulate
-    if schedule.batch_size % shares:
+def _check_shares(config: TrainingConfig, processes: int) -> None:
+    shares = processes * config.accumulate
+    if config.batch_size % shares:
         raise UserError(
-            f"expected a batch that {world} processes can share in {schedule.accumulate} equal parts each, found "
-            f"{schedule.batch_size} samples; fix: --batch-size={schedule.batch_size // shares * shares or shares}"
+            f"expected a batch that {processes} processes can share in {config.accumulate} equal parts each, found "
+            f"{config.batch_size} samples; fix: --batch-size={config.batch_size // shares * shares or shares}"
         )
 
 

@@ -7,7 +7,8 @@ zero outside its training.
 from lerobot.utils.constants import ACTION
 from torch import Tensor, nn
 
-from apprentice.experts.base import ACTIONS, ActionDecoder, Batch
+from apprentice.data.batch import ACTION_COUNT, ACTION_IS_PAD, Batch
+from apprentice.experts.base import ActionDecoder
 from apprentice.experts.lerobot import LeRobotExpert, input_of
 
 
@@ -25,8 +26,9 @@ class ACTDecoder(ActionDecoder):
     def loss(self, latents: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """Mean absolute error of the actions inside the episode (arXiv 2304.13705, algorithm 1)."""
         error = (self.head(latents) - batch[ACTION]).abs()
-        inside = ~batch["action_is_pad"] if "action_is_pad" in batch else error.new_ones(error.shape[:2])
-        loss = (error * inside[..., None]).sum() / (batch.get(ACTIONS) or inside.sum().clamp(min=1)) / error.shape[-1]
+        inside = ~batch[ACTION_IS_PAD] if ACTION_IS_PAD in batch else error.new_ones(error.shape[:2])
+        count = batch.get(ACTION_COUNT) or inside.sum().clamp(min=1)
+        loss = (error * inside[..., None]).sum() / count / error.shape[-1]
         return loss, {"l1_loss": loss.item()}
 
 

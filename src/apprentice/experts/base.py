@@ -18,10 +18,9 @@ from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor, nn
 
 from apprentice.common.errors import UserError
+from apprentice.data.batch import TASK, Batch
 from apprentice.data.statistics import check_alike, is_constant
 
-Batch = dict[str, Any]
-ACTIONS = "action_count"  # optional in a batch, see `ActionDecoder.loss`
 SEED = 0  # of decoders that sample
 
 
@@ -94,7 +93,7 @@ class ActionExpert(ABC):
 
     @property
     def action_window(self) -> tuple[int, int]:
-        """First step, and the one after the last, of the actions that the decoder's loss is told; 0 is now."""
+        """First step, and the one after the last, of the actions that the decoder's loss reads; 0 is now."""
         return 0, self.horizon
 
     @abstractmethod
@@ -144,7 +143,7 @@ def seeded(seed: int = SEED) -> Iterator[None]:
 
 def scaled_images(batch: Batch) -> Batch:
     """The observations and instructions of a raw batch, images as floats in [0, 1]."""
-    kept = {key: value for key, value in batch.items() if key.startswith("observation.") or key == "task"}
+    kept = {key: value for key, value in batch.items() if key.startswith("observation.") or key == TASK}
     return {k: v / 255 if isinstance(v, Tensor) and v.dtype == torch.uint8 else v for k, v in kept.items()}
 
 
@@ -171,7 +170,7 @@ def state_affine_of(preprocessor: Any, state_dim: int) -> tuple[Tensor, Tensor]:
     Raises UserError if they are not finite.
     """
     states = torch.tensor([[0.0], [1.0]]).expand(-1, state_dim).contiguous()
-    zero, one = preprocessor({OBS_STATE: states, "task": ["", ""]})[OBS_STATE].cpu().double()
+    zero, one = preprocessor({OBS_STATE: states, TASK: ["", ""]})[OBS_STATE].cpu().double()
     scale = 1 / (one - zero)
     return -zero * scale, _finite(OBS_STATE, -zero * scale, scale)
 

@@ -4,7 +4,7 @@
     put the bowl on the stove: act_stove
     put the bowl on the plate: act_plate
 
-While teaching, an instruction chooses its expert. The student does not need to be told: a latent is the expert's own
+While teaching, an instruction chooses its expert. The student chooses by itself: a latent is the expert's own
 latent plus one number for each expert, 1 for the one that gave it and 0 for the others, so the student learns to say
 whose latent it means, and words that no expert knows lead to the expert that the student takes them for.
 
@@ -25,10 +25,11 @@ from torch.nn import functional as F
 
 from apprentice.common.errors import UserError
 from apprentice.common.files import read_yaml
-from apprentice.experts.base import ActionDecoder, ActionExpert, Batch
+from apprentice.data.batch import ACTION_IS_PAD, TASK, Batch
+from apprentice.experts.base import ActionDecoder, ActionExpert
 from apprentice.experts.kinds import DECODERS, EXPERTS, kind_of
 
-CHOICE_SCALE = 8.0  # a logit for each unit of choice: 0 against 1 is told apart with a probability of 0.9997
+CHOICE_SCALE = 8.0  # a logit for each unit of choice: a softmax of 0 and 1 gives 1 a probability of 0.9997
 CHOICE_WEIGHT = 0.1  # of the classification against the decoders' own losses
 ALIKE = ("kind", "latent_count", "latent_dim", "horizon", "action_dim", "action_window", "n_obs_steps")
 
@@ -59,21 +60,21 @@ class ByTaskDecoder(ActionDecoder):
     def loss(self, latents: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """Mean of the samples' losses, each by its expert's decoder, and cross-entropy of the choice where known."""
         own, choice = self._split(latents)
-        told = torch.tensor([self.instructions.get(task, -1) for task in batch["task"]], device=latents.device)
+        numbers = torch.tensor([self.instructions.get(task, -1) for task in batch[TASK]], device=latents.device)
         total = latents.new_zeros(())
         parts: dict[str, float] = {}
-        for expert, rows in _groups(torch.where(told < 0, choice.argmax(-1), told)):
+        for expert, rows in _groups(torch.where(numbers < 0, choice.argmax(-1), numbers)):
             offset, scale = self.relative[expert]
-            picked = {key: batch[key][rows] for key in (ACTION, "action_is_pad") if key in batch}
+            picked = {key: batch[key][rows] for key in (ACTION, ACTION_IS_PAD) if key in batch}
             picked[ACTION] = (picked[ACTION] - offset) / torch.where(scale == 0, 1.0, scale)
             loss, of_expert = self._decoder(expert).loss(own[rows], picked)
             share = len(rows) / len(latents)
             total = total + share * loss
             for name, value in of_expert.items():
                 parts[name] = parts.get(name, 0.0) + share * value
-        known = told >= 0
+        known = numbers >= 0
         if known.any():
-            chosen = F.cross_entropy(CHOICE_SCALE * choice[known], told[known])
+            chosen = F.cross_entropy(CHOICE_SCALE * choice[known], numbers[known])
             parts["choice_loss"] = chosen.item()
             total = total + CHOICE_WEIGHT * chosen
         return total, parts
@@ -100,10 +101,10 @@ class ByTaskExpert(ActionExpert):
         first = self.first = self.experts[0]
         for folder, expert in zip(folders, self.experts, strict=True):
             for name in (*ALIKE, "inputs"):
-                mine, theirs = getattr(first, name), getattr(expert, name)
-                if mine != theirs:
+                own, others = getattr(first, name), getattr(expert, name)
+                if own != others:
                     raise UserError(
-                        f"expected experts of one shape in {path}, found {name} {mine} in {folders[0]} and {theirs} in "
+                        f"expected experts of one shape in {path}, found {name} {own} in {folders[0]} and {others} in "
                         f"{folder}; fix: train all of them with one configuration"
                     )
         self.horizon, self.action_dim, self.inputs = first.horizon, first.action_dim, first.inputs
@@ -161,17 +162,17 @@ class ByTaskExpert(ActionExpert):
         return self._routed(batch, lambda number, rows: self.experts[number].own_actions(rows))
 
     def _routed(self, batch: Batch, run: Any) -> Tensor:
-        unknown = sorted(set(batch["task"]) - set(self.numbers))
+        unknown = sorted(set(batch[TASK]) - set(self.numbers))
         if unknown:
             raise UserError(
                 f"expected instructions among {sorted(self.numbers)}, found {unknown}; fix: name an expert for each of "
                 "them, or leave their episodes out of the dataset"
             )
         results: dict[int, Tensor] = {}
-        for number, rows in _groups(torch.tensor([self.numbers[task] for task in batch["task"]])):
+        for number, rows in _groups(torch.tensor([self.numbers[task] for task in batch[TASK]])):
             picked = {key: _rows(value, rows) for key, value in batch.items()}
             results |= dict(zip(rows.tolist(), run(number, picked), strict=True))
-        return torch.stack([results[row] for row in range(len(batch["task"]))])
+        return torch.stack([results[row] for row in range(len(batch[TASK]))])
 
 
 def read_tasks(path: Path | str) -> dict[str, Path]:

@@ -12,7 +12,8 @@ from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
 from lerobot.utils.constants import ACTION, OBS_ENV_STATE, OBS_STATE
 from torch import Tensor
 
-from apprentice.experts.base import ActionDecoder, Batch
+from apprentice.data.batch import ACTION_IS_PAD, Batch
+from apprentice.experts.base import ActionDecoder
 from apprentice.experts.lerobot import DenoisingExpert
 
 # What decides the denoising network, its noise and its loss; the rest of the configuration is about seeing.
@@ -64,9 +65,9 @@ class DiffusionDecoder(ActionDecoder):
 
     def loss(self, latents: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """Squared error of the predicted noise (arXiv 2303.04137, equation 5), or of the predicted actions."""
-        pad = batch.get("action_is_pad", torch.zeros(batch[ACTION].shape[:2], dtype=torch.bool, device=latents.device))
-        told = {ACTION: batch[ACTION], "action_is_pad": pad}
-        loss = self.model.compute_loss({**self._observation(latents), **told})
+        pad = batch.get(ACTION_IS_PAD, torch.zeros(batch[ACTION].shape[:2], dtype=torch.bool, device=latents.device))
+        target = {ACTION: batch[ACTION], ACTION_IS_PAD: pad}
+        loss = self.model.compute_loss({**self._observation(latents), **target})
         return loss, {"denoising_loss": loss.item()}
 
     def _observation(self, latents: Tensor) -> Batch:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from apprentice.common.adapters import load_config, load_policy, load_processors
 from apprentice.common.errors import UserError
+from apprentice.data.batch import Batch
 from apprentice.data.features import read_features
-from apprentice.experts.base import ActionExpert, Batch, affine_of, scaled_images, seeded
+from apprentice.experts.base import ActionExpert, affine_of, scaled_images, seeded
 
 
 class LeRobotExpert(ActionExpert):

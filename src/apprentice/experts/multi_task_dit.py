@@ -12,7 +12,8 @@ from lerobot.policies.multi_task_dit.configuration_multi_task_dit import MultiTa
 from lerobot.utils.constants import ACTION
 from torch import Tensor
 
-from apprentice.experts.base import ActionDecoder, Batch
+from apprentice.data.batch import Batch
+from apprentice.experts.base import ActionDecoder
 from apprentice.experts.lerobot import DenoisingExpert
 
 OPTIONS = (

@@ -13,7 +13,8 @@ from lerobot.utils.constants import ACTION
 from torch import Tensor
 
 from apprentice.common.errors import UserError
-from apprentice.experts.base import ActionDecoder, Batch
+from apprentice.data.batch import Batch
+from apprentice.experts.base import ActionDecoder
 from apprentice.experts.lerobot import QueuedExpert, input_of
 
 OPTIONS = (

@@ -42,12 +42,12 @@ class ApprenticeConfig(PreTrainedConfig):
             the state would have no others.
         resize: cameras whose images may have any size; they are brought to the size that the student learned.
         position_noise_mm, angle_noise_rad: standard deviation of noise on the state in training, so that the student
-            looks instead of trusting where the arm happened to be in the demonstrations; by the contract's units.
+            relies on the images, and less on where the arm was in the demonstrations; by the contract's units.
         learning_rate: peak learning rate; the language model's is `language_rate_factor` times as high.
         decoder_kind, decoder_settings: the expert's decoder; these and what follows is filled in from the expert.
         chunk_size: T, actions in a chunk.
         latent_count, latent_dim: N latents of D numbers, from which the decoder makes a chunk; an action token each.
-        action_window: first step, and the one after the last, of the actions that the decoder's loss is told.
+        action_window: first step, and the one after the last, of the actions that the decoder's loss reads.
         expert_place, expert_weights: where the expert lay, as an absolute path, and a fingerprint of its weights: by
             these it is found, and known, when its latents count again.
         expert_obs_steps: steps of observation that the expert reads, right before each step of the student.
@@ -182,7 +182,7 @@ class ApprenticeConfig(PreTrainedConfig):
 
     @property
     def action_delta_indices(self) -> list[int]:
-        """The steps of the actions that the decoder's loss is told, at every step of the history."""
+        """The steps of the actions that the decoder's loss reads, at every step of the history."""
         self._know_expert()
         return sorted({step + action for step in self.history for action in range(*self.action_window)})
 

@@ -14,21 +14,17 @@ from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor
 
 from apprentice.common.errors import UserError
-from apprentice.data.frames import present
-from apprentice.experts.base import Batch
+from apprentice.data.batch import ACTION_IS_PAD, EXPERT_LATENTS, STATE_IS_PAD, TASK, Batch
+from apprentice.data.items import present
 from apprentice.policy.configuration_apprentice import ApprenticeConfig
 from apprentice.vlm.base import VLM
 from apprentice.vlm.pixels import Size
 from apprentice.vlm.prefix import Prefix
 
-ABSENT = f"{OBS_STATE}_is_pad"  # (B, K), steps before the episode's beginning
-STEPS = "step_count"  # optional in a batch: how many steps the latents' loss is the mean of, instead of the batch's own
-EXPERT_LATENTS = "expert_latents"  # optional in a batch: (B, N, D) or (B, K, N, D), computed before
-
 
 @dataclass
-class Step:
-    """What a turn is made of: B instructions, image tokens (B, n, C), our tokens (B, S, H)."""
+class Turn:
+    """A step of the episode as a turn of the chat: B instructions, image tokens (B, n, C), our tokens (B, S, H)."""
 
     instructions: list[str]
     image_tokens: Tensor
@@ -49,29 +45,29 @@ class History:
     """
 
     most: int
-    steps: tuple[Step, ...] = ()
+    turns: tuple[Turn, ...] = ()
     past: Prefix | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "History":
         return self
 
     @torch.no_grad()
-    def read(self, vlm: VLM, images: tuple[Size, ...], step: Step) -> tuple[Tensor, "History"]:
-        """Read one more step, after images of these sizes; return the last hidden states (B, S, H) of its tokens, and
-        the history with this step.
+    def read(self, vlm: VLM, images: tuple[Size, ...], turn: Turn) -> tuple[Tensor, "History"]:
+        """Read one more turn, after images of these sizes; return the last hidden states (B, S, H) of its tokens, and
+        the history with this turn.
 
-        Raises UserError if it is of more or fewer episodes than the steps before.
+        Raises UserError if it is of more or fewer episodes than the turns before.
         """
-        count = len(step.tokens)
-        if self.steps and len(self.steps[0].tokens) != count:
+        count = len(turn.tokens)
+        if self.turns and len(self.turns[0].tokens) != count:
             raise UserError(
-                f"expected observations of {len(self.steps[0].tokens)} episodes as before, found {count}; "
+                f"expected observations of {len(self.turns[0].tokens)} episodes as before, found {count}; "
                 "fix: call the policy's reset() between episodes"
             )
-        steps, past = (*self.steps, step), self.past and self.past.unshared()
-        if len(steps) > self.most:
-            steps, past = steps[-(self.most // 2 + 1) :], None
-        new = steps if past is None else (step,)
+        turns, past = (*self.turns, turn), self.past and self.past.unshared()
+        if len(turns) > self.most:
+            turns, past = turns[-(self.most // 2 + 1) :], None
+        new = turns if past is None else (turn,)
         begins = [past is None and number == 0 for number in range(len(new))]
         hidden, past = vlm.turns(
             [vlm.prompt(each.instructions, images, first=[b] * count) for each, b in zip(new, begins, strict=True)],
@@ -80,7 +76,7 @@ class History:
             past,
             keep=True,
         )
-        return hidden[:, -1], History(self.most, steps, past)
+        return hidden[:, -1], History(self.most, turns, past)
 
 
 def own_steps(config: ApprenticeConfig, batch: Batch) -> Batch:
@@ -96,33 +92,33 @@ def own_steps(config: ApprenticeConfig, batch: Batch) -> Batch:
     return {key: value[:, where] if key.startswith("observation.") else value for key, value in batch.items()}
 
 
-def absent_steps(batch: Batch) -> Tensor:
+def step_is_pad(batch: Batch) -> Tensor:
     """Which of the student's own steps (B, K) lie before the episode's beginning."""
-    absent = batch.get(ABSENT)
-    if absent is None:
-        absent = torch.zeros(batch[OBS_STATE].shape[:2], dtype=torch.bool)
-    return absent.to(batch[OBS_STATE].device)
+    is_pad = batch.get(STATE_IS_PAD)
+    if is_pad is None:
+        is_pad = torch.zeros(batch[OBS_STATE].shape[:2], dtype=torch.bool)
+    return is_pad.to(batch[OBS_STATE].device)
 
 
-def each_step(config: ApprenticeConfig, batch: Batch, here: Tensor) -> Batch:
-    """What is told of each step that lies in its episode, `here` (B, K), as M samples: the instruction, the expert's
+def each_step(config: ApprenticeConfig, batch: Batch, valid: Tensor) -> Batch:
+    """The M steps that are `valid` (B, K), which lie in their episodes, as M samples: the instruction, the expert's
     latents or what the expert reads, and the actions of the decoder's loss.
     """
-    rows, steps = here.nonzero(as_tuple=True)
-    told: Batch = {"task": [batch["task"][row] for row in rows.tolist()]}
+    rows, steps = valid.nonzero(as_tuple=True)
+    samples: Batch = {TASK: [batch[TASK][row] for row in rows.tolist()]}
 
     def at(value: Tensor, offsets: list[int], known: list[int]) -> Tensor:
         where = torch.tensor([[known.index(step + offset) for offset in offsets] for step in config.history])
         return value[rows[:, None], where.to(rows.device)[steps]]
 
-    for key in (ACTION, "action_is_pad"):
+    for key in (ACTION, ACTION_IS_PAD):
         if key in batch:
-            told[key] = at(batch[key], list(range(*config.action_window)), config.action_delta_indices)
+            samples[key] = at(batch[key], list(range(*config.action_window)), config.action_delta_indices)
     if EXPERT_LATENTS in batch:
-        told[EXPERT_LATENTS] = batch[EXPERT_LATENTS][rows, steps]
+        samples[EXPERT_LATENTS] = batch[EXPERT_LATENTS][rows, steps]
     elif config.reads_expert:
         deltas, past = config.observation_delta_indices, list(range(1 - config.expert_obs_steps, 1))
         assert deltas is not None
         seen = {key: at(value, past, deltas) for key, value in batch.items() if key.startswith("observation.")}
-        told |= seen if len(past) > 1 else present(seen)
-    return told
+        samples |= seen if len(past) > 1 else present(seen)
+    return samples

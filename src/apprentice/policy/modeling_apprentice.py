@@ -27,25 +27,23 @@ from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor, nn
 
 from apprentice.common.errors import UserError
+from apprentice.data.batch import COUNTS, EXPERT_LATENTS, IMAGE_TOKENS, PREFIX, STATE_NOISE, STEP_COUNT, TASK, Batch
 from apprentice.data.contract import FILE as CONTRACT
 from apprentice.data.contract import Contract, check_features, hash_of
 from apprentice.data.features import policy_shapes
 from apprentice.data.noise import state_noise
 from apprentice.data.statistics import is_constant
 from apprentice.experts import DECODERS, checkpoints, load_expert
-from apprentice.experts.base import ACTIONS, ActionDecoder, ActionExpert, Batch, check_units
+from apprentice.experts.base import ActionDecoder, ActionExpert, check_units
 from apprentice.experts.realtime import RealTime
 from apprentice.policy.configuration_apprentice import ApprenticeConfig
-from apprentice.policy.history import EXPERT_LATENTS, STEPS, History, Step, absent_steps, each_step, own_steps
+from apprentice.policy.history import History, Turn, each_step, own_steps, step_is_pad
 from apprentice.policy.inputs import StateEncoder, camera_images
 from apprentice.vlm.base import VLM
 from apprentice.vlm.pixels import Size, see_whole
 from apprentice.vlm.prefix import Prefix
 from apprentice.vlm.prompt import Prompt
 
-IMAGE_TOKENS = "image_tokens"  # optional in a batch: what `VLM.image_tokens` yields of each step, computed before
-PREFIX = "prefix"  # optional in a batch: (B, layers, 2, heads, L, d), keys and values, computed before
-STATE_NOISE = "state_noise"  # optional in a batch: the training's noise, of the shape of the state, drawn before
 LEAST_SCALE = 1e-2  # of a number in latents, against the largest; some are always zero
 
 TRAINED = {
@@ -211,11 +209,11 @@ class ApprenticePolicy(RealTime, PreTrainedPolicy):
 
     def _turns(self, batch: Batch) -> list[Prompt]:
         """A prompt for each of K steps (B, K, ...), empty in rows whose episode had not begun."""
-        absent = absent_steps(batch).to(self.vlm.device)
-        begins = absent.sum(1)
-        steps = range(absent.shape[1])
-        prompts = [self.vlm.prompt(batch["task"], self.image_sizes, first=(begins == k).tolist()) for k in steps]
-        return [prompt.without(absent[:, k]) for k, prompt in enumerate(prompts)]
+        is_pad = step_is_pad(batch).to(self.vlm.device)
+        begins = is_pad.sum(1)
+        steps = range(is_pad.shape[1])
+        prompts = [self.vlm.prompt(batch[TASK], self.image_sizes, first=(begins == k).tolist()) for k in steps]
+        return [prompt.without(is_pad[:, k]) for k, prompt in enumerate(prompts)]
 
     @property
     def image_sizes(self) -> tuple[Size, ...]:
@@ -238,7 +236,7 @@ class ApprenticePolicy(RealTime, PreTrainedPolicy):
 
     def prompt(self, batch: Batch, length: int = 0) -> Prompt:
         """The batch's instructions behind placeholders for the cameras' images, at least `length` tokens long."""
-        return self.vlm.prompt(batch["task"], self.image_sizes, length)
+        return self.vlm.prompt(batch[TASK], self.image_sizes, length)
 
     @torch.no_grad()
     def _image_tokens(self, batch: Batch) -> Tensor:
@@ -259,9 +257,9 @@ class ApprenticePolicy(RealTime, PreTrainedPolicy):
         own = own_steps(self.config, batch)
         latents = self.latents(own).float()
         if self.config.n_obs_steps > 1:
-            here = ~absent_steps(own)
-            counts = {key: batch[key] for key in (STEPS, ACTIONS) if key in batch}
-            latents, batch = latents[here], each_step(self.config, batch, here) | counts
+            valid = ~step_is_pad(own)
+            counts = {key: batch[key] for key in COUNTS if key in batch}
+            latents, batch = latents[valid], each_step(self.config, batch, valid) | counts
         if self.config.stage == "align":
             loss = self._align_loss(latents, batch)
             return loss, {"align": loss.item()}
@@ -279,7 +277,7 @@ class ApprenticePolicy(RealTime, PreTrainedPolicy):
         difference = (latents - self._target(batch).to(latents)) / self.latent_scale
         mse = self.config.align_loss == "mse"
         distances = difference.square().mean((1, 2)) if mse else difference.norm(dim=-1).mean(1)
-        return distances.sum() / batch.get(STEPS, len(distances))
+        return distances.sum() / batch.get(STEP_COUNT, len(distances))
 
     def _target(self, batch: Batch) -> Tensor:
         """The expert's latents (B, N, D), from the batch's cache if it has them."""
@@ -295,7 +293,7 @@ class ApprenticePolicy(RealTime, PreTrainedPolicy):
         found = []
         for batch in batches:
             if self.config.n_obs_steps > 1:
-                batch = each_step(self.config, batch, ~absent_steps(own_steps(self.config, batch)))
+                batch = each_step(self.config, batch, ~step_is_pad(own_steps(self.config, batch)))
             found.append(self._target(batch).float())
         scale, offset = torch.std_mean(torch.cat(found), 0, correction=0)
         self.latent_offset.copy_(offset)
@@ -312,8 +310,8 @@ class ApprenticePolicy(RealTime, PreTrainedPolicy):
         self.eval()
         history = self._history
         if self.config.n_obs_steps > 1 and batch[OBS_STATE].ndim == 2:
-            step = Step(batch["task"], self._image_tokens(batch), self._tokens(batch))
-            hidden, history = self._history.read(self.vlm, self.image_sizes, step)
+            turn = Turn(batch[TASK], self._image_tokens(batch), self._tokens(batch))
+            hidden, history = self._history.read(self.vlm, self.image_sizes, turn)
             latents = self._mapped(hidden)
         else:
             latents = self.latents(batch)

@@ -29,7 +29,7 @@ from apprentice.common.errors import UserError
 from apprentice.common.untrusted import place_of, without_weights
 from apprentice.vlm.families import CAUSAL_TOKEN_TYPE
 from apprentice.vlm.filled import filled
-from apprentice.vlm.pixels import Size, alike, told
+from apprentice.vlm.pixels import Size, alike, settings_of_call
 from apprentice.vlm.prefix import Prefix
 from apprentice.vlm.prompt import Prompt, Recent, joined, stacked
 from apprentice.vlm.template import marks_of, turn
@@ -185,7 +185,7 @@ class VLM(nn.Module):
     def _preprocessing(self) -> tuple[dict[str, Any], list[str]]:
         """What the processor tells its image processor, and which of the results it hands on."""
         blank = torch.zeros(3, 64, 64, dtype=torch.uint8)
-        settings, inputs = told(self.processor.image_processor, lambda: self.inputs([[blank]], [""]))
+        settings, inputs = settings_of_call(self.processor.image_processor, lambda: self.inputs([[blank]], [""]))
         return settings, [name for name, value in inputs.items() if value.shape != inputs["input_ids"].shape]
 
     def image_tokens(self, images: Sequence[Tensor]) -> Tensor:

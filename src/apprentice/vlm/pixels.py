@@ -1,4 +1,4 @@
-"""How often an image is seen, and what a processor tells its image processor."""
+"""How often an image is seen, and with which settings a processor calls its image processor."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,19 +19,19 @@ def see_whole(image_processor: Any) -> None:
         image_processor.do_image_splitting, image_processor.size = False, image_processor.max_image_size
 
 
-def told(image_processor: Any, call: Callable[[], Any]) -> tuple[dict[str, Any], Any]:
+def settings_of_call(image_processor: Any, call: Callable[[], Any]) -> tuple[dict[str, Any], Any]:
     """Make a call that uses an image processor; return the settings that this was called with, and the result.
 
     With these, images can be prepared without a prompt around them.
     """
-    heard: dict[str, Any] = {}
+    used: dict[str, Any] = {}
 
     def preprocess(images: Any, **settings: Any) -> Any:
-        heard.update(settings)
+        used.update(settings)
         return type(image_processor).preprocess(image_processor, images, **settings)
 
     image_processor.preprocess = preprocess
     try:
-        return heard, call()
+        return used, call()
     finally:
         del image_processor.preprocess

@@ -52,9 +52,9 @@ class Prompt:
             {name: pad(value, (0, count), value=kind) for name, value in self.types.items()},
         )
 
-    def without(self, absent: Tensor) -> "Prompt":
-        """The same with nothing but padding in the rows that `absent` (B,) marks."""
-        mask = self.mask * ~absent[:, None]
+    def without(self, is_pad: Tensor) -> "Prompt":
+        """The same with nothing but padding in the rows that `is_pad` (B,) marks."""
+        mask = self.mask * ~is_pad[:, None]
         return Prompt(self.ids, mask, self.positions * mask, self.types)
 
     @property

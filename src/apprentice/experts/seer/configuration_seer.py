@@ -19,7 +19,7 @@ class SeerConfig(PreTrainedConfig):
 
     Args:
         chunk_size: T, actions predicted at once; one action query token each.
-        n_action_steps: how many of them are carried out before the policy looks again.
+        n_action_steps: how many of them are carried out before the policy plans again.
         width: D, of the transformer and of the latents.
         gripper: "binary" if the action's last entry is a gripper of two values, "continuous" if all entries are
             decoded alike, "auto" to let the dataset decide; a checkpoint holds what was decided.

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from apprentice.common.errors import UserError
-from apprentice.experts.base import ACTIONS, ActionDecoder, Batch
+from apprentice.data.batch import ACTION_COUNT, ACTION_IS_PAD, Batch
+from apprentice.experts.base import ActionDecoder
 
 AUTO, BINARY, CONTINUOUS = GRIPPERS = ("auto", "binary", "continuous")
 BETWEEN = 1e-3  # share of the variance that values between the two ends, or rounding, may take away
@@ -62,8 +63,8 @@ class SeerDecoder(ActionDecoder):
         """
         arm, logit = self.heads(latents)
         target = batch[ACTION]
-        inside = ~batch["action_is_pad"] if "action_is_pad" in batch else target.new_ones(target.shape[:2])
-        total = batch.get(ACTIONS) or inside.sum().clamp(min=1)
+        inside = ~batch[ACTION_IS_PAD] if ACTION_IS_PAD in batch else target.new_ones(target.shape[:2])
+        total = batch.get(ACTION_COUNT) or inside.sum().clamp(min=1)
         arm_losses = F.smooth_l1_loss(arm, target[..., : arm.shape[-1]], reduction="none").sum(-1) / max(
             1, arm.shape[-1]
         )

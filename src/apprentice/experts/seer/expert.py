@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from apprentice.common.adapters import load_config, load_policy, load_processors
+from apprentice.data.batch import Batch
 from apprentice.data.features import read_features
-from apprentice.experts.base import ActionExpert, Batch, affine_of, scaled_images
+from apprentice.experts.base import ActionExpert, affine_of, scaled_images
 
 
 class SeerExpert(ActionExpert):

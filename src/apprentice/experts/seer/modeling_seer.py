@@ -22,9 +22,9 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from apprentice.common.errors import UserError
+from apprentice.data.batch import TASK, Batch
 from apprentice.data.contract import Contract
 from apprentice.data.noise import state_noise
-from apprentice.experts.base import Batch
 from apprentice.experts.contracted import Contracted
 from apprentice.experts.realtime import RealTime
 from apprentice.experts.seer.configuration_seer import SeerConfig
@@ -172,7 +172,7 @@ class SeerPolicy(RealTime, Contracted, PreTrainedPolicy):
         state = batch[OBS_STATE]
         if self.training:
             state = state + self.noise() * torch.randn_like(state)
-        instruction = self.instruction(batch["task"])
+        instruction = self.instruction(batch[TASK])
         queries = self.queries.expand(len(state), -1, -1)
         tokens = torch.cat([*self.images(batch), self.state(state)[:, None], instruction[:, None], queries], dim=1)
         wanted = [tokens.shape[1]] * (len(self.blocks) - 1) + [self.config.chunk_size]  # only queries are read out

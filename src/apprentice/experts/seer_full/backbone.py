@@ -44,8 +44,8 @@ class StepEncoder(nn.Module):
         resampled = self.resampler(seen[:, :, 1:].flatten(0, 1)).unflatten(0, (size * steps, cameras))
         patches = [project(resampled[:, camera]) for camera, project in enumerate(self.patches)]
         classes = [project(seen[:, camera, :1]) for camera, project in enumerate(self.classes)]
-        told = self.instruction(self.text(instructions)).repeat_interleave(steps, dim=0)[:, None]
-        return torch.cat([told, self._state(state.flatten(0, 1))[:, None], *patches, *classes], dim=1).unflatten(
+        spoken = self.instruction(self.text(instructions)).repeat_interleave(steps, dim=0)[:, None]
+        return torch.cat([spoken, self._state(state.flatten(0, 1))[:, None], *patches, *classes], dim=1).unflatten(
             0, (size, steps)
         )
 

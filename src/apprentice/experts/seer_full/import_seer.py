@@ -207,13 +207,13 @@ def fill(policy: SeerFullPolicy, theirs: Weights, source: Path) -> tuple[dict[st
             problems.append(f"{name} {tuple(tensor.shape)} (unknown)")
         mapped[name] = list(parts)
     filled = {part for parts in mapped.values() for part in parts}
-    absent = [part for part in ours if part not in filled and not part.startswith(tuple(FROZEN))]
+    lacking = [part for part in ours if part not in filled and not part.startswith(tuple(FROZEN))]
     for part, prefix in FROZEN.items():
         if any(name.startswith(prefix) for name in mapped):
-            absent += [name for name in ours if name.startswith(part) and name not in filled]
-    if problems or absent:
+            lacking += [name for name in ours if name.startswith(part) and name not in filled]
+    if problems or lacking:
         raise UserError(
             f"expected the tensors of the public Seer code in {source}, found {'; '.join(problems) or 'too few'}; "
-            f"missing: {', '.join(absent) or 'none'}; fix: convert a checkpoint of the public code, not of a variant"
+            f"missing: {', '.join(lacking) or 'none'}; fix: convert a checkpoint of the public code, not of a variant"
         )
     return mapped, unused

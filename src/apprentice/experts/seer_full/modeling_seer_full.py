@@ -23,8 +23,8 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from apprentice.common.untrusted import place_of, without_weights
+from apprentice.data.batch import ACTION_IS_PAD, STATE_IS_PAD, TASK, Batch
 from apprentice.data.contract import Contract
-from apprentice.experts.base import Batch
 from apprentice.experts.contracted import Contracted
 from apprentice.experts.seer.decoder import SeerDecoder, gripper_of
 from apprentice.experts.seer.modeling_seer import augment
@@ -114,28 +114,28 @@ class SeerFullPolicy(Contracted, PreTrainedPolicy):
         images, state = self.images(batch), with_time(batch[OBS_STATE], 2)
         steps = min(self.config.n_obs_steps, state.shape[1])
         images, state = images[:, -steps:], state[:, -steps:]
-        absent = batch.get(f"{OBS_STATE}_is_pad")
-        missing = absent[:, -steps:].sum(1) if absent is not None else state.new_zeros(len(state), dtype=torch.long)
+        is_pad = batch.get(STATE_IS_PAD)
+        missing = is_pad[:, -steps:].sum(1) if is_pad is not None else state.new_zeros(len(state), dtype=torch.long)
         present = steps - 1 - missing
         order = (torch.arange(steps, device=state.device) + missing[:, None]).clamp(max=steps - 1)  # missing ones last
         rows = torch.arange(len(state), device=state.device)
-        tokens = self.steps(images, state, batch["task"])[rows[:, None], order]
+        tokens = self.steps(images, state, batch[TASK])[rows[:, None], order]
         return self.backbone(tokens)[1][rows, present]
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:  # type: ignore[override]
         """The loss of the actions and of the predicted pictures at every step of a window, and its parts."""
         steps, chunk = self.config.n_obs_steps, self.config.chunk_size
         images, state = self.images(batch), with_time(batch[OBS_STATE], 2)
-        foresight, latents = self.backbone(self.steps(images[:, :steps], state[:, :steps], batch["task"]))
-        absent = batch.get("action_is_pad", torch.zeros_like(batch[ACTION][..., 0], dtype=torch.bool))
+        foresight, latents = self.backbone(self.steps(images[:, :steps], state[:, :steps], batch[TASK]))
+        is_pad = batch.get(ACTION_IS_PAD, torch.zeros_like(batch[ACTION][..., 0], dtype=torch.bool))
         targets = {
             ACTION: batch[ACTION].unfold(1, chunk, 1).transpose(2, 3).flatten(0, 1),
-            "action_is_pad": absent.unfold(1, chunk, 1).flatten(0, 1),
+            ACTION_IS_PAD: is_pad.unfold(1, chunk, 1).flatten(0, 1),
         }
         loss, parts = self.decoder.loss(latents.flatten(0, 1), targets)
         if self.painter is not None:
             ahead = self.config.foresight_steps
-            missing = batch.get(f"{OBS_STATE}_is_pad", torch.zeros_like(state[..., 0], dtype=torch.bool))
+            missing = batch.get(STATE_IS_PAD, torch.zeros_like(state[..., 0], dtype=torch.bool))
             future, counts = images[:, ahead : ahead + steps], ~missing[:, ahead : ahead + steps]
             pictures = foresight_loss(self.painter(foresight), future, counts, self.config.patch_size)
             loss = loss + self.config.foresight_weight * pictures
@@ -163,7 +163,7 @@ class SeerFullPolicy(Contracted, PreTrainedPolicy):
         The tokens of past steps are kept, so each image is encoded once.
         """
         self.eval()
-        self._past.append(self.steps(self.images(batch), batch[OBS_STATE][:, None], batch["task"]))
+        self._past.append(self.steps(self.images(batch), batch[OBS_STATE][:, None], batch[TASK]))
         latents = self.backbone(torch.cat(list(self._past), dim=1))[1][:, -1]
         if self._ensemble is None:
             return self.decoder.decode(latents)[:, 0]
