@@ -129,7 +129,7 @@ def measurements(place: Path, quick: bool) -> Iterator[tuple[str, Callable[[], d
     named = lambda name: place / name  # noqa: E731
 
     def planned(batch: int) -> dict[str, Any]:
-        stages = plan(PLACES["vlm"], PLACES["expert"], batch, PLACES["dataset"]).stages
+        stages = plan(PLACES["vlm"], PLACES["expert"], batch, PLACES["dataset"]).content.stages
         return {name: {"peak_gb": memory.peak / 1e9, "tflop": memory.work / 1e12} for name, memory in stages.items()}
 
     for batch in (small, large):

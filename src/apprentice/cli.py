@@ -17,6 +17,8 @@ from apprentice.commands import COMMANDS, called, parse
 from apprentice.common.errors import UserError
 from apprentice.common.files import is_disk_full
 from apprentice.common.garbage import collect_rarely
+from apprentice.common.progress import console
+from apprentice.common.result import Result, as_json
 
 MENDED, UNFORESEEN, STOPPED = 2, 70, 130  # exit codes; 70 is EX_SOFTWARE in BSD's sysexits
 
@@ -33,8 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     try:
         command, keywords = parse(words)
-        debug = keywords.pop("debug")
-        return int(_call(command, keywords) is False)
+        debug, as_data = keywords.pop("debug"), keywords.pop("json", False)
+        console.stderr = as_data
+        found = _call(command, keywords)
+        if as_data:
+            print(as_json(found.content))
+        return int(found is False or (isinstance(found, Result) and not found.good))
     except KeyboardInterrupt as interruption:
         return _complain(str(interruption) or "interrupted; run the same command again to resume", STOPPED)
     except Exception as error:

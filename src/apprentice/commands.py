@@ -25,12 +25,14 @@ class Command:
         function: what it calls, as "module:function".
         declared: where its flags are declared, if they are not the parameters of `function`: a dataclass, which
             `function` is then given.
+        found: whether it returns a `Result`, which --json prints.
     """
 
     group: str
     text: str
     function: str
     declared: str = ""
+    found: bool = False
 
     @property
     def flags(self) -> str:
@@ -65,7 +67,10 @@ COMMANDS = {
         "apprentice.experts.seer_full.import_seer:import_seer",
     ),
     "expert-check": Command(
-        "experts", "find out whether a policy can teach on a dataset", "apprentice.distill.check:expert_check"
+        "experts",
+        "find out whether a policy can teach on a dataset",
+        "apprentice.distill.check:expert_check",
+        found=True,
     ),
     "scenes": Command(
         "vision-language models",
@@ -93,11 +98,13 @@ COMMANDS = {
         "vision-language models",
         "ask a student, or a plain VLM, a question about pictures, and measure how far the student has drifted",
         "apprentice.policy.ask:ask",
+        found=True,
     ),
     "plan": Command(
         "teach",
         "estimate what training takes: parameters, GPU memory, disk; it fetches no weights",
         "apprentice.distill.plan:plan",
+        found=True,
     ),
     "align": Command(
         "teach",
@@ -221,6 +228,8 @@ def parse(words: Sequence[str], folders: bool = True) -> tuple[str, dict[str, An
         command = known.add_parser(chosen, description=text[0].upper() + text[1:] + ".")
         command.named = True
         add_flags(command, COMMANDS[chosen].flags, POSITIONAL.get(chosen, ()))
+        if COMMANDS[chosen].found:
+            command.add_argument("--json", action="store_true", help="print the result as JSON, all else to stderr")
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     if not chosen:
         raise UserError(f"expected a command of {', '.join(COMMANDS)}, found none; fix: apprentice --help")

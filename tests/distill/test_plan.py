@@ -166,7 +166,7 @@ def test_fine_tuning_takes_the_memory_that_was_planned(
     )
     assert process.returncode == 0, process.stderr[-2000:]
     took = int(process.stdout.split("took ")[1])
-    found = plan(str(vlm), str(small_expert), 64, str(small_dataset), precision="float32")
+    found = plan(str(vlm), str(small_expert), 64, str(small_dataset), precision="float32").content
     print(took, found.stages["finetune"])
     assert took == pytest.approx(found.stages["finetune"].peak, rel=TOLERANCE)
     assert found.frames == open_dataset(small_dataset).num_frames

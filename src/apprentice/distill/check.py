@@ -12,6 +12,7 @@ from torch import Tensor
 from apprentice.common.device import best_device
 from apprentice.common.errors import UserError
 from apprentice.common.progress import console
+from apprentice.common.result import Result
 from apprentice.data.contract import FILE as CONTRACT
 from apprentice.data.contract import Contract, check_features
 from apprentice.data.dataset import action_chunks, open_dataset
@@ -54,8 +55,8 @@ def expert_check(
     frames: int = 64,
     rename: dict[str, str] | None = None,
     resize: dict[str, str] | None = None,
-) -> bool:
-    """Tell whether a policy can teach on a dataset; False, and what to do about it, if it cannot.
+) -> Result:
+    """Find out whether a policy can teach on a dataset, and what to do about it if it cannot.
 
     Args:
         checkpoint: the policy's checkpoint folder, or a YAML file with one for each instruction.
@@ -67,6 +68,7 @@ def expert_check(
     Raises UserError if there is no such dataset.
     """
     data = open_dataset(dataset, rename, resize)
+    findings: Findings | None = None
     try:
         expert = load_expert(checkpoint, best_device())
         console.print(summary(expert))
@@ -85,7 +87,7 @@ def expert_check(
         console.print(f"[red]cannot teach:[/red] {escape(problem)}", highlight=False)
     if not problems:
         console.print("[green]can teach[/green]")
-    return not problems
+    return Result({"can_teach": not problems, "problems": problems, "findings": findings}, not problems)
 
 
 def summary(expert: ActionExpert) -> Table:

@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from apprentice.common.errors import UserError
 from apprentice.common.progress import console
+from apprentice.common.result import Result
 from apprentice.common.untrusted import check_model
 from apprentice.data.batch import ACTION_IS_PAD, EXPERT_LATENTS, IMAGE_TOKENS, PREFIX, STATE_IS_PAD, TASK, Batch
 from apprentice.data.contract import Contract
@@ -95,7 +96,7 @@ def plan(
     precision: Literal["bfloat16", "float32"] = "bfloat16",
     rename: dict[str, str] | None = None,
     resize: dict[str, str] | None = None,
-) -> Plan:
+) -> Result:
     """Tell how many parameters train, what memory each stage needs on a GPU, and what the caches need on disk.
 
     Args:
@@ -125,7 +126,7 @@ def plan(
     found = Plan(sketch.parts, stages, caches, count, filling)
     for table in tables(found, batch, precision):
         console.print(table)
-    return found
+    return Result(found)
 
 
 class Sketch:

@@ -13,6 +13,8 @@ from transformers.utils import logging
 from apprentice.common.adapters import load_policy, policy_type
 from apprentice.common.device import best_device
 from apprentice.common.errors import UserError
+from apprentice.common.progress import console
+from apprentice.common.result import Result
 from apprentice.policy.configuration_apprentice import ApprenticeConfig
 from apprentice.vlm.base import VLM
 
@@ -32,7 +34,7 @@ class Drift:
     weights: float
 
 
-def ask(model: str, images: list[str], question: str, tokens: int = 64) -> None:
+def ask(model: str, images: list[str], question: str, tokens: int = 64) -> Result:
     """Print the answer; for a student also its original's answer and the drift, if the original is at hand.
 
     Args:
@@ -47,27 +49,35 @@ def ask(model: str, images: list[str], question: str, tokens: int = 64) -> None:
     folder = Path(model) / "checkpoint" if (Path(model) / "checkpoint").is_dir() else Path(model)
     if not (folder / "config.json").exists() or policy_type(folder) != "apprentice":
         vlm = VLM.from_pretrained(model)
-        print(_text(vlm, answer(vlm, vlm.inputs([pictures], [question]), tokens)))
-        return
+        said = _text(vlm, answer(vlm, vlm.inputs([pictures], [question]), tokens))
+        say(said)
+        return Result({"answer": said})
     policy = load_policy(folder, ApprenticeConfig.from_pretrained(folder))
     student = policy.vlm.to(best_device()).eval()
     inputs = student.inputs([pictures], [question])
-    print("the student:", _text(student, answer(student, inputs, tokens)))
+    said = _text(student, answer(student, inputs, tokens))
+    say(f"the student: {said}")
     if policy.config.scratch:
-        print("its VLM started from random weights: there is no original")
-        return
+        say("its VLM started from random weights: there is no original")
+        return Result({"answer": said})
     try:
         original = VLM.from_pretrained(policy.config.vlm, local=True).to(best_device()).eval()
     except UserError:
-        print(f"the original, {policy.config.vlm}, is not at hand: no drift")
-        return
+        say(f"the original, {policy.config.vlm}, is not at hand: no drift")
+        return Result({"answer": said})
     expected = answer(original, inputs, tokens)
     found = drift(student, original, inputs, expected)
-    print("the original:", _text(original, expected))
-    print(
+    say(f"the original: {_text(original, expected)}")
+    say(
         f"drift over the original's {len(expected)} tokens: KL divergence {found.divergence:.3g} nats a token, "
         f"{found.equal:.0%} of tokens equal; the language model's weights changed by {found.weights:.2%}"
     )
+    return Result({"answer": said, "original": _text(original, expected), "drift": found})
+
+
+def say(text: str) -> None:
+    """Print a line as it is, however long."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 @torch.no_grad()
