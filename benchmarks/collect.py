@@ -19,8 +19,8 @@ import numpy as np
 from rich.table import Table
 
 from apprentice.common.progress import console
-from apprentice.simulators.libero.dataset import collect as collecting
-from apprentice.simulators.libero.dataset import gathering
+from apprentice.simulators.collection import collect as collecting
+from apprentice.simulators.collection import gathering
 from apprentice.simulators.libero.demonstrator.demonstrator import demonstrate
 from apprentice.simulators.libero.simulator.env import SETTLE_STEPS, LiberoEnv
 

@@ -95,12 +95,12 @@ def run(words: list[str], here: bool, at: int = 0, count: Path | None = None, be
     import apprentice.distill.tracking
     import apprentice.distill.trainer
     import apprentice.evaluate.rollout
-    import apprentice.simulators.libero.dataset.gathering
+    import apprentice.simulators.collection.gathering
     from apprentice.cli import main
 
     apprentice.distill.trainer.SAVE_EVERY, apprentice.distill.tracking.SAVE_SHARE = 0.0, math.inf
     if here:
-        apprentice.evaluate.rollout.spread = apprentice.simulators.libero.dataset.gathering.spread = spread_here  # type: ignore[assignment]
+        apprentice.evaluate.rollout.spread = apprentice.simulators.collection.gathering.spread = spread_here  # type: ignore[assignment]
     seen: list[str] = []
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:

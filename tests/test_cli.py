@@ -22,7 +22,7 @@ from apprentice.commands import COMMANDS, Command
 from apprentice.common.errors import UserError
 from apprentice.common.flags import LIMITS, Parser, parameters
 from apprentice.common.flags import _options as options_of
-from apprentice.simulators.libero.simulator import drawing
+from apprentice.simulators import drawing
 
 HELP = """
 import sys
@@ -232,7 +232,7 @@ def test_what_flags_name_is_looked_for_first(
         (tmp_path / name).write_text("{}")
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.setattr("apprentice.cli._call", lambda *_: pytest.fail("its flags were to be refused"))
-    monkeypatch.setattr("apprentice.simulators.libero.simulator.drawing.check_drawing", lambda: None)
+    monkeypatch.setattr("apprentice.simulators.drawing.check_drawing", lambda: None)
     assert main(words) == 2
     printed = capsys.readouterr().err
     assert message in printed and printed.count("\n") == 1

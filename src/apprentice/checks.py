@@ -39,7 +39,7 @@ def check(command: str, given: dict[str, Any], positional: Collection[str] = (),
     if command in ("align", "finetune"):
         _student(command, given)
     if folders and (command in DRAWING or given.get("rollouts")):
-        from apprentice.simulators.libero.simulator.drawing import check_drawing
+        from apprentice.simulators.drawing import check_drawing
 
         check_drawing()
     if folders:

@@ -43,7 +43,7 @@ COMMANDS = {
     "collect": Command(
         "data",
         "write demonstrations of a simulator's tasks with its scripted demonstrator",
-        "apprentice.simulators.libero.dataset.collect:collect",
+        "apprentice.simulators.collection.collect:collect",
     ),
     "correct": Command(
         "data",

@@ -20,7 +20,7 @@ from apprentice.distill.stages import StageConfig, align, finetune
 from apprentice.evaluate.rollout import evaluate
 from apprentice.nano.build import BuildConfig, build_vlm
 from apprentice.nano.pretrain import PretrainConfig, pretrain
-from apprentice.simulators.libero.dataset.collect import collect
+from apprentice.simulators.collection.collect import collect
 
 HOLD = """
 import sys, time

@@ -16,8 +16,8 @@ from apprentice.common.errors import UserError
 from apprentice.data.dataset import column, open_dataset
 from apprentice.evaluate.correct import correct
 from apprentice.evaluate.episode.handover import BEFORE, DRAWN, EARLIER, SOLVED, Handover, hand_over
+from apprentice.simulators.collection import gathering
 from apprentice.simulators.libero.dataset import doctor as doctors
-from apprentice.simulators.libero.dataset import gathering
 from apprentice.simulators.libero.demonstrator.controller import SLEW, Record, Style
 from apprentice.simulators.libero.demonstrator.demonstrator import demonstrate, solve
 from apprentice.simulators.libero.simulator import env as libero_env

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from apprentice.common.errors import UserError
 from apprentice.data.contract import Contract, hash_of
 from apprentice.evaluate.selfcheck.faults import check_statistics, doubts, watched
-from apprentice.evaluate.selfcheck.references import CAMERAS, reference
+from apprentice.simulators.libero.evaluation.references import CAMERAS, reference
 
 HEALTHY = Path("assets/seer")
 STATISTICS = "policy_preprocessor_step_3_normalizer_processor.safetensors"

@@ -9,8 +9,6 @@ import pytest
 
 from apprentice.common.errors import UserError
 from apprentice.evaluate.episode import play
-from apprentice.evaluate.episode.failures import NEVER_REACHED
-from apprentice.evaluate.episode.moving import FAR, NEAR, Start, reset_moved
 from apprentice.evaluate.episode.probes import (
     BLACK,
     BLACK_AGENT,
@@ -26,6 +24,8 @@ from apprentice.evaluate.episode.trace import Trace
 from apprentice.evaluate.protocol import Protocol
 from apprentice.evaluate.results import Episode, Evaluation, success_rows
 from apprentice.serve.card import PolicyCard
+from apprentice.simulators.libero.evaluation.failures import NEVER_REACHED
+from apprentice.simulators.libero.evaluation.moving import FAR, NEAR, Start, reset_moved
 from apprentice.simulators.libero.simulator.env import LiberoEnv, environment
 from apprentice.simulators.libero.simulator.wording import paraphrases
 

@@ -11,10 +11,10 @@ from example_evaluation import CHANGED, EPISODES, FAILS, TASKS, fails_of, write_
 from apprentice.common.errors import UserError
 from apprentice.common.intervals import wilson
 from apprentice.evaluate.compare import summary
-from apprentice.evaluate.episode.failures import KINDS
 from apprentice.evaluate.report.findings import findings, percent
 from apprentice.evaluate.report.report import Stage, duration, thousands, write_report
 from apprentice.evaluate.results import Evaluation, ProbeRow, Row, success_rows
+from apprentice.simulators.libero.evaluation.failures import KINDS
 
 REMOTE = re.compile(r"""(?:src|href|url|@import|fetch|import)\s*[=(]?\s*["']?(?:https?:)?//""")
 

@@ -8,8 +8,8 @@ import pytest
 
 from apprentice.common.errors import UserError
 from apprentice.evaluate.selfcheck import selfcheck
-from apprentice.evaluate.selfcheck.references import TASKS, Take, content_of, look, play, reference, standard
 from apprentice.evaluate.selfcheck.selfcheck import DIFFERS, INVALID, PASSED, Check, compare, require
+from apprentice.simulators.libero.evaluation.references import TASKS, Take, content_of, look, play, reference, standard
 from apprentice.simulators.libero.simulator.env import LiberoEnv
 from apprentice.simulators.libero.simulator.render import Renderer
 

@@ -23,7 +23,7 @@ from apprentice.evaluate.episode.handover import hand_over
 from apprentice.evaluate.protocol import Protocol
 from apprentice.evaluate.selfcheck.faults import watched
 from apprentice.serve.client import is_address
-from apprentice.simulators.libero.dataset.gathering import Job, Outcome, attempt, gather, settings_of
+from apprentice.simulators.collection.gathering import Job, Outcome, attempt, gather, settings_of
 from apprentice.simulators.libero.demonstrator.controller import Record
 from apprentice.simulators.libero.demonstrator.demonstrator import START_NOISE, Episode, draw_style, solve
 from apprentice.simulators.libero.simulator.env import LiberoEnv

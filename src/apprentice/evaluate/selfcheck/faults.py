@@ -19,7 +19,7 @@ from apprentice.common.errors import UserError
 from apprentice.common.watch import time_limit
 from apprentice.data.contract import FILE as CONTRACT
 from apprentice.data.contract import LIBERO_ACTION, LIBERO_STATE, Contract, hash_of
-from apprentice.evaluate.selfcheck.references import CAMERAS, Reference
+from apprentice.simulators.libero.evaluation.references import CAMERAS, Reference
 
 FIRST_PLAN, NEXT_PLAN = 120.0, 30.0  # s: the first of a process may compile
 FAR = 6.0  # standard deviations from the mean beyond which a start is not of this robot

@@ -23,7 +23,10 @@ from apprentice.common.pool import spread
 from apprentice.common.progress import console
 from apprentice.evaluate.protocol import Protocol
 from apprentice.evaluate.selfcheck.faults import check_statistics, doubts
-from apprentice.evaluate.selfcheck.references import (
+from apprentice.experts import checkpoints
+from apprentice.serve.client import is_address
+from apprentice.simulators.libero.dataset.diagnosis import ORIENTATIONS, best_view, likeness
+from apprentice.simulators.libero.evaluation.references import (
     FILE,
     RENDERS,
     TASKS,
@@ -35,9 +38,6 @@ from apprentice.evaluate.selfcheck.references import (
     standard,
     versions,
 )
-from apprentice.experts import checkpoints
-from apprentice.serve.client import is_address
-from apprentice.simulators.libero.dataset.diagnosis import ORIENTATIONS, best_view, likeness
 from apprentice.simulators.libero.simulator.env import LiberoEnv
 
 PASSED, DIFFERS, INVALID = "passed", "differs", "invalid"

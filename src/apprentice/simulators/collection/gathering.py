@@ -23,7 +23,7 @@ from apprentice.common.files import UNFINISHED, only_one, read_json, replacing, 
 from apprentice.common.pool import spread
 from apprentice.common.progress import Meter, console
 from apprentice.data.contract import Contract
-from apprentice.simulators.libero.dataset.writing import assemble
+from apprentice.simulators.collection.writing import assemble
 from apprentice.simulators.libero.simulator.suites import tasks as tasks_of
 from apprentice.simulators.libero.simulator.variants import find_task
 from apprentice.simulators.libero.simulator.wording import paraphrases

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from apprentice.simulators.libero.dataset.gathering import Job, Outcome, attempt, gather, settings_of
+from apprentice.simulators.collection.gathering import Job, Outcome, attempt, gather, settings_of
 
 
 def collect(

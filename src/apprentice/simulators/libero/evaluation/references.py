@@ -1,7 +1,7 @@
 """What the simulator did where its references were made, for `selfcheck.py` to compare with.
 
-    python -m apprentice.evaluate.selfcheck.references             # with the simulator installed here: 2 minutes
-    python -m apprentice.evaluate.selfcheck.references libero_10   # of one suite
+    python -m apprentice.simulators.libero.evaluation.references  # with the simulator installed here: 2 minutes
+    python -m apprentice.simulators.libero.evaluation.references libero_10  # of one suite
 
 Of one task of each suite: where things lie in the first initial state once they settled, small pictures of it, and a
 demonstration that succeeds, with the robot's way through it.
@@ -21,7 +21,7 @@ from PIL import Image
 from apprentice.common.errors import UserError
 from apprentice.common.files import fingerprint, replacing
 from apprentice.common.progress import console
-from apprentice.evaluate.protocol import PACKAGES
+from apprentice.simulators.libero import PACKAGES
 from apprentice.simulators.libero.demonstrator.controller import Style
 from apprentice.simulators.libero.demonstrator.demonstrator import solve
 from apprentice.simulators.libero.simulator.env import LiberoEnv

@@ -1,0 +1,1 @@
+"""Demonstrations of any simulator, made in any number of processes and written as a LeRobotDataset."""

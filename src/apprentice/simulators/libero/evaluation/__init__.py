@@ -1,0 +1,1 @@
+"""What evaluation needs of LIBERO: kinds of failure, moved objects, references that the simulator is held against."""
