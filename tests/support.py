@@ -20,7 +20,6 @@ from lerobot.scripts import lerobot_train
 from lerobot.utils.feature_utils import dataset_to_policy_features
 from torch.utils.data import DataLoader, default_collate
 
-from apprentice.data.contract import Contract
 from apprentice.data.dataset import open_dataset
 from apprentice.distill.config import CacheConfig
 from apprentice.experts.seer.configuration_seer import SeerConfig
@@ -30,6 +29,7 @@ from apprentice.nano.model import NanoConfig, build_model, build_processor
 from apprentice.nano.tokenizer import train_tokenizer
 from apprentice.policy.configuration_apprentice import ApprenticeConfig
 from apprentice.policy.modeling_apprentice import ApprenticePolicy
+from apprentice.simulators.libero.convention import contract as libero_contract
 
 CAMERAS = ("observation.images.image", "observation.images.image2")
 EXACT = CacheConfig(cache_precision="float32")
@@ -75,7 +75,7 @@ def make_dataset(
             dataset.add_frame(frame | {CAMERAS[0]: picture, CAMERAS[1]: picture[::-1].copy()})
         dataset.save_episode()
     dataset.finalize()
-    Contract.for_libero(size=size, render="fast").save(root / "meta")
+    libero_contract(size, "fast").save(root / "meta")
     return root
 
 

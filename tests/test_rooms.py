@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,9 @@ from apprentice.closure import SRC, closure
 
 PACKAGE = Path(apprentice.__file__).parent
 ROOMS = ["common", "data", "experts", "vlm", "policy", "distill", "simulators", "nano", "serve", "evaluate"]
+INTERFACE = {"apprentice.simulators.base"} | {
+    f"apprentice.simulators.{name}" for name in ("collection.gathering", "collection.writing")
+}
 ALONE = {"offline"}  # imports `common` alone, and no room imports it
 
 
@@ -52,3 +57,40 @@ def test_the_method_knows_no_simulator() -> None:
     assert stated
     assert int(stated[1]) == pytest.approx(len(code), rel=0.05)
     assert int(stated[2].replace(",", "")) == pytest.approx(lines, rel=0.05)
+
+
+def test_evaluation_serving_and_the_command_line_know_no_simulator() -> None:
+    """A second simulator needs a folder and a line: only examples of suites may name one."""
+    files = [*(PACKAGE / "evaluate").rglob("*"), *(PACKAGE / "serve").rglob("*"), *PACKAGE.glob("*.py")]
+    sources = [file for file in files if file.suffix in (".py", ".jinja", ".css", ".js")]
+    assert len(sources) > 40
+    for file in sources:
+        left = re.sub(r"such as (results/)?libero_\w+", "", file.read_text())
+        assert "libero" not in left.lower(), file
+        inside = {name for name in _names(file) if name.startswith("apprentice.simulators")}
+        assert inside <= INTERFACE, file
+
+
+def test_what_is_general_in_simulators_imports_no_simulator() -> None:
+    for file in [*(PACKAGE / "simulators").glob("*.py"), *(PACKAGE / "simulators" / "collection").glob("*.py")]:
+        assert {name for name in _names(file) if name.startswith("apprentice.simulators")} <= INTERFACE, file
+
+
+def test_names_of_suites_are_known_at_once() -> None:
+    """A wrong flag must not wait for a simulator."""
+    code = "import sys; from apprentice.simulators.base import suites; suites(); print(*sys.modules)"
+    loaded = set(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    )
+    assert (
+        not loaded & {"mujoco", "robosuite", "numpy", "torch", "lerobot"} and "apprentice.simulators.libero" in loaded
+    )
+
+
+def _names(file: Path) -> set[str]:
+    """The modules that a file imports, wherever its imports stand."""
+    if file.suffix != ".py":
+        return set()
+    nodes = list(ast.walk(ast.parse(file.read_text())))
+    plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return plain | {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}

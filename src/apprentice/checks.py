@@ -14,7 +14,6 @@ from apprentice.common.errors import UserError, meant
 
 CHOICES: dict[str, Collection[str]] = {"align_loss": ("mse", "l2"), "render": ("fast", "exact")}
 DRAWING = ("collect", "correct", "doctor", "eval", "selfcheck", "scenes")
-TEST_LAYOUTS = 50  # a task, that LIBERO has
 
 
 def check(command: str, given: dict[str, Any], positional: Collection[str] = (), folders: bool = True) -> None:
@@ -39,9 +38,7 @@ def check(command: str, given: dict[str, Any], positional: Collection[str] = (),
     if command in ("align", "finetune"):
         _student(command, given)
     if folders and (command in DRAWING or given.get("rollouts")):
-        from apprentice.simulators.drawing import check_drawing
-
-        check_drawing()
+        _drawing(given)
     if folders:
         _places(command, given, positional)
 
@@ -52,24 +49,36 @@ def is_address(place: str) -> bool:
 
 
 def _suites(given: dict[str, Any]) -> None:
-    from apprentice.simulators.libero.simulator.suites import STEP_LIMITS, task_count
+    from apprentice.simulators.base import simulator, suites
 
     for suite in _several(given.get("suite") or given.get("suites")):
-        _one_of("--suite" if "suite" in given else "--suites", suite, STEP_LIMITS)
+        _one_of("--suite" if "suite" in given else "--suites", suite, suites())
     tasks = [*_several(given.get("tasks"))]
     for pair in (given.get("told") or {}).items():
         tasks += pair
     for task in tasks:
-        if task >= (count := task_count(given["suite"])):
+        if task >= (count := simulator(given["suite"]).task_count(given["suite"])):
             raise UserError(f"--tasks: expected tasks 0 to {count - 1} of {given['suite']}, found {task}; fix: others")
     if len(set(named := _several(given.get("tasks")))) < len(named):
         raise UserError(f"--tasks: expected each task once, found {' '.join(map(str, named))}; fix: leave out doubles")
 
 
+def _drawing(given: dict[str, Any]) -> None:
+    """Can the simulators draw that the command may use?"""
+    from apprentice.simulators.base import simulator, simulators
+
+    named = _several(given.get("suite") or given.get("suites"))
+    for each in [simulator(suite) for suite in named] or simulators():
+        each.check_drawing()
+
+
 def _episodes(given: dict[str, Any]) -> None:
-    if given["layouts"] == "test" and given["episodes"] > TEST_LAYOUTS:
+    from apprentice.simulators.base import simulator
+
+    states = simulator(given["suite"]).test_states
+    if given["layouts"] == "test" and given["episodes"] > states:
         raise UserError(
-            f"--episodes: expected 1 to {TEST_LAYOUTS}, one for each initial state of the test, found "
+            f"--episodes: expected 1 to {states}, one for each initial state of the test, found "
             f"{given['episodes']}; fix: as many as there are, or --layouts fresh"
         )
 

@@ -16,13 +16,15 @@ PLUGIN = [
     "apprentice.experts.seer_full.modeling_seer_full",
 ]
 REGISTERS = "lerobot.utils.import_utils.register_third_party_plugins"
+SIMULATORS = "apprentice.simulators.base"  # imports simulators by the names of their modules
 
 
-def closure(modules: Iterable[str], front: Iterable[str] = ()) -> list[Path]:
+def closure(modules: Iterable[str], front: Iterable[str] = (), simulators: Iterable[str] = ()) -> list[Path]:
     """The source files that `modules` lead to, sorted, with all data files of the packages that hold them.
 
     Imports are followed wherever they stand, also in functions; those for type checkers alone are not. `front`:
     modules of which only the imports at their top are followed, for what they import later depends on the command.
+    `simulators`: modules that whoever imports the interface of simulators leads to.
     """
     found: set[Path] = set()
     waiting = [(name, True) for name in modules] + [(name, False) for name in front]
@@ -40,6 +42,8 @@ def closure(modules: Iterable[str], front: Iterable[str] = ()) -> list[Path]:
         waiting += [(parent, True)] * bool(parent) + [(each, deep) for each in imported]
         if REGISTERS in imported:
             waiting += [(each, True) for each in PLUGIN]
+        if SIMULATORS in imported and deep:
+            waiting += [(each, True) for each in simulators]
     return sorted(found)
 
 

@@ -53,7 +53,7 @@ COMMANDS = {
     "doctor": Command(
         "data",
         "replay a dataset's actions in the simulator and name what is wrong with the dataset",
-        "apprentice.simulators.libero.dataset.doctor:doctor",
+        "apprentice.simulators.collection.doctor:doctor",
     ),
     "train-expert": Command(
         "experts",
@@ -204,6 +204,16 @@ def overview() -> str:
     for group, commands in groupby(COMMANDS.items(), key=lambda item: item[1].group):
         lines += [f"{group}:", *(f"  {name:13} {command.text}" for name, command in commands), ""]
     return "\n".join([*lines, "apprentice COMMAND --help says what a command takes."])
+
+
+def simulators_of(words: Sequence[str]) -> list[str]:
+    """The modules of the simulators that a command line may use."""
+    from apprentice.simulators.base import doctors, modules
+
+    command, keywords = parse(words, folders=False)
+    suites = keywords.get("suites") or [keywords.get("suite")]
+    found = dict.fromkeys(module for suite in suites for module in modules(suite))
+    return [*found, *(doctors() if command == "doctor" else [])]
 
 
 def parse(words: Sequence[str], folders: bool = True) -> tuple[str, dict[str, Any]]:

@@ -29,7 +29,8 @@ from apprentice.nano.score.score import score
 from apprentice.nano.trainer import Trainer
 from apprentice.offline import parts
 from apprentice.serve.checkpoint import inspect_checkpoint
-from apprentice.simulators.libero.dataset.gathering import scenes
+from apprentice.simulators.collection.gathering import scenes
+from apprentice.simulators.libero.convention import contract as libero_contract
 
 ASSETS = Path(__file__).parents[2] / "assets"
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0000\nsize 123456\n"
@@ -38,7 +39,7 @@ Make = Callable[[Path], Callable[[], Any]]  # writes what belongs into a folder;
 
 
 def contract(folder: Path) -> Callable[[], Any]:
-    Contract.for_libero(64, "fast").save(folder)
+    libero_contract(64, "fast").save(folder)
     return lambda: Contract.load(folder)
 
 

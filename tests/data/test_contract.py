@@ -8,8 +8,9 @@ import torch
 
 from apprentice.common.errors import UserError
 from apprentice.data.contract import Contract, hash_of
+from apprentice.simulators.libero.convention import contract as libero_contract
 
-LIBERO = Contract.for_libero(size=128, render="fast")
+LIBERO = libero_contract(128, "fast")
 
 PLANTED = {
     "cameras": LIBERO.cameras[::-1] if LIBERO.cameras else None,

@@ -10,6 +10,7 @@ from apprentice.common.errors import UserError
 from apprentice.data.contract import Contract
 from apprentice.data.dataset import column, open_dataset
 from apprentice.data.mixture import open_mixture
+from apprentice.simulators.libero.convention import contract as libero_contract
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def test_every_contract_is_held_against_all_before_it(small_dataset: Path, tmp_p
     """Also against what the first does not know, but the second."""
     plain, turned = (make_dataset(tmp_path / name, video=False, episodes=1) for name in ("plain", "turned"))
     (plain / "meta" / "contract.json").unlink()
-    Contract.for_libero(size=64, render="exact").having(rotation=0).save(turned / "meta")
+    libero_contract(64, "exact").having(rotation=0).save(turned / "meta")
     with pytest.raises(UserError, match=r"rotation: .* has 180, dataset .*turned has 0; fix: rotate"):
         open_mixture([str(plain), str(small_dataset), str(turned)])
     known = open_mixture([str(plain), str(small_dataset)]).contract

@@ -22,6 +22,7 @@ from apprentice.distill.learner import decay
 from apprentice.distill.samples import Samples, order
 from apprentice.distill.stages import StageConfig, align, finetune
 from apprentice.policy.modeling_apprentice import ApprenticePolicy
+from apprentice.simulators.libero.convention import contract as libero_contract
 
 
 @pytest.fixture(autouse=True)
@@ -155,15 +156,13 @@ def drop_camera(root: Path) -> None:
 def test_a_dataset_that_does_not_fit_is_refused(config: StageConfig, tmp_path: Path, fault: str, message: str) -> None:
     from tests.support import make_dataset
 
-    from apprentice.data.contract import Contract
-
     aligned = align(dataclasses.replace(config, steps=1))
     shape = {"state": {"state": 9}, "size": {"size": 96}}.get(fault, {})
     other = make_dataset(tmp_path / "other", episodes=1, **shape)
     if fault == "camera":
         drop_camera(other)
     elif fault == "rotation":
-        Contract.for_libero(size=64, render="fast").having(rotation=0).save(other / "meta")
+        libero_contract(64, "fast").having(rotation=0).save(other / "meta")
     else:
         (other / "meta" / "contract.json").unlink()
     tuned = dataclasses.replace(config, student=str(aligned), dataset=str(other), out=str(tmp_path / "tuned"))

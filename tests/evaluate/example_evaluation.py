@@ -8,9 +8,9 @@ from apprentice.common.files import write_json
 from apprentice.evaluate.episode.trace import Trace
 from apprentice.evaluate.episode.video import encode
 from apprentice.evaluate.protocol import Protocol
-from apprentice.evaluate.results import Episode, Evaluation, append_episode
+from apprentice.evaluate.results import OTHER_TASK, Episode, Evaluation, append_episode
 from apprentice.serve.card import PolicyCard
-from apprentice.simulators.libero.evaluation.failures import KINDS, OTHER_TASK
+from apprentice.simulators.libero.evaluation.failures import KINDS
 from apprentice.simulators.libero.simulator.suites import tasks
 
 TASKS = (1, 4, 8)

@@ -73,13 +73,14 @@ def test_same_names_in_two_runs_are_compared(run, other, capsys):
     [
         ("render", "exact", "render: .*a has fast, .*b has exact"),
         ("fast_version", None, r"fast_version: .*a has \d+, .*b has one before 7"),
-        ("mujoco", "3.4.0", "mujoco: "),
+        ("mujoco", "3.4.0", "mujoco: .*a has 3.3.*, .*b has 3.4.0"),
         ("n_action_steps", 2, "n_action_steps: .*a has what each checkpoint says, .*b has 2"),
         ("tasks", (1, 4), "tasks: "),
     ],
 )
 def test_other_protocols_are_refused_and_the_difference_is_named(run, other, field, value, said):
-    change(other, **{field: value})
+    versions = Evaluation.load(other).protocol.versions
+    change(other, **({"versions": versions | {field: value}} if field in versions else {field: value}))
     with pytest.raises(UserError, match=said) as refused:
         compare([run, other])
     assert f"--across {field}" in str(refused.value)

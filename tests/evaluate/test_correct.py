@@ -16,10 +16,12 @@ from apprentice.common.errors import UserError
 from apprentice.data.dataset import column, open_dataset
 from apprentice.evaluate.correct import correct
 from apprentice.evaluate.episode.handover import BEFORE, DRAWN, EARLIER, SOLVED, Handover, hand_over
+from apprentice.simulators.base import Record
 from apprentice.simulators.collection import gathering
 from apprentice.simulators.libero.dataset import doctor as doctors
-from apprentice.simulators.libero.demonstrator.controller import SLEW, Record, Style
+from apprentice.simulators.libero.demonstrator.controller import SLEW, Style
 from apprentice.simulators.libero.demonstrator.demonstrator import demonstrate, solve
+from apprentice.simulators.libero.demonstrator.scripted import Scripted
 from apprentice.simulators.libero.simulator import env as libero_env
 from apprentice.simulators.libero.simulator.env import LiberoEnv
 
@@ -51,7 +53,7 @@ def roll(env: LiberoEnv, shown: Record) -> Callable[..., Handover]:
         if then is not None:
             actions = np.concatenate([actions[: then[0]], np.tile(then[1], (300, 1))])
         plans = iter(actions[:, None])
-        found = hand_over(env, lambda: next(plans), np.random.default_rng(0), (least, most), noise=0.0)
+        found = hand_over(env, Scripted(), lambda: next(plans), np.random.default_rng(0), (least, most), noise=0.0)
         assert isinstance(found, Handover)
         return found
 

@@ -11,7 +11,8 @@ from safetensors.numpy import load_file, save_file
 from apprentice.common.errors import UserError
 from apprentice.data.contract import Contract, hash_of
 from apprentice.evaluate.selfcheck.faults import check_statistics, doubts, watched
-from apprentice.simulators.libero.evaluation.references import CAMERAS, reference
+from apprentice.simulators.base import simulator
+from apprentice.simulators.libero.convention import CAMERAS
 
 HEALTHY = Path("assets/seer")
 STATISTICS = "policy_preprocessor_step_3_normalizer_processor.safetensors"
@@ -68,7 +69,8 @@ def test_a_doubtful_checkpoint_is_named(plant, contract, named, tmp_path) -> Non
     (folder / "config.json").write_text(json.dumps(config))
     if not contract:
         (folder / "contract.json").unlink()
-    found = doubts(folder, reference("libero_goal"), 128)
+    libero = simulator("libero_goal")
+    found = doubts(folder, libero.contract("libero_goal", 128, "fast"), libero.usual("libero_goal"))
     assert len(found) == (named is not None), found
     if named:
         with pytest.raises(UserError, match=named):

@@ -23,7 +23,7 @@ def test_a_recording_holds_what_was_seen_and_done(tmp_path: Path) -> None:
     episode = Evaluation.load(write_evaluation(tmp_path / "run")).episodes[0]
     trace = Trace.of([np.full(8, k) for k in range(4)], [np.full(7, k / 2) for k in range(3)], [(0, 0.5), (2, 0.25)])
     seen = [{"observation.images.image": np.full((8, 8, 3), 50 * k, np.uint8)} for k in range(2)]
-    (tmp_path / "a.rrd").write_bytes(recording.record(episode, trace, seen))
+    (tmp_path / "a.rrd").write_bytes(recording.record(episode, trace, seen, 20))
     found = rerun.recording.load_recording(tmp_path / "a.rrd")
     assert found.recording_id() == episode.stem
     names = {str(column.entity_path) for column in found.schema().component_columns()}

@@ -24,13 +24,13 @@ from tests.serve.running import Running
 
 from apprentice.common import pool
 from apprentice.common.errors import UserError
-from apprentice.data.contract import Contract
 from apprentice.evaluate import rollout
 from apprentice.evaluate.episode.play import Job, inspect, run_episode
 from apprentice.evaluate.episode.trace import Trace
 from apprentice.evaluate.results import Evaluation, probe_rows, read_episodes
 from apprentice.evaluate.rollout import evaluate
 from apprentice.serve.checkpoint import Checkpoint, inspect_checkpoint
+from apprentice.simulators.libero.convention import contract as libero_contract
 
 CPU = torch.device("cpu")
 IMAGES = ("observation.images.image", "observation.images.image2")
@@ -203,7 +203,7 @@ def test_a_chunk_is_what_select_action_gives_step_by_step(policies):
 
 
 def test_unusable_actions_name_policy_and_instruction(tmp_path):
-    policy = Checkpoint("six", write_act(tmp_path / "six", 0, actions=6), CPU)
+    policy = Checkpoint("six", write_act(tmp_path / "six", 0, actions=6), CPU, action_dim=7)
     with pytest.raises(UserError, match=r"policy six, instruction 'open the drawer': .* found shape \(4, 6\)"):
         policy.plan(observation(), "open the drawer")
     policy = Checkpoint("nan", write_act(tmp_path / "nan", 0), CPU)
@@ -237,7 +237,7 @@ def test_a_plugins_policy_that_breaks_is_named(how, told, tmp_path, monkeypatch)
 
 
 def test_checkpoints_that_do_not_fit_are_refused_before_anything_runs(policies, tmp_path):
-    environment = Contract.for_libero(128, "fast")
+    environment = libero_contract(128, "fast")
     with pytest.raises(UserError, match=r"policy x: .* found no config.json, model.safetensors"):
         inspect_checkpoint("x", tmp_path, environment)
     upside_down = write_act(tmp_path / "a", 0, contract=environment.having(rotation=0))
@@ -260,7 +260,7 @@ def test_checkpoints_that_do_not_fit_are_refused_before_anything_runs(policies, 
 
 def test_a_policy_server_is_evaluated_like_its_checkpoint(policies, evaluation):
     running = Running(policies["expert"])
-    cards = {"expert": inspect("expert", running.address, Contract.for_libero(128, "fast"), evaluation.protocol)}
+    cards = {"expert": inspect("expert", running.address, libero_contract(128, "fast"), evaluation.protocol)}
     assert cards["expert"] == evaluation.policies["expert"]
     before = evaluation.episodes[0]
     job = Job("expert", running.address, before.checkpoint, 1, 1, 0, evaluation.protocol, film="none")

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from apprentice.common.errors import UserError
-from apprentice.evaluate.selfcheck import selfcheck
-from apprentice.evaluate.selfcheck.selfcheck import DIFFERS, INVALID, PASSED, Check, compare, require
+from apprentice.evaluate.selfcheck.selfcheck import require
+from apprentice.simulators.base import DIFFERS, INVALID, PASSED, Check
+from apprentice.simulators.libero.evaluation import examination
+from apprentice.simulators.libero.evaluation.examination import compare
 from apprentice.simulators.libero.evaluation.references import TASKS, Take, content_of, look, play, reference, standard
 from apprentice.simulators.libero.simulator.env import LiberoEnv
 from apprentice.simulators.libero.simulator.render import Renderer
@@ -92,8 +94,8 @@ def test_it_is_asked_once_and_says_what_differs(monkeypatch, tmp_path, capsys, t
         asked.append(jobs)
         return takes
 
-    monkeypatch.setattr(selfcheck, "spread", spread)
-    monkeypatch.setattr(selfcheck, "versions", lambda: installed | {"mujoco": "3.3.1"})
+    monkeypatch.setattr(examination, "spread", spread)
+    monkeypatch.setattr(examination, "versions", lambda: installed | {"mujoco": "3.3.1"})
     for _ in range(2):
         require(SUITE, "fast")
         said = " ".join(capsys.readouterr().out.split())

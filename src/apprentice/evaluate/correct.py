@@ -17,18 +17,13 @@ import numpy as np
 
 from apprentice.common.errors import UserError
 from apprentice.common.progress import console
-from apprentice.data.contract import Contract
 from apprentice.evaluate.episode import play
 from apprentice.evaluate.episode.handover import hand_over
 from apprentice.evaluate.protocol import Protocol
 from apprentice.evaluate.selfcheck.faults import watched
 from apprentice.serve.client import is_address
+from apprentice.simulators.base import Demonstration, Environment, Record, simulator
 from apprentice.simulators.collection.gathering import Job, Outcome, attempt, gather, settings_of
-from apprentice.simulators.libero.demonstrator.controller import Record
-from apprentice.simulators.libero.demonstrator.demonstrator import START_NOISE, Episode, draw_style, solve
-from apprentice.simulators.libero.simulator.env import LiberoEnv
-from apprentice.simulators.libero.simulator.suites import STEP_LIMITS
-from apprentice.simulators.libero.simulator.suites import tasks as tasks_of
 
 NAME = "policy"
 APART = 1_000_000_000  # from the seeds of collection, and from those of evaluation on fresh layouts
@@ -99,7 +94,8 @@ def correct(
 
     Raises UserError if the policy does not fit, and as `apprentice collect` does.
     """
-    known, most = tasks_of(suite), STEP_LIMITS[suite]
+    played = simulator(suite)
+    known, most = played.tasks(suite), played.suites[suite]
     bounds = tuple(steps or (1, most // 2))
     if len(bounds) != 2 or not 1 <= bounds[0] <= bounds[1] <= most or noise < 0:
         raise UserError(
@@ -117,7 +113,7 @@ def correct(
         seed=seed,
         n_action_steps=n_action_steps,
     )
-    card = play.inspect(NAME, policy, Contract.for_libero(size, render), protocol)
+    card = play.inspect(NAME, policy, played.contract(suite, size, render), protocol)
     shared = settings_of(suite, seed, render, size, worlds, reworded)
     make = partial(
         Correction,
@@ -144,12 +140,12 @@ def _correct_one(job: Correction) -> Outcome:
     return attempt(job, partial(_corrected, job))
 
 
-def _corrected(job: Correction, env: LiberoEnv, seed: int) -> Episode:
+def _corrected(job: Correction, env: Environment, seed: int) -> Demonstration:
     """Let the policy act, then the demonstrator; everything that varies is decided by `seed`."""
-    instruction = job.instruction
+    instruction, demonstrator = job.instruction, simulator(job.suite).demonstrator()
     player = play.Job(NAME, job.place, job.checkpoint, job.task, job.task, 0, job.protocol)
     policy = play.load(player, instruction)
-    env.reset(seed=seed, start_noise=START_NOISE)
+    demonstrator.begin(env, seed)
     policy.reset(seed)
 
     def plan() -> np.ndarray:
@@ -158,11 +154,10 @@ def _corrected(job: Correction, env: LiberoEnv, seed: int) -> Episode:
 
     with closing(policy):
         rng = np.random.default_rng([seed, 5])
-        found = hand_over(env, plan, rng, job.steps, job.noise)
+        found = hand_over(env, demonstrator, plan, rng, job.steps, job.noise)
     if isinstance(found, str):
-        return Episode(Record(), found)
+        return Demonstration(Record(), found)
     env.resume(found.state)  # also where the policy stopped: so a replay begins as this does
-    rng = np.random.default_rng([seed, 2])
-    episode = solve(env, draw_style(rng), rng, found.action)
+    episode = demonstrator.take_over(env, seed, found.action)
     notes = {"policy_steps": found.step, "handed_over": found.kind, "held": found.held}
     return replace(episode, start=found.state, notes=notes)

@@ -10,7 +10,7 @@ from apprentice.common.errors import UserError
 from apprentice.data.mixture import open_mixture
 from apprentice.distill import stages
 from apprentice.distill.stages import StageConfig
-from apprentice.simulators.libero.simulator.suites import SUITES, tasks
+from apprentice.simulators.base import suites_with
 
 
 def align(config: StageConfig) -> Path:
@@ -26,17 +26,15 @@ def finetune(config: StageConfig) -> Path:
 def closed_loop(config: StageConfig) -> Callable[[Path, Path], float]:
     """What runs a student on the tasks of its datasets.
 
-    Raises UserError unless all instructions of the datasets are tasks of one LIBERO suite.
+    Raises UserError unless all instructions of the datasets are tasks of one suite.
     """
     mixture = open_mixture(config.dataset, config.rename, config.resize)
     told = set(mixture.instructions)
-    for suite in SUITES:
-        found = [task.index for task in tasks(suite) if task.instruction in told]
-        if {tasks(suite)[index].instruction for index in found} == told:
-            camera = next(key for key, feature in mixture.features.items() if feature.type is FeatureType.VISUAL)
-            return partial(_success, suite, found, config.rollouts, mixture.meta.features[camera]["shape"][0])
+    for suite, found in suites_with(told):
+        camera = next(key for key, feature in mixture.features.items() if feature.type is FeatureType.VISUAL)
+        return partial(_success, suite, found, config.rollouts, mixture.meta.features[camera]["shape"][0])
     raise UserError(
-        f"expected instructions of one LIBERO suite for --rollouts, found {sorted(told)}; fix: leave --rollouts out, "
+        f"expected instructions of one suite for --rollouts, found {sorted(told)}; fix: leave --rollouts out, "
         "and run the student where its tasks are"
     )
 

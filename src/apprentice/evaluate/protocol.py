@@ -2,14 +2,13 @@
 
 import json
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from apprentice.common.files import fingerprint
 from apprentice.evaluate.episode.probes import PLAIN, applies
 from apprentice.serve.card import Execution
-from apprentice.simulators.libero import FAST_VERSION, PACKAGES
+from apprentice.simulators.base import simulator
 
 EXTENT = ("tasks", "episodes", "told", "probes", "until")  # which episodes; all other fields say how one is run
 
@@ -21,17 +20,17 @@ class Protocol:
     A field that is None is left to the policy, and stands in no hash: one that is added here leaves old hashes alone.
 
     Attributes:
-        suite: name of the LIBERO or LIBERO-PRO suite.
+        suite: name of a simulator's suite.
         tasks: indices of its tasks.
         episodes: benchmark's initial states 0 .. episodes - 1 of each task, the same for every policy.
         told: (task, other task) pairs of the language probe: `task` is set up and `other` is what the policy is told.
-        step_limit: actions before an episode counts as failed (20 Hz).
+        step_limit: actions before an episode counts as failed.
         settle_steps: no-op actions before the policy's first.
         image_size: height and width (px).
         render: "fast" (simplified meshes) or "exact".
         soft_reset: the simulation is reset in place, not rebuilt from XML.
         seed: episode k resets with `seed + k` and seeds the policy's sampling likewise.
-        mujoco, robosuite, libero: versions of the packages that decide physics, pictures and tasks.
+        versions: of the packages that decide physics, pictures and tasks, as the simulator names them.
         n_action_steps: actions of a chunk that are executed before it plans again; None: as the checkpoint says.
         ensembling: coefficient of temporal ensembling: a plan after each action, and what all plans say of the next
             one is averaged with weights exp(-coefficient * i), the oldest plan's i being 0; None: as the checkpoint
@@ -53,9 +52,7 @@ class Protocol:
     settle_steps: int = 10
     soft_reset: bool = True
     seed: int = 0
-    mujoco: str = ""
-    robosuite: str = ""
-    libero: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
     n_action_steps: int | None = None
     ensembling: float | None = None
     until: str | None = None
@@ -64,11 +61,11 @@ class Protocol:
     layouts: str | None = None
 
     @classmethod
-    def with_installed_versions(cls, *, render: str, **fields: Any) -> "Protocol":
-        """A protocol for the simulator installed here."""
-        mujoco, robosuite, libero = (version(name) for name in PACKAGES)
-        fast = FAST_VERSION if render == "fast" else None
-        return cls(**fields, render=render, mujoco=mujoco, robosuite=robosuite, libero=libero, fast_version=fast)
+    def with_installed_versions(cls, *, suite: str, render: str, **fields: Any) -> "Protocol":
+        """A protocol for the simulator installed here. Raises UserError if no simulator has the suite."""
+        played = simulator(suite)
+        fast = played.fast_version if render == "fast" else None
+        return cls(**fields, suite=suite, render=render, versions=played.versions(), fast_version=fast)
 
     @property
     def execution(self) -> Execution:
@@ -110,18 +107,18 @@ def differences(a: Protocol, b: Protocol, names: tuple[str, str], across: Collec
 
     More initial states, probes, or a question that ended one early, do not: what both have run is compared.
     """
-    mine, theirs = asdict(a), asdict(b)
-    skipped = {"episodes", "until", "probes", *across}
+    mine, theirs = ({**asdict(p), **p.versions} for p in (a, b))
+    skipped = {"episodes", "until", "probes", "versions", *across}
     if a.render != b.render:
         skipped.add("fast_version")
     return [
         f"{field}: {names[0]} has {_shown(field, mine)}, {names[1]} has {_shown(field, theirs)}"
-        for field in mine
-        if field not in skipped and mine[field] != theirs[field]
+        for field in mine | theirs
+        if field not in skipped and mine.get(field) != theirs.get(field)
     ]
 
 
 def _shown(field: str, protocol: dict[str, Any]) -> Any:
-    if protocol[field] is not None:
+    if protocol.get(field) is not None:
         return protocol[field]
     return {"fast_version": "one before 7", "layouts": "those of the test"}.get(field, "what each checkpoint says")

@@ -17,8 +17,10 @@ from apprentice.common.intervals import wilson
 from apprentice.evaluate.episode.probes import PLAIN
 from apprentice.evaluate.protocol import Protocol
 from apprentice.serve.card import PolicyCard
+from apprentice.simulators.base import simulator
 
 ALL = "all"
+OTHER_TASK = "other task done"  # a kind of failure that every simulator has
 Key = tuple[str, str, str, int, int, str, int]  # policy, checkpoint, conditions, task, told, probe, initial state
 BLOCK = 5  # initial states of each task between two looks at a question that may end an evaluation
 
@@ -40,7 +42,7 @@ class Episode:
         video: file name inside `videos/`, or None.
         seed: what the simulator and the policy's sampling were seeded with.
         probe: what was changed in it, a name of `PROBES`.
-        failure: how it failed, one of `failures.KINDS`; None if what was told was done.
+        failure: how it failed, one of `failure_meanings`; None if what was told was done.
         trace: file name inside `traces/`: states, actions and the latency of each chunk.
     """
 
@@ -211,6 +213,12 @@ def append_episode(path: Path, episode: Episode) -> None:
     """Append a line in one write. Raises UserError if the disk is full."""
     with disk_full_at(path), path.open("ab") as stream:
         stream.write((json.dumps(asdict(episode)) + "\n").encode())
+
+
+def failure_meanings(suite: str) -> dict[str, str]:
+    """What each kind of failure in a suite means."""
+    other = "Told another task, it did the one that the scene was set up for."
+    return {**simulator(suite).failures, OTHER_TASK: other}
 
 
 def success_rows(episodes: Iterable[Episode], probe: str = PLAIN) -> list[Row]:

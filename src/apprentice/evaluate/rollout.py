@@ -1,4 +1,4 @@
-"""Closed-loop episodes in LIBERO: many policies, the same initial states, several processes, resumable.
+"""Closed-loop episodes in a simulator: many policies, the same initial states, several processes, resumable.
 
 Every episode is a job of its own and is written down as soon as it ends. It depends on nothing but the protocol and the
 checkpoint, so it does not matter which process runs it, or in which order.
@@ -14,7 +14,6 @@ from apprentice.common.errors import UserError
 from apprentice.common.files import only_one, replacing
 from apprentice.common.pool import spread
 from apprentice.common.progress import Meter
-from apprentice.data.contract import Contract
 from apprentice.evaluate.compare import summary
 from apprentice.evaluate.episode.play import Job, inspect, run_episode
 from apprentice.evaluate.episode.recording import check_rerun
@@ -23,8 +22,7 @@ from apprentice.evaluate.protocol import Protocol
 from apprentice.evaluate.results import Episode, Evaluation, append_episode, drop_half_line
 from apprentice.evaluate.selfcheck.selfcheck import before_hours
 from apprentice.evaluate.sequential import Question, verdict
-from apprentice.simulators.libero.simulator.suites import STEP_LIMITS, initial_states
-from apprentice.simulators.libero.simulator.suites import tasks as suite_tasks
+from apprentice.simulators.base import simulator
 
 FRESH_LAYOUTS = 10_000  # a task
 
@@ -57,7 +55,7 @@ def evaluate(
     Args:
         policies: by name, LeRobot checkpoint folders, an experts.yaml with one a task (lines `instruction: folder`), or
             addresses ws://HOST:PORT of policy servers (openpi's).
-        suite: name of the LIBERO suite, or of a LIBERO-PRO suite such as libero_goal_swap.
+        suite: name of a simulator's suite, such as libero_goal, or of a variant, such as libero_goal_swap.
         tasks: indices of its tasks; all if not given.
         episodes: initial states 0 .. episodes - 1 of each task are run, the same ones for every policy.
         out_dir: folder of the evaluation; one that was begun there is continued.
@@ -86,12 +84,14 @@ def evaluate(
     policies = {name: str(place) for name, place in policies.items()}
     if rerun:
         check_rerun()
+    played = simulator(suite)
+    known = played.tasks(suite)
     protocol = Protocol.with_installed_versions(
         suite=suite,
-        tasks=tuple(range(len(suite_tasks(suite))) if tasks is None else tasks),
+        tasks=tuple(range(len(known)) if tasks is None else tasks),
         episodes=episodes,
         told=tuple((told or {}).items()),
-        step_limit=max_steps or STEP_LIMITS[suite],
+        step_limit=max_steps or played.suites[suite],
         image_size=size,
         render=render,
         settle_steps=settle_steps,
@@ -104,7 +104,7 @@ def evaluate(
     )
     _check(protocol)
     question = Question.parse(until, policies) if until else None
-    environment = Contract.for_libero(size, render)
+    environment = played.contract(suite, size, render)
     cards = {name: inspect(name, place, environment, protocol) for name, place in policies.items()}
     with only_one(out_dir):
         evaluation = Evaluation(Path(out_dir), protocol, cards, [])
@@ -133,13 +133,14 @@ def _check(protocol: Protocol) -> None:
     if protocol.settle_steps < 1 or protocol.step_limit < 1:
         raise UserError(
             f"expected at least 1 settle step and 1 action, found {protocol.settle_steps} and {protocol.step_limit}; "
-            "fix: choose more (LIBERO's objects hang in the air at first)"
+            "fix: choose more (objects may hang in the air at first)"
         )
-    known = len(suite_tasks(protocol.suite))
+    played = simulator(protocol.suite)
+    known = len(played.tasks(protocol.suite))
     for task in {task for pair in protocol.pairs for task in pair}:
         if task not in range(known):
             raise UserError(f"expected tasks 0 to {known - 1} of {protocol.suite}, found {task}; fix: choose another")
-        states = FRESH_LAYOUTS if protocol.layouts else len(initial_states(protocol.suite, task))
+        states = FRESH_LAYOUTS if protocol.layouts else played.test_states
         if not 1 <= protocol.episodes <= states:
             raise UserError(
                 f"expected 1 to {states} episodes, one for each layout of {protocol.suite} task {task}, found "

@@ -23,8 +23,6 @@ from apprentice.data.contract import Contract
 from apprentice.data.features import READ
 from apprentice.serve.card import PLAIN, Execution, PolicyCard
 
-ACTION_DIM = 7
-
 
 def inspect_checkpoint(name: str, folder: Path, environment: Contract, execution: Execution = PLAIN) -> PolicyCard:
     """Look at a checkpoint before anything is loaded. Raises UserError if it is incomplete or does not fit."""
@@ -39,7 +37,13 @@ def inspect_checkpoint(name: str, folder: Path, environment: Contract, execution
     if asked:
         raise UserError(
             f"policy {name}: expected inputs among {', '.join(offered)}, found {', '.join(asked)}; "
-            "fix: train it on a dataset with LeRobot's LIBERO features"
+            "fix: train it on a dataset with the features of this environment"
+        )
+    size, theirs = len(environment.action or ()), (config["output_features"] or {}).get("action")
+    if size and theirs and tuple(theirs["shape"]) != (size,):
+        raise UserError(
+            f"policy {name}: expected actions of size {size}, found {', '.join(map(str, theirs['shape']))}; "
+            "fix: a policy for the robot of this environment"
         )
     if execution != PLAIN:
         config |= vars(configured(name, folder, execution))
@@ -111,11 +115,14 @@ class Checkpoint:
         folder: Path,
         device: torch.device,
         execution: Execution = PLAIN,
+        action_dim: int | None = None,
     ):
+        """`action_dim`: size of the actions that are asked for; None: what its configuration says."""
         from lerobot.policies.act.modeling_act import ACTTemporalEnsembler
 
-        self.name, self.action_dim = name, ACTION_DIM
+        self.name = name
         config = configured(name, folder, execution)
+        self.action_dim = action_dim or config.output_features["action"].shape[0]
         config.pretrained_path, config.device = folder, str(device)
         self.policy = load_policy(folder, config)
         self.preprocess, self.postprocess = load_processors(folder, config)
@@ -141,7 +148,7 @@ class Checkpoint:
 
     @torch.inference_mode()
     def plan(self, observation: dict[str, np.ndarray], instruction: str) -> np.ndarray:
-        """Turn one observation (images uint8 (H, W, 3), state (8,)) into the next `n_action_steps` actions (N, 7).
+        """Turn one observation (images uint8 (H, W, 3), state (S,)) into the next `n_action_steps` actions (N, A).
 
         Raises UserError if the actions are not finite or of another shape.
         """
@@ -155,7 +162,7 @@ class Checkpoint:
         return usable(actions, self.n_action_steps, f"policy {self.name}, instruction {instruction!r}", self.action_dim)
 
 
-def usable(actions: np.ndarray, count: int, whose: str, size: int = ACTION_DIM) -> np.ndarray:
+def usable(actions: np.ndarray, count: int, whose: str, size: int) -> np.ndarray:
     """The actions as they are. Raises UserError unless they are `count` finite ones of this size."""
     if actions.shape != (count, size) or not np.isfinite(actions).all():
         found = f"shape {actions.shape}" if np.isfinite(actions).all() else f"{actions[0]}"

@@ -1,7 +1,8 @@
 """A policy server that speaks openpi's protocol, as something that turns an observation into the next actions.
 
-What is sent is what openpi's LIBERO example sends: two images, upright (turned by 180 degrees against the raw camera)
-and 224 px wide unless the server's metadata say otherwise, the state, and the instruction.
+What is sent is what openpi's example of a simulator sends: two images, turned as the simulator's contract says and 224
+px wide unless the server's metadata say otherwise, the state, and the instruction. What has another name in LeRobot's
+keys is sent under that name.
 """
 
 import json
@@ -41,7 +42,7 @@ def is_address(place: str) -> bool:
 
 def inspect_server(name: str, address: str, environment: Contract, execution: Execution) -> PolicyCard:
     """Ask a server what it is. Raises UserError if none answers, or if its policy does not fit."""
-    server = PolicyServer(name, address, execution.n_action_steps)
+    server = PolicyServer(name, address, len(environment.action or ()), execution.n_action_steps)
     server.reset(0)
     server.close()
     if execution.ensembling is not None:
@@ -61,8 +62,9 @@ def inspect_server(name: str, address: str, environment: Contract, execution: Ex
 class PolicyServer:
     """A connection, made anew for each episode, which is how a server learns that one begins."""
 
-    def __init__(self, name: str, address: str, n_action_steps: int | None = None):
+    def __init__(self, name: str, address: str, action_dim: int, n_action_steps: int | None = None):
         self.name, self.address, self.metadata = name, address, dict[str, Any]()
+        self.action_dim = action_dim
         self._asked = n_action_steps
         self._connection: ClientConnection | None = None
 
@@ -86,13 +88,16 @@ class PolicyServer:
             raise self.error("a map of metadata first", self.metadata, "ask a server of openpi's protocol")
 
     def plan(self, observation: dict[str, np.ndarray], instruction: str) -> np.ndarray:
-        """Turn one observation (images uint8 (H, W, 3), state (8,)) into the next `n_action_steps` actions (N, 7).
+        """Turn one observation (images uint8 (H, W, 3), state (S,)) into the next `n_action_steps` actions (N, A).
 
         Raises UserError if the server fails, or if the actions are not finite, too few, or of another shape.
         """
         assert self._connection is not None, "reset comes first"
-        size = self.metadata.get("image_size", IMAGE_SIZE)
-        sent = {KEYS[key]: _resized(value, size) if value.ndim == 3 else value for key, value in observation.items()}
+        size = self.metadata.get("image_size", None if "checkpoint" in self.metadata else IMAGE_SIZE)  # ours say it
+        sent = {
+            KEYS.get(key, key): _resized(value, size) if value.ndim == 3 and size else value
+            for key, value in observation.items()
+        }
         try:
             self._connection.send(pack(sent | {"prompt": instruction}))
         except WebSocketException as error:
@@ -101,7 +106,7 @@ class PolicyServer:
         if not isinstance(answer, dict) or not isinstance(answer.get("actions"), np.ndarray):
             raise self.error("a map with an array `actions`", type(answer), "ask a server of openpi's protocol")
         actions = np.asarray(answer["actions"], dtype=np.float32)[: self.n_action_steps]
-        return usable(actions, self.n_action_steps, f"policy {self.name}, instruction {instruction!r}")
+        return usable(actions, self.n_action_steps, f"policy {self.name}, instruction {instruction!r}", self.action_dim)
 
     def close(self) -> None:
         """End the episode: others may be waiting for the server."""

@@ -108,7 +108,6 @@ class PolicyServer:
         complete(folder)
         config = configured("policy", folder)
         self.policy = Checkpoint("policy", folder, best_device())
-        self.policy.action_dim = config.output_features["action"].shape[0]
         self.metadata = _metadata(folder, config, self.policy.n_action_steps)
         remembers = self.policy.every_step or config.n_obs_steps > 1
         if not remembers:  # then a client may execute more of a chunk than the checkpoint says

@@ -11,15 +11,16 @@ from apprentice.common.files import read_json
 from apprentice.data.contract import Contract
 from apprentice.data.dataset import open_dataset
 from apprentice.data.images import images as stored
+from apprentice.simulators.base import Demonstration, Record
 from apprentice.simulators.collection import collect as collecting
 from apprentice.simulators.collection import gathering
+from apprentice.simulators.libero.convention import contract as libero_contract
 from apprentice.simulators.libero.demonstrator import skills
-from apprentice.simulators.libero.demonstrator.controller import Controller, Record
+from apprentice.simulators.libero.demonstrator.controller import Controller
 from apprentice.simulators.libero.demonstrator.demonstrator import (
     AFTER_SUCCESS,
     PATIENCE,
     START_NOISE,
-    Episode,
     demonstrate,
     in_order,
 )
@@ -147,7 +148,7 @@ def test_a_task_that_fails_ends_nothing_but_itself(
             return gathering.Outcome(job, None, rejected * gathering.ATTEMPTS)
         one = np.zeros((3, 7), dtype=np.float32)
         frame = {"observation.images.image": np.zeros((128, 128, 3), np.uint8), "observation.state": np.zeros(8)}
-        episode = Episode(Record(actions=list(one), executed=list(one)), None)
+        episode = Demonstration(Record(actions=list(one), executed=list(one)), None)
         return gathering.packed(job, job.first_seed + 1, rejected, episode, [frame] * 3)
 
     monkeypatch.setattr(collecting, "_collect_one", attempt)
@@ -184,7 +185,7 @@ def check_dataset(root: Path, last_episode: dict[str, np.ndarray]) -> None:
 
     dataset = LeRobotDataset("local/demonstrations", root=root, video_backend="pyav", return_uint8=True)
     assert dataset.meta.total_episodes == 2 and dataset.fps == 20
-    Contract.for_libero(size=128, render="fast").check(Contract.of_dataset(root), "simulator", "dataset")
+    libero_contract(128, "fast").check(Contract.of_dataset(root), "simulator", "dataset")
     assert read_json(root / "meta" / "collection.json")["episodes"] == 2
     assert list(statistics := read_json(root / "meta" / "stats.json")) == sorted(statistics)  # in any process
     frame, steps = dataset[len(dataset) - 1], len(last_episode["action"])

@@ -19,7 +19,7 @@ from apprentice.simulators.libero.evaluation.failures import (
     RECENT,
     TIMED_OUT,
     WRONG_OBJECT,
-    Observer,
+    FailureObserver,
 )
 from apprentice.simulators.libero.simulator.env import LiberoEnv, environment
 from apprentice.simulators.libero.simulator.geometry import World
@@ -35,7 +35,7 @@ class Episode:
     def __init__(self, env: LiberoEnv, monkeypatch: pytest.MonkeyPatch):
         env.reset(seed=0, init_state=0)
         self.hand, self.world = Controller(env, Style(), np.random.default_rng(0), 10_000), env.geometry()
-        self.observers = {task: Observer(env, env.goals_of(task)) for task in range(10)}
+        self.observers = {task: FailureObserver(env, env.goals_of(task)) for task in range(10)}
         step = LiberoEnv.step
 
         def watched(env: LiberoEnv, action: np.ndarray) -> bool:

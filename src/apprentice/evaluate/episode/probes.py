@@ -6,8 +6,7 @@ from functools import cache
 import numpy as np
 
 from apprentice.common.errors import UserError
-from apprentice.simulators.libero.simulator.suites import goals, tasks
-from apprentice.simulators.libero.simulator.wording import paraphrases
+from apprentice.simulators.base import Simulator, simulator
 
 PLAIN, PARAPHRASE, EMPTY, BLACK_AGENT, BLACK_WRIST, MOVED = (
     "plain", "paraphrase", "empty", "black-agent", "black-wrist", "moved"
@@ -20,33 +19,33 @@ PROBES = {
     BLACK_WRIST: "the camera at the wrist is black",
     MOVED: "what has to be carried stands 3 to 5 cm from where the initial state has it",
 }
-BLACK = {BLACK_AGENT: "observation.images.image", BLACK_WRIST: "observation.images.image2"}
+BLACK = {BLACK_AGENT: 0, BLACK_WRIST: 1}  # which of the contract's cameras
 
 
 @cache
 def applies(suite: str, task: int, probe: str) -> bool:
-    """Can a task be probed so? One whose words the grammar does not know cannot be said otherwise, and where nothing
-    is carried nothing is moved. Raises UserError for an unknown probe."""
+    """Can a task be probed so? One whose words the grammar does not know cannot be said otherwise, where nothing is
+    carried nothing is moved, and what has one camera has none at the wrist. Raises UserError for an unknown probe."""
     if probe not in PROBES:
         raise UserError(f"expected probes among {', '.join(PROBES)}, found {probe!r}; fix: name some of them")
+    played = simulator(suite)
     if probe == PARAPHRASE:
-        return bool(paraphrases(tasks(suite)[task].instruction))
-    return probe != MOVED or bool(carried(goals(tasks(suite)[task].bddl)))
+        return bool(played.paraphrases(played.tasks(suite)[task].instruction))
+    if probe in BLACK:
+        return BLACK[probe] < len(played.contract(suite, 1, "fast").cameras or ())
+    return probe != MOVED or played.can_move(suite, task)
 
 
-def said(probe: str, instruction: str, seed: int) -> str:
-    """The words that the policy gets instead of an instruction."""
+def said(probe: str, instruction: str, seed: int, played: Simulator) -> str:
+    """The words that the policy gets instead of an instruction of this simulator."""
     if probe == PARAPHRASE:
-        return str(np.random.default_rng([seed, 5]).choice(paraphrases(instruction)))
+        return str(np.random.default_rng([seed, 5]).choice(played.paraphrases(instruction)))
     return "" if probe == EMPTY else instruction
 
 
-def seen(probe: str, observation: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def seen(probe: str, observation: dict[str, np.ndarray], cameras: Sequence[str]) -> dict[str, np.ndarray]:
     """The observation that the policy gets instead."""
-    key = BLACK.get(probe)
-    return {**observation, key: np.zeros_like(observation[key])} if key else observation
-
-
-def carried(goal: Sequence[Sequence[str]]) -> list[str]:
-    """The objects that have to be brought somewhere for a goal."""
-    return list(dict.fromkeys(name for verb, name, *_ in goal if verb in ("on", "in")))
+    if probe not in BLACK:
+        return observation
+    key = cameras[BLACK[probe]]
+    return {**observation, key: np.zeros_like(observation[key])}

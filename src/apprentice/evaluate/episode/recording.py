@@ -10,8 +10,6 @@ from apprentice.common.errors import UserError
 from apprentice.evaluate.episode.trace import Trace
 from apprentice.evaluate.results import Episode
 
-CONTROL_HZ = 20
-
 
 def check_rerun() -> None:
     """Raise UserError unless Rerun is installed."""
@@ -22,8 +20,8 @@ def check_rerun() -> None:
         )
 
 
-def record(episode: Episode, trace: Trace, seen: list[dict[str, np.ndarray]]) -> bytes:
-    """An .rrd file; `seen` holds the observation of each plan."""
+def record(episode: Episode, trace: Trace, seen: list[dict[str, np.ndarray]], fps: float) -> bytes:
+    """An .rrd file; `seen` holds the observation of each plan, `fps` is the control frequency (Hz)."""
     import rerun
 
     with tempfile.TemporaryDirectory() as folder:
@@ -33,12 +31,12 @@ def record(episode: Episode, trace: Trace, seen: list[dict[str, np.ndarray]]) ->
             outcome = "success" if episode.success else "failure"
             stream.log("instruction", rerun.TextDocument(f"{episode.instruction}: {outcome}"), static=True)
             for step, observation in zip(trace.plan_steps, seen, strict=True):
-                stream.set_time("time", duration=step / CONTROL_HZ)
+                stream.set_time("time", duration=step / fps)
                 for key, value in observation.items():
                     if value.ndim == 3:
                         stream.log(key.replace(".", "/"), rerun.Image(value))
             for step, state in enumerate(trace.states):
-                stream.set_time("time", duration=step / CONTROL_HZ)
+                stream.set_time("time", duration=step / fps)
                 stream.log("observation/state", rerun.Scalars(state))
                 if step < len(trace.actions):
                     stream.log("action", rerun.Scalars(trace.actions[step]))

@@ -11,17 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from apprentice.common.files import fingerprint, replacing
+from apprentice.evaluate.protocol import Protocol
 from apprentice.evaluate.results import Episode, Evaluation
+from apprentice.simulators.base import simulator
 
 TABLE = "episodes.parquet"
 ROWS = 100  # episodes in memory at a time
 TYPES = {"str": pa.string(), "bool": pa.bool_(), "int": pa.int64(), "float": pa.float64()}
-LISTS = {
-    "states": pa.list_(pa.list_(pa.float32(), 8)),
-    "actions": pa.list_(pa.list_(pa.float32(), 7)),
-    "plan_steps": pa.list_(pa.int32()),
-    "plan_seconds": pa.list_(pa.float32()),
-}
+LISTS = ("states", "actions", "plan_steps", "plan_seconds")
 
 
 @dataclass(frozen=True)
@@ -29,8 +26,8 @@ class Trace:
     """N actions in P plans. With the seed and the initial state, the actions are enough to play the episode again.
 
     Attributes:
-        states: (N + 1, 8) before each action and at the end: hand position 3 (m), axis-angle 3 (rad), fingers 2 (m).
-        actions: (N, 7) as they were executed.
+        states: (N + 1, S) before each action and at the end, in the units of the simulator's contract.
+        actions: (N, A) as they were executed.
         plan_steps: (P,) how many actions had been executed when a plan was made.
         plan_seconds: (P,) how long it took to make (s).
     """
@@ -45,8 +42,8 @@ class Trace:
         """From what was gathered step by step; `plans` as (actions executed before, seconds)."""
         steps, seconds = zip(*plans, strict=True) if plans else ((), ())
         return cls(
-            np.array(states, np.float32).reshape(-1, 8),
-            np.array(actions, np.float32).reshape(-1, 7),
+            np.array(states, np.float32),
+            np.array(actions, np.float32),
             np.array(steps, np.int32),
             np.array(seconds, np.float32),
         )
@@ -75,13 +72,19 @@ def write_table(evaluation: Evaluation) -> Path:
     if path.exists() and (pq.read_schema(path).metadata or {}).items() >= _encoded(about).items():
         return path
     columns = [(field.name, TYPES[_type_name(field.type)]) for field in fields(Episode)]
-    schema = pa.schema([*columns, *LISTS.items()], metadata=about)
+    schema = pa.schema([*columns, *_list_types(evaluation.protocol).items()], metadata=about)
     with replacing(path) as fresh, pq.ParquetWriter(fresh, schema, compression="zstd") as writer:
         for first in range(0, len(evaluation.episodes), ROWS):
             episodes = evaluation.episodes[first : first + ROWS]
             rows = [asdict(episode) | _lists(evaluation, episode) for episode in episodes]
             writer.write_table(pa.Table.from_pylist(rows, schema))
     return path
+
+
+def _list_types(protocol: Protocol) -> dict[str, pa.DataType]:
+    contract = simulator(protocol.suite).contract(protocol.suite, protocol.image_size, protocol.render)
+    vectors = [pa.list_(pa.list_(pa.float32(), len(names or ()) or -1)) for names in (contract.state, contract.action)]
+    return dict(zip(LISTS, [*vectors, pa.list_(pa.int32()), pa.list_(pa.float32())], strict=True))
 
 
 def _encoded(about: dict[str, str]) -> dict[bytes, bytes]:

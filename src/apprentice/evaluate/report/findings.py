@@ -127,7 +127,7 @@ def changes(subject: str, looks: Mapping[str, Sequence[tuple[Row, Paired]]]) -> 
 
 
 def perturbations(subject: str, suite: str, perturbed: Mapping[str, Sequence[Row]]) -> list[str]:
-    """A sentence on what a policy still solves of LIBERO-PRO's variants of `suite`, if any were run."""
+    """A sentence on what a policy still solves of the variants of `suite`, if any were run."""
     found = [
         f"{name} {row.successes} of {row.episodes} ({interval(row.low95, row.high95)})"
         for name, members in perturbed.items()

@@ -13,7 +13,7 @@ from apprentice.common.errors import UserError
 from apprentice.common.files import read_lines, write_text
 from apprentice.evaluate.episode.probes import PLAIN
 from apprentice.evaluate.results import ALL, Evaluation, rows_by
-from apprentice.simulators.libero.simulator.suites import PERTURBATIONS
+from apprentice.simulators.base import variant_of
 
 ROLES = ("expert", "two-stage", "only-ft", "scratch")
 TEST = "test"
@@ -24,8 +24,8 @@ class Measurement:
     """A policy's success rate on one suite.
 
     Attributes:
-        suite: name of the LIBERO suite.
-        variant: what LIBERO-PRO changes in it (lan, object, swap, task), or "".
+        suite: name of the suite.
+        variant: ending of the name of the suite's variant that was run (such as swap), or "".
         layouts: "test" for the benchmark's initial states, else what drew them.
         policy: the name that the policy goes by.
         role: expert, two-stage, only-ft or scratch.
@@ -102,9 +102,7 @@ def measurements(
 ) -> Iterable[Measurement]:
     """The rate of each policy of an evaluation. Raises UserError if one has no role."""
     protocol = evaluation.protocol
-    suite, _, variant = protocol.suite.rpartition("_")
-    if variant not in PERTURBATIONS:
-        suite, variant = protocol.suite, ""
+    suite, variant = variant_of(protocol.suite)
     plain = [e for e in evaluation.episodes if e.task == e.told and e.probe == PLAIN]
     for policy, card in evaluation.policies.items():
         role = roles.get(policy, policy)

@@ -14,7 +14,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from apprentice.common.errors import UserError
 from apprentice.common.files import read_json, write_json, write_text
 from apprentice.distill.tracking import Cost, read_log
-from apprentice.evaluate.episode.play import CONTROL_HZ
 from apprentice.evaluate.episode.probes import PROBES
 from apprentice.evaluate.report import films, tables
 from apprentice.evaluate.report.charts import SERIES, loss_chart, probe_chart, success_chart
@@ -32,9 +31,8 @@ from apprentice.evaluate.report.findings import (
     points,
     points_interval,
 )
-from apprentice.evaluate.results import ALL, Evaluation, probe_rows, success_rows
-from apprentice.simulators.libero.evaluation.failures import KINDS, MEANINGS
-from apprentice.simulators.libero.simulator.suites import PERTURBATIONS, tasks
+from apprentice.evaluate.results import ALL, Evaluation, failure_meanings, probe_rows, success_rows
+from apprentice.simulators.base import simulator
 
 CHARTED = 12  # tasks in the chart; the table has all
 
@@ -94,7 +92,7 @@ def write_report(
         evaluation: folder written by `apprentice eval`.
         runs: folders of training stages by name; the fine-tuned ones are named as the policies are.
         probe: folders of probes, written by `apprentice eval --told` or `--probes`, if they have their own.
-        variants: folders of evaluations on LIBERO-PRO's variants of the suite.
+        variants: folders of evaluations on variants of the suite, such as libero_goal_swap.
         title: stands above the headline.
 
     Raises UserError if a folder is missing or of another suite, a stage is not finished, or there is no episode yet.
@@ -104,7 +102,8 @@ def write_report(
     folders = dict.fromkeys(Path(folder).resolve() for folder in [*(probe or []), *(variants or [])])
     others = [folder for folder in folders if folder != Path(evaluation).resolve()]  # nothing counts twice
     evaluations = [main, *(Evaluation.load(folder) for folder in others)]
-    suites = (main.protocol.suite, *(f"{main.protocol.suite}_{kind}" for kind in PERTURBATIONS))
+    played, meanings = simulator(main.protocol.suite), failure_meanings(main.protocol.suite)
+    suites = (main.protocol.suite, *(f"{main.protocol.suite}_{kind}" for kind in played.variants))
     for each in evaluations:
         if each.protocol.suite not in suites:
             raise UserError(
@@ -117,7 +116,7 @@ def write_report(
         raise UserError(f"expected episodes in {evaluation}, found none; fix: run `apprentice eval`")
     told = probe_rows(episode for episode in episodes if episode.suite == main.protocol.suite)
     stages = [Stage.load(name, run) for name, run in (runs or {}).items()]
-    names = {task.index: task.instruction for task in tasks(main.protocol.suite)}
+    names = {task.index: task.instruction for task in played.tasks(main.protocol.suite)}
     colours = _colours([*main.policies, *(runs or {})])
     subject = chosen(rows).policy
     by_task, changed = tables.by_task(rows, subject, names), tables.perturbed(groups)
@@ -128,7 +127,8 @@ def write_report(
         told_pairs.setdefault(f"told “{names[row.told]}”", []).append(row)
     own = failing.get(tables.PUBLISHED, {}).get(subject)
     counts = {
-        kind: sum(row.kinds.get(kind, 0) for members in failing.values() for row in members.values()) for kind in KINDS
+        kind: sum(row.kinds.get(kind, 0) for members in failing.values() for row in members.values())
+        for kind in meanings
     }
 
     write_json(out.parent / "results.json", [asdict(row) for row in rows])
@@ -184,13 +184,14 @@ def write_report(
             failing=failing,
             failed=sum(row.failed for members in failing.values() for row in members.values()),
             judged=len(episodes),
-            shown_kinds=[kind for kind in KINDS if counts[kind]],
+            shown_kinds=[kind for kind in meanings if counts[kind]],
             kind_counts=counts,
-            kind_meanings=MEANINGS,
-            failure_films=films.failures(evaluations, KINDS),
+            kind_meanings=meanings,
+            failure_films=films.failures(evaluations, meanings),
             planned=len(main.wanted),
             evaluation=main,
-            hertz=CONTROL_HZ,
+            hertz=played.fps,
+            image_size=played.contract(main.protocol.suite, main.protocol.image_size, main.protocol.render).image_size,
             change=lambda episode: tables.aside(episode, main.protocol.suite),
         ),
     )

@@ -8,12 +8,10 @@ from typing import Any
 import numpy as np
 
 from apprentice.evaluate.compare import Paired, paired
-from apprentice.evaluate.episode.play import CONTROL_HZ
 from apprentice.evaluate.episode.probes import PLAIN, PROBES
 from apprentice.evaluate.episode.trace import Trace
-from apprentice.evaluate.results import ALL, Episode, Evaluation, Row, success_rows
-from apprentice.simulators.libero.evaluation.failures import KINDS
-from apprentice.simulators.libero.simulator.suites import PERTURBATIONS
+from apprentice.evaluate.results import ALL, Episode, Evaluation, Row, failure_meanings, success_rows
+from apprentice.simulators.base import simulator, variant_of
 
 PUBLISHED, TOLD_ANOTHER = "as published", "told another task"
 PARTS = ("seconds", "reset_seconds", "policy_seconds", "render_seconds", "physics_seconds", "steps")
@@ -34,7 +32,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class Failing:
-    """How a policy's episodes failed: how many by each of KINDS."""
+    """How a policy's episodes failed: how many by each kind."""
 
     policy: str
     episodes: int
@@ -45,8 +43,7 @@ class Failing:
 def changed(episode: Episode, suite: str) -> str:
     """What was changed against the episodes as published of `suite`."""
     if episode.suite != suite:
-        kind = episode.suite.removeprefix(f"{suite}_")
-        return f"{PERTURBATIONS[kind]} (LIBERO-PRO {kind})"
+        return simulator(suite).variants[variant_of(episode.suite)[1]]
     if episode.task != episode.told:
         return TOLD_ANOTHER
     return PUBLISHED if episode.probe == PLAIN else episode.probe
@@ -120,7 +117,7 @@ def latencies(evaluation: Evaluation) -> list[Latency]:
         paths = [evaluation.file("traces", e.trace) for e in evaluation.episodes if e.policy == name]
         seconds = [Trace.load(path).plan_seconds for path in paths if path]
         if seconds:
-            every, last = np.concatenate(seconds), card.n_action_steps / CONTROL_HZ
+            every, last = np.concatenate(seconds), card.n_action_steps / simulator(evaluation.protocol.suite).fps
             p50, p99 = (float(x) for x in np.percentile(every, (50, 99)))
             rows.append(Latency(name, len(every), p50, p99, last, float(np.mean(every <= last))))
     return rows
@@ -145,6 +142,6 @@ def failing(groups: dict[str, list[Episode]]) -> dict[str, dict[str, Failing]]:
             counts = Counter(episode.failure for episode in own)
             if failed := sum(not episode.told_success for episode in own):
                 table.setdefault(name, {})[policy] = Failing(
-                    policy, len(own), failed, {kind: counts[kind] for kind in KINDS}
+                    policy, len(own), failed, {kind: counts[kind] for kind in failure_meanings(own[0].suite)}
                 )
     return table

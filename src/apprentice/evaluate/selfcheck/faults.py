@@ -5,7 +5,7 @@ compared with the suite's reference: how large their images were, what their sta
 """
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,14 @@ from apprentice.common.adapters import policy_file, preprocessing, rename_map, w
 from apprentice.common.errors import UserError
 from apprentice.common.watch import time_limit
 from apprentice.data.contract import FILE as CONTRACT
-from apprentice.data.contract import LIBERO_ACTION, LIBERO_STATE, Contract, hash_of
-from apprentice.simulators.libero.evaluation.references import CAMERAS, Reference
+from apprentice.data.contract import Contract, hash_of
+from apprentice.simulators.base import Usual
 
 FIRST_PLAN, NEXT_PLAN = 120.0, 30.0  # s: the first of a process may compile
 FAR = 6.0  # standard deviations from the mean beyond which a start is not of this robot
 CLEARLY = 0.05  # mean levels, 0 to 1, by which exchanged cameras must fit better
 OTHER_ROOM = 0.25  # mean level, 0 to 1, by which pictures differ that show something else
-FULL, TINY = 1.5, 0.1  # LIBERO's actions are within 1; some of them are large
+BEYOND = 1.5  # times the largest action: statistics of other units exceed it
 
 Statistics = dict[str, dict[str, np.ndarray]]
 _planned: set[str] = set()  # policies that have planned in this process
@@ -75,17 +75,21 @@ def check_statistics(name: str, folder: Path) -> None:
     Contract(statistics=signed).check(found, f"the contract of policy {name}", "its weights (of another dataset?)")
 
 
-def doubts(folder: Path, expected: Reference, size: int) -> list[str]:
-    """What speaks against this policy here: expected, found, what to do. Images are drawn at `size` px."""
+def doubts(folder: Path, environment: Contract, usual: Usual | None) -> list[str]:
+    """What speaks against this policy in this environment, in which policies usually look so: expected, found, fix."""
     config = policy_file(folder)
     statistics, renamed = _normaliser(folder)
-    images = [statistics.get(renamed.get(camera, camera), {}) for camera in CAMERAS]
-    found = [_measured(config, size), _start(statistics.get("observation.state", {}), expected)]
-    found += [_units(statistics.get("action", {})), _cameras(images, expected.colours)]
+    images = [statistics.get(renamed.get(camera, camera), {}) for camera in environment.cameras or ()]
+    found = [_measured(config, environment.image_size)]
+    if usual is not None:
+        found.append(_start(statistics.get("observation.state", {}), usual, environment.state or ()))
+        found.append(_units(statistics.get("action", {}), usual, environment.action or ()))
+        found.append(_cameras(images, usual.colours))
     if not (whole_checkpoint(folder) / CONTRACT).exists():
         found.append(
-            "expected a contract.json, found none, so nothing tells which way its images were turned (here by 180 "
-            "degrees, as in LeRobot's datasets); fix: write one, or look at a film of its first episodes"
+            "expected a contract.json, found none, so nothing tells which way its images were turned (here by "
+            f"{environment.rotation or 0} degrees, as in LeRobot's datasets); fix: write one, or look at a film of its "
+            "first episodes"
         )
     return [doubt for doubt in found if doubt]
 
@@ -101,24 +105,24 @@ def _normaliser(folder: Path) -> tuple[Statistics, dict[str, str]]:
     return statistics, rename_map(folder)
 
 
-def _measured(config: dict[str, Any], size: int) -> str | None:
+def _measured(config: dict[str, Any], size: tuple[int, int] | None) -> str | None:
     """Image sizes."""
     features = config["input_features"].items()
     sizes = {key: tuple(f["shape"][-2:]) for key, f in features if f["type"] == "VISUAL"}
-    other = {key: shape for key, shape in sizes.items() if shape != (size, size)}
-    if not other:
+    other = {key: shape for key, shape in sizes.items() if shape != size}
+    if not other or size is None:
         return None
     said = ", ".join(f"{key} of {height} x {width} px" for key, (height, width) in other.items())
     (height, _), *_ = other.values()
     return (
-        f"expected images of {size} x {size} px, as they are drawn here, found that it was trained on {said}; "
+        f"expected images of {size[0]} x {size[1]} px, as they are drawn here, found that it was trained on {said}; "
         f"fix: --size {height} (resizing afterwards changes what it sees)"
     )
 
 
-def _start(state: dict[str, np.ndarray], expected: Reference) -> str | None:
+def _start(state: dict[str, np.ndarray], usual: Usual, names: Sequence[str]) -> str | None:
     """Is the robot's start where the policy's data have seen it?"""
-    start = expected.states[0].astype(np.float64)
+    start = usual.start.astype(np.float64)
     if not {"mean", "std"} <= state.keys() or len(state["mean"]) != len(start):
         return None
     away = np.abs(start - state["mean"]) / np.maximum(state["std"], 1e-3)
@@ -126,27 +130,28 @@ def _start(state: dict[str, np.ndarray], expected: Reference) -> str | None:
     if away[column] <= FAR:
         return None
     return (
-        f"expected statistics of this robot, which starts this suite at {LIBERO_STATE[column]} = {start[column]:.3g}, "
+        f"expected statistics of this robot, which starts this suite at {names[column]} = {start[column]:.3g}, "
         f"found a mean of {state['mean'][column]:.3g} and a deviation of {state['std'][column]:.2g}; "
         "fix: use the statistics of the dataset that it was trained on, or evaluate it in the suite of that dataset"
     )
 
 
-def _units(action: dict[str, np.ndarray]) -> str | None:
-    """Are actions between -1 and 1, as LIBERO's?"""
+def _units(action: dict[str, np.ndarray], usual: Usual, names: Sequence[str]) -> str | None:
+    """Are actions as large as they usually are?"""
     if {"min", "max"} <= action.keys():
         most = np.maximum(np.abs(action["min"]), np.abs(action["max"]))
     elif {"mean", "std"} <= action.keys():
         most = np.abs(action["mean"]) + action["std"]
     else:
         return None
-    if len(most) != len(LIBERO_ACTION) or (most.max() < FULL and most[:3].max() > TINY):
+    largest, moving = BEYOND * usual.limit, most[: usual.moving]
+    if len(most) != len(names) or (most.max() < largest and moving.max() > usual.least):
         return None
-    column = int(most.argmax() if most.max() >= FULL else most[:3].argmax())
+    column = int(most.argmax() if most.max() >= largest else moving.argmax())
     return (
-        f"expected statistics of actions between -1 and 1 ({', '.join(LIBERO_ACTION)}), found "
-        f"{LIBERO_ACTION[column]} up to {most[column]:.3g}; fix: use the statistics of the dataset that it was "
-        "trained on, and LIBERO's relative actions"
+        f"expected statistics of actions between {-usual.limit:g} and {usual.limit:g} ({', '.join(names)}), found "
+        f"{names[column]} up to {most[column]:.3g}; fix: use the statistics of the dataset that it was trained on, and "
+        "actions in these units"
     )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from apprentice.common.errors import UserError
 from apprentice.common.files import replacing, write_json
-from apprentice.data.contract import LIBERO_ACTION, LIBERO_STATE, Contract
+from apprentice.data.contract import Contract
 from apprentice.experts.seer.decoder import BINARY
 from apprentice.experts.seer_full.configuration_seer_full import SeerFullConfig
 from apprentice.experts.seer_full.modeling_seer_full import SeerFullPolicy
@@ -44,7 +44,16 @@ RECORDINGS = {
     "libero": Recording(
         {"observation.images.image": 128, "observation.images.image2": 128},
         {"gripper_states": 2, "euler_columns": (3, 6), "turn_images": True, "temporal_ensemble_coeff": 0.01},
-        Contract(rotation=180, state=LIBERO_STATE, action=LIBERO_ACTION, gripper="closes", fps=20),
+        Contract(
+            rotation=180,
+            state=(
+                *("eef_x m", "eef_y m", "eef_z m", "eef_rx rad", "eef_ry rad", "eef_rz rad"),
+                *("finger_left m", "finger_right m"),
+            ),
+            action=("dx 0.05m", "dy 0.05m", "dz 0.05m", "drx 0.5rad", "dry 0.5rad", "drz 0.5rad", "gripper"),
+            gripper="closes",
+            fps=20,
+        ),
     ),
     "calvin": Recording(
         {"observation.images.rgb_static": 200, "observation.images.rgb_gripper": 84},

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from apprentice.simulators.base import simulator
 from apprentice.simulators.collection.gathering import Job, Outcome, attempt, gather, settings_of
 
 
@@ -58,6 +59,4 @@ def collect(
 
 def _collect_one(job: Job) -> Outcome:
     """Collect one episode in a worker."""
-    from apprentice.simulators.libero.demonstrator.demonstrator import demonstrate
-
-    return attempt(job, demonstrate)
+    return attempt(job, simulator(job.suite).demonstrator().demonstrate)

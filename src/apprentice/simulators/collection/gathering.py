@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 from rich.table import Table
@@ -22,15 +22,8 @@ from apprentice.common.errors import FileError, UserError
 from apprentice.common.files import UNFINISHED, only_one, read_json, replacing, sweep, write_json
 from apprentice.common.pool import spread
 from apprentice.common.progress import Meter, console
-from apprentice.data.contract import Contract
+from apprentice.simulators.base import Demonstration, Environment, simulator
 from apprentice.simulators.collection.writing import assemble
-from apprentice.simulators.libero.simulator.suites import tasks as tasks_of
-from apprentice.simulators.libero.simulator.variants import find_task
-from apprentice.simulators.libero.simulator.wording import paraphrases
-
-if TYPE_CHECKING:  # MuJoCo is for the workers
-    from apprentice.simulators.libero.demonstrator.demonstrator import Episode
-    from apprentice.simulators.libero.simulator.env import LiberoEnv, SimulatorState
 
 ATTEMPTS = 10  # seeds an episode may use up
 LAST_SEED = 999  # of a dataset: the seeds of evaluation on fresh layouts lie beyond
@@ -62,8 +55,9 @@ class Job:
 
     @property
     def instruction(self) -> str:
-        said = find_task(self.suite, self.task, self.world).instruction
-        others = paraphrases(said) if self.reworded else []
+        played = simulator(self.suite)
+        said = played.task(self.suite, self.task, self.world).instruction
+        others = played.paraphrases(said) if self.reworded else []
         return str(np.random.default_rng([self.first_seed, 3]).choice(others)) if others else said
 
     def _number(self, episode: int) -> int:
@@ -83,7 +77,7 @@ class Scene:
     world: int | None
     seed: int
     start_noise: float  # m
-    start: "SimulatorState | None" = None  # where it begins, if not with the reset
+    start: Any = None  # where it begins, if not with the reset
 
 
 @dataclass(frozen=True)
@@ -139,7 +133,8 @@ def gather[J: Job](
     Returns a summary. Raises UserError as `collect` does.
     """
     suite, seed, worlds = settings["suite"], settings["seed"], settings.get("worlds", 0)
-    known = tasks_of(suite)
+    played = simulator(suite)
+    known = played.tasks(suite)
     chosen = list(tasks or range(len(known)))
     finished = _finished(out, {**settings, "tasks": chosen, "episodes": episodes})
     if unknown := [task for task in chosen if not 0 <= task < len(known)]:
@@ -151,7 +146,7 @@ def gather[J: Job](
         )
     jobs = [make(task=task, episode=episode) for task in chosen for episode in range(episodes)]
     for task in chosen:
-        find_task(suite, task, 0 if worlds else None)
+        played.task(suite, task, 0 if worlds else None)
     scratch = out.with_name(f".{out.name}.episodes")
     if finished is not None:  # a kill may have come between the last lines below
         sweep(out.parent, f".{out.name}.*{UNFINISHED}")
@@ -165,8 +160,10 @@ def gather[J: Job](
         summary = {**settings, "tasks": chosen, "episodes": episodes, **_summary(jobs, scratch)}
         with replacing(out) as fresh:
             files = [scratch / job.file for job in jobs]
-            assemble(list(zip(files, (job.instruction for job in jobs), strict=True)), fresh, jobs[0].size, images)
-            Contract.for_libero(size=jobs[0].size, render=jobs[0].render).save(fresh / "meta")
+            contract = played.contract(suite, jobs[0].size, jobs[0].render)
+            given = list(zip(files, (job.instruction for job in jobs), strict=True))
+            assemble(given, fresh, contract, played.demonstrator(), images, max(played.suites.values()))
+            contract.save(fresh / "meta")
             write_json(fresh / "meta" / "collection.json", summary)
             _keep_starts(files, fresh / "meta" / STARTS)
         shutil.rmtree(scratch)
@@ -174,15 +171,14 @@ def gather[J: Job](
     return summary
 
 
-def attempt(job: Job, act: "Callable[[LiberoEnv, int], Episode]") -> Outcome:
+def attempt(job: Job, act: Callable[[Environment, int], Demonstration]) -> Outcome:
     """In a worker: let `act` try one seed after the other until it succeeds, then draw what it recorded.
 
     What had to be tried again is no demonstration: a policy sees no difference between the grasp that missed, after
     which the hand opens and rises, and the next one, after which it does not.
     """
-    from apprentice.simulators.libero.simulator.env import environment
-
-    env = environment(job.suite, job.task, job.world, render=job.render, size=job.size)
+    played = simulator(job.suite)
+    env = played.environment(job.suite, job.task, job.world, render=job.render, size=job.size)
     rejected: list[Rejected] = []
     for seed in range(job.first_seed, job.first_seed + ATTEMPTS):
         try:
@@ -221,7 +217,7 @@ def scenes(root: Path) -> list[Scene]:
     """What each episode of a collected dataset was recorded in, in its order."""
     file = root / "meta" / "collection.json"
     collection: Collection = read_json(file, Collection, "how a dataset was collected", more=True)
-    starts = _starts(root / "meta" / STARTS)
+    starts = _starts(root / "meta" / STARTS, collection["suite"])
     found: list[Scene] = []
     for task in collection["tasks"]:
         kept = collection["per_task"].get(str(task))
@@ -285,7 +281,7 @@ def _run[J: Job](
 
 
 def packed(
-    job: Job, seed: int, rejected: list[Rejected], episode: "Episode", frames: list[dict[str, np.ndarray]]
+    job: Job, seed: int, rejected: list[Rejected], episode: Demonstration, frames: list[dict[str, np.ndarray]]
 ) -> Outcome:
     """The outcome of a success: its record, where it began, and what was seen before each action."""
     columns: dict[str, Any] = {key: np.stack([frame[key] for frame in frames]) for key in frames[0]}
@@ -322,18 +318,17 @@ def _keep_starts(files: list[Path], path: Path) -> None:
             fresh.write_bytes(_zipped(starts))
 
 
-def _starts(path: Path) -> "dict[int, SimulatorState]":
+def _starts(path: Path, suite: str) -> dict[int, Any]:
     """Where episodes begin, by their number."""
     if not path.exists():
         return {}
-    from apprentice.simulators.libero.simulator.env import SimulatorState
-
     found: dict[int, dict[str, np.ndarray]] = {}
     with np.load(path, allow_pickle=False) as arrays:
         for key in arrays:
             index, _, name = key.partition(".")
             found.setdefault(int(index), {})[name] = arrays[key]
-    return {index: SimulatorState(**fields) for index, fields in found.items()}
+    demonstrator = simulator(suite).demonstrator()
+    return {index: demonstrator.state(fields) for index, fields in found.items()}
 
 
 def _explained(failures: list[Outcome], scratch: Path) -> str:
@@ -342,7 +337,7 @@ def _explained(failures: list[Outcome], scratch: Path) -> str:
     for task in sorted({failure.job.task for failure in failures}):
         episodes = [failure for failure in failures if failure.job.task == task]
         reasons = _counted(attempt.reason for failure in episodes for attempt in failure.rejected)
-        lines.append(f"task {task}, {tasks_of(episodes[0].job.suite)[task].instruction!r}: {reasons}")
+        lines.append(f"task {task}, {_instruction(episodes[0].job.suite, task)!r}: {reasons}")
     return (
         f"expected a success in {ATTEMPTS} attempts at every episode, found none at {len(failures)} of them:\n  "
         + "\n  ".join(lines)
@@ -356,8 +351,6 @@ def _counted(reasons: Iterable[str]) -> str:
 
 def _summary(jobs: Sequence[Job], scratch: Path) -> dict[str, Any]:
     """Seeds, the share of attempts kept, lengths; every rejected attempt, and how far starts are spread."""
-    from apprentice.simulators.libero.demonstrator.demonstrator import START_NOISE
-
     rejected: list[Rejected] = []
     per_task: dict[int, dict[str, Any]] = {}
     for job in jobs:
@@ -382,13 +375,18 @@ def _summary(jobs: Sequence[Job], scratch: Path) -> dict[str, Any]:
         }
         for index, task in per_task.items()
     }
-    return {"start_noise": START_NOISE, "per_task": rates, "rejected": [asdict(attempt) for attempt in rejected]}
+    start_noise = simulator(jobs[0].suite).demonstrator().start_noise
+    return {"start_noise": start_noise, "per_task": rates, "rejected": [asdict(attempt) for attempt in rejected]}
 
 
 def _show(summary: dict[str, Any]) -> None:
     table = Table("task", "instruction", "kept", "steps", "rejected", title=f"{summary['suite']}: attempts")
     for task, found in summary["per_task"].items():
         reasons = _counted(attempt["reason"] for attempt in summary["rejected"] if attempt["task"] == int(task))
-        instruction = tasks_of(summary["suite"])[int(task)].instruction
+        instruction = _instruction(summary["suite"], int(task))
         table.add_row(task, instruction, f"{found['kept']:.0%}", f"{found['mean_steps']:.0f}", reasons)
     console.print(table)
+
+
+def _instruction(suite: str, task: int) -> str:
+    return simulator(suite).tasks(suite)[task].instruction

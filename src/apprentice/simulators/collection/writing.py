@@ -9,20 +9,26 @@ import numpy as np
 
 from apprentice.common.files import read_json, write_json
 from apprentice.common.progress import track
-from apprentice.simulators.libero.simulator.suites import SUITES
-
-FPS = 20  # Hz
-STATE_NAMES = ["x", "y", "z", "axis_angle1", "axis_angle2", "axis_angle3", "gripper", "gripper"]
-ACTION_NAMES = ["x", "y", "z", "roll", "pitch", "yaw", "gripper"]
+from apprentice.data.contract import Contract
+from apprentice.simulators.base import Demonstrator
 
 
-def assemble(episodes: Sequence[tuple[Path, str]], root: Path, size: int, images: bool) -> None:
+def assemble(
+    episodes: Sequence[tuple[Path, str]],
+    root: Path,
+    contract: Contract,
+    robot: Demonstrator,
+    images: bool,
+    longest: int,
+) -> None:
     """Write episodes, in order, as a dataset into the folder `root`.
 
     Args:
         episodes: the .npz file of each, with a column a feature, and its instruction.
-        size: of the images (px).
+        contract: cameras, the size of their images, the frame rate.
+        robot: names of the robot and of its states and actions.
         images: keep each image as PNG in place of videos.
+        longest: actions that a policy may take in an episode.
     """
     import av.logging
     import datasets
@@ -33,29 +39,32 @@ def assemble(episodes: Sequence[tuple[Path, str]], root: Path, size: int, images
     datasets.disable_progress_bars()
     image = {
         "dtype": "image" if images else "video",
-        "shape": (size, size, 3),
+        "shape": (*(contract.image_size or ()), 3),
         "names": ["height", "width", "channels"],
     }
-    action = {"dtype": "float32", "shape": (7,), "names": {"motors": ACTION_NAMES}}
+    state, action = (
+        {"dtype": "float32", "shape": (len(names),), "names": {"motors": list(names)}}
+        for names in (robot.state_names, robot.action_names)
+    )
+    fps = int(contract.fps or 0)
     dataset = LeRobotDataset.create(
         repo_id=f"local/{root.name}",
-        fps=FPS,
+        fps=fps,
         root=root,
-        robot_type="panda",
+        robot_type=robot.robot_type,
         use_videos=not images,
         video_backend="pyav",  # for reading; else LeRobot tries torchcodec, and prints why it has no FFmpeg
         features={
-            "observation.images.image": image,
-            "observation.images.image2": image,
-            "observation.state": {"dtype": "float32", "shape": (8,), "names": {"motors": STATE_NAMES}},
+            **dict.fromkeys(contract.cameras or (), image),
+            "observation.state": state,
             "action": action,
             "executed": action,
         },
         # About 0.7 KB a frame at 128 px, at 36 to 39 dB; one key frame a second.
-        rgb_encoder=RGBEncoderConfig(vcodec="h264", crf=20, g=FPS, preset="slow"),
+        rgb_encoder=RGBEncoderConfig(vcodec="h264", crf=20, g=fps, preset="slow"),
         image_writer_threads=4 if images else 0,
         streaming_encoding=not images,
-        encoder_queue_maxsize=2 * max(SUITES.values()),  # a full queue would drop frames
+        encoder_queue_maxsize=2 * longest,  # a full queue would drop frames
         encoder_threads=1,  # with more, the bytes would depend on the number of cores
     )
     with _lean_writing(images):

@@ -1,11 +1,6 @@
 """The LIBERO simulator: environment, fast rendering, scripted demonstrator, suites."""
 
 import logging
-import os
-
-# Both must be set before MuJoCo and PyOpenGL are imported: they choose how to draw without a display.
-os.environ.setdefault("MUJOCO_GL", "egl")
-os.environ.setdefault("PYOPENGL_PLATFORM", os.environ["MUJOCO_GL"])
 
 # Robosuite advises every user, in three lines at import, to write a file of private macros.
 logging.getLogger("robosuite_logs").setLevel(logging.ERROR)

@@ -22,6 +22,8 @@ from apprentice.data.contract import FILE, Contract
 from apprentice.data.dataset import column, instructions, open_dataset
 from apprentice.data.images import images
 from apprentice.simulators.collection.gathering import Scene, scenes
+from apprentice.simulators.libero.convention import CAMERAS
+from apprentice.simulators.libero.convention import contract as convention
 from apprentice.simulators.libero.dataset.diagnosis import (
     ORIENTATIONS,
     Fault,
@@ -37,7 +39,6 @@ from apprentice.simulators.libero.simulator.env import SETTLE, LiberoEnv, enviro
 from apprentice.simulators.libero.simulator.suites import SUITES
 from apprentice.simulators.libero.simulator.suites import tasks as tasks_of
 
-CAMERAS = ("observation.images.image", "observation.images.image2")
 STATE, ACTION, EXECUTED = "observation.state", "action", "executed"
 SHAPES = {STATE: (8,), ACTION: (7,)}
 LOOKS = 4  # images of an episode that are compared, all from its first third: nothing has been moved yet
@@ -251,7 +252,7 @@ def _looked(env: LiberoEnv, images: np.ndarray) -> np.ndarray:
 
 def _agrees(name: str, contract: Contract, trials: list[Trial]) -> Check:
     """Does this part of the dataset's contract fit the installed simulator?"""
-    ours = Contract.for_libero(size=trials[0].images.shape[-2], render=trials[0].render)
+    ours = convention(trials[0].images.shape[-2], trials[0].render)
     expected = ", ".join(f"{k} {v}" for k, v in ours.versions.items()) if contract.versions else "LIBERO's conventions"
     found = "as expected" if contract != Contract() else "not recorded"
     try:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from apprentice.simulators.libero.simulator.env import LiberoEnv, Snapshot
+from apprentice.simulators.base import Record
+from apprentice.simulators.libero.simulator.env import LiberoEnv
 
 # What a full action asks of robosuite's OSC_POSE controller in one step.
 FULL_STEP, FULL_TURN = 0.05, 0.5  # m, rad
@@ -34,16 +35,6 @@ class Style:
     speed: float = 1.0  # largest component of an arm action
     noise: float = 0.0  # standard deviation of what disturbs the arm's actions, in stretches
     approach: np.ndarray = field(default_factory=lambda: np.zeros(3))  # m, offset of way points in free space
-
-
-@dataclass
-class Record:
-    """One episode, step by step: what was seen, the action that was meant and the one that was executed."""
-
-    snapshots: list[Snapshot] = field(default_factory=list)
-    actions: list[np.ndarray] = field(default_factory=list)
-    executed: list[np.ndarray] = field(default_factory=list)
-    successes: list[bool] = field(default_factory=list)
 
 
 class Controller:

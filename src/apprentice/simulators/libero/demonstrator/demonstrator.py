@@ -1,16 +1,14 @@
 """A scripted expert: reads a task's goal and the simulator's state, and acts through the policy's own interface."""
 
-from dataclasses import dataclass, field
-from typing import Any
-
 import numpy as np
 
+from apprentice.simulators.base import Demonstration, Record
 from apprentice.simulators.libero.demonstrator import articulated, dragging, spots
-from apprentice.simulators.libero.demonstrator.controller import UP, Controller, Failure, Record, Style
+from apprentice.simulators.libero.demonstrator.controller import UP, Controller, Failure, Style
 from apprentice.simulators.libero.demonstrator.inserting import insert
 from apprentice.simulators.libero.demonstrator.resuming import holds
 from apprentice.simulators.libero.demonstrator.skills import pick_and_place
-from apprentice.simulators.libero.simulator.env import LiberoEnv, SimulatorState
+from apprentice.simulators.libero.simulator.env import LiberoEnv
 from apprentice.simulators.libero.simulator.geometry import World
 
 START_NOISE = 0.04  # m, on each axis; test states differ by 5-9 mm (one standard deviation)
@@ -21,18 +19,7 @@ TRIES, ROUNDS = 3, 2
 Goal = tuple[str, ...]  # such as ("on", "bowl_1", "plate_1")
 
 
-@dataclass
-class Episode:
-    """What came of one seed: the record, why it failed if it did, and how often it had to try something again."""
-
-    record: Record
-    failure: str | None
-    retries: int = 0
-    start: SimulatorState | None = None  # where it began, if not with a reset
-    notes: dict[str, Any] = field(default_factory=dict)  # what else a dataset should tell of it
-
-
-def demonstrate(env: LiberoEnv, seed: int) -> Episode:
+def demonstrate(env: LiberoEnv, seed: int) -> Demonstration:
     """Reset the environment and solve its task; everything that varies is decided by `seed`."""
     rng = np.random.default_rng([seed, 2])
     env.reset(seed=seed, start_noise=START_NOISE)
@@ -47,7 +34,7 @@ def draw_style(rng: np.random.Generator) -> Style:
     )
 
 
-def solve(env: LiberoEnv, style: Style, rng: np.random.Generator, after: np.ndarray | None = None) -> Episode:
+def solve(env: LiberoEnv, style: Style, rng: np.random.Generator, after: np.ndarray | None = None) -> Demonstration:
     """Solve the task from where the environment is; `rng` decides what `style` leaves open.
 
     `after` (7,) is the action before, if there was one: the first one then fits it, and what the hand holds is kept.
@@ -65,7 +52,7 @@ def solve(env: LiberoEnv, style: Style, rng: np.random.Generator, after: np.ndar
         failure = "goal not reached"
     if failure is None:
         _trim(hand.record)
-    return Episode(hand.record, failure, hand.retries)
+    return Demonstration(hand.record, failure, hand.retries)
 
 
 def _solve(hand: Controller, world: World) -> None:

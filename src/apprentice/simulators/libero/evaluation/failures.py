@@ -9,7 +9,6 @@ A *thing* is an object, or a part that a joint moves: a drawer, a door, a knob. 
 
 Only goals that do not hold in the end are asked about, and the first line that is true names the kind:
 
-    other task done       the policy was told another task, and did the one that the scene was set up for
     timed out             at the end it still held the thing, or was still moving the part or the plate
     dropped               the thing had been lifted, and fell by more than FALL after it was last held
     left elsewhere        the thing had been moved, and was left where the goal does not hold: a bowl beside its plate,
@@ -31,7 +30,7 @@ from apprentice.simulators.libero.simulator.env import LiberoEnv
 from apprentice.simulators.libero.simulator.geometry import LEFT_FINGER, RIGHT_FINGER
 
 NEVER_REACHED, MISSED, DROPPED, ELSEWHERE = "never reached", "missed the grasp", "dropped", "left elsewhere"
-WRONG_OBJECT, TIMED_OUT, OTHER_TASK = "wrong object", "timed out", "other task done"
+WRONG_OBJECT, TIMED_OUT = "wrong object", "timed out"
 MEANINGS = {
     NEVER_REACHED: "The hand never came within 5 cm of what had to be moved, and did not touch it.",
     MISSED: "The hand got there, but never lifted the object, or never moved the drawer, the knob or the plate.",
@@ -39,7 +38,6 @@ MEANINGS = {
     ELSEWHERE: "It was moved and left where the goal does not hold: set down beside its place, a drawer half open.",
     WRONG_OBJECT: "Another thing was lifted or moved, and nothing that should be.",
     TIMED_OUT: "The steps ran out while it was in the hand or being moved, or within 2 s of getting there.",
-    OTHER_TASK: "Told another task, it did the one that the scene was set up for.",
 }
 KINDS = tuple(MEANINGS)
 REACH, LIFT, PUSHED, FALL = 0.05, 0.02, 0.05, 0.03  # m
@@ -50,7 +48,7 @@ HINGE_OR_SLIDE = (mujoco.mjtJoint.mjJNT_HINGE, mujoco.mjtJoint.mjJNT_SLIDE)
 Goal = Sequence[str]  # such as ("on", "bowl_1", "plate_1")
 
 
-class Observer:
+class FailureObserver:
     """Watches one episode: made after the reset, it looks after every control step, and names the kind at the end."""
 
     def __init__(self, env: LiberoEnv, goals: Sequence[Goal]):
@@ -110,7 +108,7 @@ class Observer:
                 self._first_reached[thing] = self._step
 
     def kind(self) -> str:
-        """The kind of failure, one of KINDS; the caller knows whether another task was done."""
+        """The kind of failure, one of KINDS."""
         met = [self._world.holds(tuple(goal)) for goal in self._goals]
         unmet = [thing for thing, holds in zip(self._handled, met, strict=True) if not holds]
         if any(self._busy(thing) for thing in unmet):

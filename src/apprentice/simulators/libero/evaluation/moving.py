@@ -64,6 +64,11 @@ def reset_moved(env: LiberoEnv, names: Sequence[str], start: Start) -> None:
         env.step(SETTLE)
 
 
+def carried(goal: Sequence[Sequence[str]]) -> list[str]:
+    """The objects that have to be brought somewhere for a goal."""
+    return list(dict.fromkeys(name for verb, name, *_ in goal if verb in ("on", "in")))
+
+
 def _way(rng: np.random.Generator, near: float) -> np.ndarray:
     angle, distance = rng.uniform(0, 2 * np.pi), rng.uniform(near, FAR)
     return distance * np.array([np.cos(angle), np.sin(angle)])

@@ -1,4 +1,4 @@
-"""What the simulator did where its references were made, for `selfcheck.py` to compare with.
+"""What the simulator did where its references were made, for `examination.py` to compare with.
 
     python -m apprentice.simulators.libero.evaluation.references  # with the simulator installed here: 2 minutes
     python -m apprentice.simulators.libero.evaluation.references libero_10  # of one suite
@@ -22,6 +22,7 @@ from apprentice.common.errors import UserError
 from apprentice.common.files import fingerprint, replacing
 from apprentice.common.progress import console
 from apprentice.simulators.libero import PACKAGES
+from apprentice.simulators.libero.convention import CAMERAS
 from apprentice.simulators.libero.demonstrator.controller import Style
 from apprentice.simulators.libero.demonstrator.demonstrator import solve
 from apprentice.simulators.libero.simulator.env import LiberoEnv
@@ -30,7 +31,6 @@ from apprentice.simulators.libero.simulator.suites import initial_states, tasks
 FILE = Path(__file__).with_name("references.npz")
 TASKS = {"libero_goal": 8, "libero_spatial": 0, "libero_object": 0, "libero_10": 2, "libero_90": 0}  # a short one each
 RENDERS = ("fast", "exact")
-CAMERAS = ("observation.images.image", "observation.images.image2")
 SIDE = 32  # px: averages over 4 x 4, which leave out how a driver smooths edges
 AFTER_SUCCESS = 3  # steps of the demonstration that are kept
 LOOK_EVERY = 10  # steps
