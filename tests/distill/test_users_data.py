@@ -123,7 +123,9 @@ def test_nobody_asks_for_what_nobody_reads(
     (plain / "meta" / "info.json").write_text(json.dumps(info))
     pd.read_parquet(plain / TABLE).drop(columns="observation.effort").to_parquet(plain / TABLE)
     tuned = finetune(
-        StageConfig(str(plain), str(tmp_path / "tuned"), student=str(aligned), steps=1, batch_size=4, track="none")
+        StageConfig(
+            dataset=str(plain), out=str(tmp_path / "tuned"), student=str(aligned), steps=1, batch_size=4, track="none"
+        )
     )
     assert (tuned / "model.safetensors").exists()
     read = [TOP, WRIST, "observation.state"]
@@ -192,13 +194,13 @@ def test_other_units_are_refused(
     aligned: Path, mixed: Path, config: StageConfig, tmp_path: Path, key: str, change: Any, message: str
 ) -> None:
     other = changed(mixed, tmp_path / "other", key, change)
-    tuned = StageConfig(str(other), str(tmp_path / "tuned"), student=str(aligned), steps=1, track="none")
+    tuned = StageConfig(dataset=str(other), out=str(tmp_path / "tuned"), student=str(aligned), steps=1, track="none")
     with pytest.raises(
         UserError, match="(?s)" + message + r", found other numbers .*column 0: the student learned from"
     ):
         finetune(tuned)
     fresh = StageConfig(
-        str(other), str(tmp_path / "fresh"), vlm=config.vlm, expert=config.expert, steps=1, track="none"
+        dataset=str(other), out=str(tmp_path / "fresh"), vlm=config.vlm, expert=config.expert, steps=1, track="none"
     )
     with pytest.raises(UserError, match=message.replace("the student", "expert ")):
         align(fresh)
@@ -222,14 +224,14 @@ def test_a_constant_column_stays_what_it_was(
     expert_check(str(expert_folder), str(root), frames=4)
     assert "fault of ours" not in capsys.readouterr().out
     words = {"vlm": str(small_vlm), "expert": str(expert_folder), "batch_size": 4, "track": "none"}
-    tuned = finetune(StageConfig(str(root), str(tmp_path / "run"), **words, steps=2))
+    tuned = finetune(StageConfig(dataset=str(root), out=str(tmp_path / "run"), **words, steps=2))
     policy = ApprenticePolicy.from_pretrained(tuned).eval()
     assert (policy.predict_action_chunk(batch)[..., 3] - 45.3).abs().max() < 1e-4
     losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert max(losses) < 10
     other = constant(45.4, "other")
     with pytest.raises(UserError, match=r"column 3: .* learned from 45\.3 alone, .* has 45\.4 to 45\.4"):
-        finetune(StageConfig(str(other), str(tmp_path / "no"), **words, steps=1))
+        finetune(StageConfig(dataset=str(other), out=str(tmp_path / "no"), **words, steps=1))
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
@@ -247,10 +249,12 @@ def test_one_joint(small_vlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("APPRENTICE_CACHE", str(tmp_path / "cache"))
     root = record(tmp_path / "data", {TOP: (64, 64, 3)}, state=1)
     words = {"vlm": str(small_vlm), "expert": str(make_act(tmp_path / "act", root)), "batch_size": 4, "track": "none"}
-    student = align(StageConfig(str(root), str(tmp_path / "run"), **words, steps=1))
-    tuned = finetune(StageConfig(str(root), str(tmp_path / "ft"), student=str(student), steps=1, track="none"))
+    student = align(StageConfig(dataset=str(root), out=str(tmp_path / "run"), **words, steps=1))
+    tuned = finetune(
+        StageConfig(dataset=str(root), out=str(tmp_path / "ft"), student=str(student), steps=1, track="none")
+    )
     policy = ApprenticePolicy.from_pretrained(tuned).eval()
     plans = policy.predict_action_chunk(observed(open_dataset(root)).batch(np.array([0, 3])))
     assert plans.shape == (2, 3, 1) and column(open_dataset(root), "action").std() > 0
     with pytest.raises(UserError, match=r"expected --gripper-state-dims of 0 to 1, .*found 2"):
-        align(StageConfig(str(root), str(tmp_path / "two"), **words, gripper_state_dims=2))
+        align(StageConfig(dataset=str(root), out=str(tmp_path / "two"), **words, gripper_state_dims=2))
