@@ -34,8 +34,8 @@ class Scripted:
 
     start_noise = START_NOISE
     robot_type = "panda"
-    state_names = ("x", "y", "z", "axis_angle1", "axis_angle2", "axis_angle3", "gripper", "gripper")
-    action_names = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
+    state_names: Sequence[str] = ("x", "y", "z", "axis_angle1", "axis_angle2", "axis_angle3", "gripper", "gripper")
+    action_names: Sequence[str] = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 
     def begin(self, env: LiberoEnv, seed: int) -> None:
         env.reset(seed=seed, start_noise=START_NOISE)
