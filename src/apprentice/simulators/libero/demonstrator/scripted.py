@@ -10,7 +10,7 @@ between the first step of closing and the moment when the object is in the air, 
 Where the demonstrator itself would not grip (it closes doors and drags plates with closed fingers) any state will do.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
