@@ -31,7 +31,7 @@ from apprentice.common.files import read_json, write_json
 from apprentice.common.intervals import wilson
 from apprentice.common.progress import console
 from apprentice.data.dataset import open_dataset
-from apprentice.distill.cache import cached
+from apprentice.distill.caches.cache import cached
 from apprentice.distill.config import CacheConfig
 from apprentice.distill.stages import StageConfig, align, finetune
 from apprentice.evaluate.results import ALL, success_rows

@@ -92,13 +92,13 @@ def run(words: list[str], here: bool, at: int = 0, count: Path | None = None, be
     """In a fork: run a command; kill it before its file operation number `at` in the folder `below`, or `count` all."""
     from tests.support import spread_here
 
-    import apprentice.distill.tracking
+    import apprentice.distill.runs.tracking
     import apprentice.distill.trainer
     import apprentice.evaluate.rollout
     import apprentice.simulators.collection.gathering
     from apprentice.cli import main
 
-    apprentice.distill.trainer.SAVE_EVERY, apprentice.distill.tracking.SAVE_SHARE = 0.0, math.inf
+    apprentice.distill.trainer.SAVE_EVERY, apprentice.distill.runs.tracking.SAVE_SHARE = 0.0, math.inf
     if here:
         apprentice.evaluate.rollout.spread = apprentice.simulators.collection.gathering.spread = spread_here  # type: ignore[assignment]
     seen: list[str] = []

@@ -331,7 +331,7 @@ EVAL = "eval --policies a=a --suite libero_goal --out-dir out"
         ("experts/act.py", [ALIGN], ["doctor data"]),
         ("vlm/base.py", [ALIGN, EVAL, "serve a"], ["doctor data"]),
         ("policy/modeling_apprentice.py", [ALIGN, EVAL], ["doctor data"]),
-        ("distill/cache.py", [ALIGN], [EVAL]),
+        ("distill/caches/cache.py", [ALIGN], [EVAL]),
         ("evaluate/during_training.py", [f"{ALIGN} --rollouts 1"], [ALIGN]),
         ("simulators/libero/dataset/doctor.py", ["doctor data"], [ALIGN, EVAL]),
         ("simulators/libero/simulator/env.py", [EVAL, f"{ALIGN} --rollouts 1"], [ALIGN]),

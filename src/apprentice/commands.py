@@ -151,7 +151,7 @@ COMMANDS = {
     "cache": Command(
         "keep in order",
         "list or remove what was computed once for the frames of datasets",
-        "apprentice.distill.store:cache",
+        "apprentice.distill.caches.store:cache",
     ),
     "pack": Command(
         "keep in order",

@@ -19,9 +19,9 @@ from apprentice.common.device import best_device
 from apprentice.common.errors import UserError
 from apprentice.common.files import write_json
 from apprentice.data.contract import Contract
-from apprentice.distill.cache import remembered
-from apprentice.distill.checkpoint import MANIFEST, Position, damage, seal
-from apprentice.distill.runs import carry_out
+from apprentice.distill.caches.cache import remembered
+from apprentice.distill.runs.checkpoint import MANIFEST, Position, damage, seal
+from apprentice.distill.runs.run import carry_out
 from apprentice.experts.kinds import kind_of
 from apprentice.nano.pretrain import PretrainConfig
 from apprentice.nano.scenes.shards import mapped

@@ -12,7 +12,7 @@ from accelerate.state import AcceleratorState, DistributedType, PartialState
 
 from apprentice.distill import trainer
 from apprentice.distill.stages import StageConfig, finetune
-from apprentice.distill.tracking import Clock
+from apprentice.distill.runs.tracking import Clock
 
 torch.set_num_threads(1)
 

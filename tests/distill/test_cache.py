@@ -18,13 +18,13 @@ from apprentice.common.errors import UserError
 from apprentice.common.files import Lock
 from apprentice.data.batch import EXPERT_LATENTS, IMAGE_TOKENS, PREFIX
 from apprentice.data.dataset import open_dataset
-from apprentice.distill import cache as caching
+from apprentice.distill.caches import cache as caching
 from apprentice.distill.augment import view_of
-from apprentice.distill.cache import WHAT, Frozen, cached
+from apprentice.distill.caches.cache import WHAT, Frozen, cached
 from apprentice.distill.config import CacheConfig
-from apprentice.distill.rows import Rows, content
+from apprentice.distill.caches.rows import Rows, content
 from apprentice.distill.samples import Samples, order
-from apprentice.distill.store import About, entries, frames_folder
+from apprentice.distill.caches.store import About, entries, frames_folder
 from apprentice.policy.inputs import camera_images
 from apprentice.policy.modeling_apprentice import ApprenticePolicy
 from apprentice.vlm.packed import packed, unpacked
@@ -110,8 +110,8 @@ def test_full_disk_is_an_error_that_says_what_to_do() -> None:
 
 FILL = """
 import sys, time, torch
-from apprentice.distill.rows import Rows
-from apprentice.distill.store import About
+from apprentice.distill.caches.rows import Rows
+from apprentice.distill.caches.store import About
 rows = Rows("test", About("numbers", "a/dataset", "a/model", 0, "bfloat16", (2, 3), 10, 12), torch.bfloat16)
 def slowly(first):
     print("begun at", first, flush=True)
@@ -151,7 +151,7 @@ def test_two_processes_fill_once_and_who_reads_keeps(capsys: pytest.CaptureFixtu
 
 
 def test_listing_and_removing(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("apprentice.distill.store.console.width", 200)
+    monkeypatch.setattr("apprentice.distill.caches.store.console.width", 200)
     for name in ("old", "new"):
         make_rows(name).prepare(batches)
     part = make_rows("part")

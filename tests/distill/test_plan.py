@@ -21,7 +21,7 @@ from apprentice import cli
 from apprentice.common.errors import UserError
 from apprentice.data.batch import EXPERT_LATENTS, IMAGE_TOKENS, PREFIX
 from apprentice.data.dataset import open_dataset
-from apprentice.distill.cache import cached
+from apprentice.distill.caches.cache import cached
 from apprentice.distill.memory import Account
 from apprentice.distill.plan import Sketch, configuration, plan, step_memory, weights_of
 from apprentice.distill.samples import Samples

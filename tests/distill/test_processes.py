@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from apprentice.distill import trainer
-from apprentice.distill.checkpoint import damage
+from apprentice.distill.runs.checkpoint import damage
 from apprentice.distill.stages import StageConfig, finetune
 
 

@@ -14,7 +14,7 @@ from apprentice.common.errors import UserError
 from apprentice.data.batch import Batch
 from apprentice.data.dataset import column, episode_bounds, open_dataset
 from apprentice.distill import samples as sampling
-from apprentice.distill.cache import cached_each, cached_images
+from apprentice.distill.caches.cache import cached_each, cached_images
 from apprentice.distill.samples import Samples, epoch, near_gripper_change, order
 from apprentice.experts.seer.configuration_seer import SeerConfig
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from apprentice.common.errors import UserError
 from apprentice.data.batch import EXPERT_LATENTS
 from apprentice.data.dataset import open_dataset
-from apprentice.distill.cache import cached
+from apprentice.distill.caches.cache import cached
 from apprentice.distill.learner import decay
 from apprentice.distill.samples import Samples, order
 from apprentice.distill.stages import StageConfig, align, finetune

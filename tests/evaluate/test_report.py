@@ -165,7 +165,7 @@ def test_everything_has_a_name_for_those_who_do_not_see_it(report, browser):
 @pytest.mark.parametrize("dark", [False, True])
 def test_colours_stand_out(dark):
     """WCAG 2.2: text by 4.5, what is drawn by 3."""
-    css = (files("apprentice.evaluate") / "report.css").read_text()
+    css = (files("apprentice.evaluate.report") / "report.css").read_text()
     light, night = (
         dict(re.findall(r"--(\w+): (#\w{6})", css[start:])[::-1]) for start in (0, css.index("@media screen"))
     )

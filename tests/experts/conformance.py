@@ -23,7 +23,7 @@ from tests.experts.zoo import ZOO
 from apprentice.data.batch import Batch
 from apprentice.data.dataset import instructions, open_dataset
 from apprentice.data.items import observed
-from apprentice.distill.cache import cached
+from apprentice.distill.caches.cache import cached
 from apprentice.distill.samples import Samples
 from apprentice.distill.stages import StageConfig, align, finetune
 from apprentice.experts import load_expert

@@ -14,7 +14,7 @@ from apprentice.common.errors import UserError
 from apprentice.data.batch import EXPERT_LATENTS, PREFIX
 from apprentice.data.contract import Contract
 from apprentice.data.dataset import open_dataset
-from apprentice.distill.cache import cached
+from apprentice.distill.caches.cache import cached
 from apprentice.distill.samples import Samples
 from apprentice.distill.stages import StageConfig, align
 from apprentice.policy.modeling_apprentice import ApprenticePolicy

@@ -115,7 +115,7 @@ def noisy(policy: Checkpoint) -> None:
 def test_two_clients_get_what_the_checkpoint_gives(act: Running, folders: dict[str, Path]) -> None:
     """Each samples from the seed of its own connection, whatever the other asks in between."""
     noisy(act.server.policy)
-    clients = [Client(str(seed), act.address) for seed in (3, 4)]
+    clients = [Client(str(seed), act.address, 7) for seed in (3, 4)]
     for seed, each in zip((3, 4), clients, strict=True):
         each.reset(seed)
     served = [[each.plan(observation(step), "turn on the stove") for each in clients] for step in range(2)]
@@ -138,7 +138,7 @@ def test_a_server_says_what_it_serves(act: Running, folders: dict[str, Path]) ->
     assert card == inspect_checkpoint("x", folders["act"], ENVIRONMENT)
     short = Execution(n_action_steps=2)
     assert inspect_server("x", act.address, ENVIRONMENT, short).n_action_steps == 2
-    policy = Client("x", act.address, 2)
+    policy = Client("x", act.address, 7, 2)
     policy.reset(0)
     assert policy.plan(observation(0, size=96), "turn on the stove").shape == (2, 7)  # resized to what it asks for
     policy.close()
@@ -228,7 +228,7 @@ def test_a_client_says_what_is_wrong(act: Running) -> None:
         inspect_server("x", "ws://127.0.0.1:9", ENVIRONMENT, PLAIN)
     with pytest.raises(UserError, match="leave --ensembling out"):
         inspect_server("x", act.address, ENVIRONMENT, Execution(ensembling=0.1))
-    policy = Client("x", act.address, 7)
+    policy = Client("x", act.address, 7, 7)
     policy.reset(0)
     with pytest.raises(UserError, match=r"policy x, .* expected 7 finite actions of size 7, found shape \(6, 7\)"):
         policy.plan(observation(0), "turn on the stove")

@@ -9,7 +9,7 @@ from tests.vlm.families import paligemma2
 
 from apprentice.data.batch import EXPERT_LATENTS, IMAGE_TOKENS
 from apprentice.data.dataset import open_dataset
-from apprentice.distill.cache import cached
+from apprentice.distill.caches.cache import cached
 from apprentice.vlm.families import CAUSAL_TOKEN_TYPE
 
 

@@ -21,7 +21,7 @@ VLM's prefix, each with keys and values of d entries.
 | `action_count` | number: actions that a decoder's loss is the mean of | samples | the decoders' losses |
 
 "data" is `apprentice.data.items`, or a robot, which sends observations and an instruction; "samples" and "cache" are
-`apprentice.distill.samples` and `apprentice.distill.cache`.
+`apprentice.distill.samples` and `apprentice.distill.caches.cache`.
 
 All from `expert_latents` on may be missing: the policy then computes what it needs, from this batch alone. The two
 counts make a batch a share of a larger one, see `Samples.share`.

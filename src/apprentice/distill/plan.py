@@ -31,7 +31,7 @@ from apprentice.data.contract import Contract
 from apprentice.data.dataset import instructions, open_dataset
 from apprentice.data.features import policy_features
 from apprentice.data.local import LocalDataset
-from apprentice.distill.cache import BATCH
+from apprentice.distill.caches.cache import BATCH
 from apprentice.distill.memory import Account, Saved, imagine
 from apprentice.experts import load_expert
 from apprentice.experts.base import ActionExpert

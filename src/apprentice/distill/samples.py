@@ -19,7 +19,7 @@ from apprentice.common.errors import UserError
 from apprentice.data.batch import ACTION_COUNT, ACTION_IS_PAD, STATE_NOISE, STEP_COUNT, TASK, Batch
 from apprentice.data.dataset import action_chunks, column, episode_bounds, instructions, neighbours
 from apprentice.data.local import LocalDataset
-from apprentice.distill.rows import Joined, Views
+from apprentice.distill.caches.rows import Joined, Views
 from apprentice.policy.configuration_apprentice import ApprenticeConfig
 from apprentice.policy.history import each_step
 

@@ -28,14 +28,14 @@ from apprentice.data.features import policy_shapes
 from apprentice.data.local import LocalDataset
 from apprentice.data.mixture import Mixture, open_mixture
 from apprentice.data.statistics import check_alike
-from apprentice.distill.cache import cached_each
-from apprentice.distill.checkpoint import Position
+from apprentice.distill.caches.cache import cached_each
+from apprentice.distill.runs.checkpoint import Position
 from apprentice.distill.config import CacheConfig, TrainingConfig
 from apprentice.distill.learner import Learner, decay
-from apprentice.distill.resident import on_device
-from apprentice.distill.runs import carry_out, checkpoint_of, same_place
+from apprentice.distill.caches.resident import on_device
+from apprentice.distill.runs.run import carry_out, checkpoint_of, same_place
 from apprentice.distill.samples import Samples
-from apprentice.distill.tracking import tracked
+from apprentice.distill.runs.tracking import tracked
 from apprentice.distill.trainer import Watch, processes, train
 from apprentice.policy.configuration_apprentice import ApprenticeConfig
 from apprentice.policy.modeling_apprentice import TRAINED, ApprenticePolicy

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from apprentice.common.errors import UserError
 from apprentice.common.files import read_json, write_json, write_text
-from apprentice.distill.tracking import Cost, read_log
+from apprentice.distill.runs.tracking import Cost, read_log
 from apprentice.evaluate.episode.probes import PROBES
 from apprentice.evaluate.report import films, tables
 from apprentice.evaluate.report.charts import SERIES, loss_chart, probe_chart, success_chart

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from apprentice.common.device import free_memory
 from apprentice.common.progress import Meter, console
-from apprentice.distill.rows import Rows, Views
+from apprentice.distill.caches.rows import Rows, Views
 
 SHARE = 0.5  # of what is free there; the rest is for a step
 BLOCK = 256e6  # bytes to copy at a time

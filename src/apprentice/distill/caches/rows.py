@@ -21,7 +21,7 @@ from torch import Tensor
 from apprentice.common.errors import UserError
 from apprentice.common.files import Lock
 from apprentice.common.progress import Meter, console
-from apprentice.distill.store import About, frames_folder
+from apprentice.distill.caches.store import About, frames_folder
 
 CHECKSUM = 4  # bytes of a row's CRC-32
 PATIENCE = 0.5  # s before another look at rows that another process is about to fill

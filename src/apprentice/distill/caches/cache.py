@@ -25,8 +25,8 @@ from apprentice.data.items import Items, observed
 from apprentice.data.local import LocalDataset
 from apprentice.distill.augment import view_of
 from apprentice.distill.config import CacheConfig
-from apprentice.distill.rows import Computed, Rows, Views, content
-from apprentice.distill.store import About, frames_folder
+from apprentice.distill.caches.rows import Computed, Rows, Views, content
+from apprentice.distill.caches.store import About, frames_folder
 from apprentice.experts import checkpoints
 from apprentice.policy.inputs import camera_images
 from apprentice.policy.modeling_apprentice import ApprenticePolicy

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from apprentice.common.files import replacing
-from apprentice.distill.checkpoint import BEST, NEWEST, Position, Trainee, damage, seal
+from apprentice.distill.runs.checkpoint import BEST, NEWEST, Position, Trainee, damage, seal
 
 LOSS, SUCCESS = "validation_loss", "success"
 

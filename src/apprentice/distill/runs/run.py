@@ -14,7 +14,7 @@ from accelerate.utils import broadcast_object_list
 from apprentice.common.errors import UserError
 from apprentice.common.files import only_one, read_json, write_json
 from apprentice.common.progress import console
-from apprentice.distill.checkpoint import Position, check_whole, recover
+from apprentice.distill.runs.checkpoint import Position, check_whole, recover
 
 WATCHING = ("validate_every", "rollouts", "rollout_every", "keep", "patience", "track")  # trains nothing
 PACE = ("steps", "batch_size", "accumulate", "learning_rate", "language_rate_factor")  # may change: it is recorded
