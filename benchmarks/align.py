@@ -37,9 +37,9 @@ from apprentice.data.dataset import open_dataset
 from apprentice.data.items import observed
 from apprentice.data.mixture import open_mixture
 from apprentice.distill.caches.cache import STORED, cached
+from apprentice.distill.caches.rows import Rows, Views
 from apprentice.distill.config import CacheConfig
 from apprentice.distill.learner import decay
-from apprentice.distill.caches.rows import Rows, Views
 from apprentice.distill.samples import Samples, order
 from apprentice.distill.stages import StageConfig, fresh_student
 from apprentice.nano.graft import SMOLVLM_MARKS, smolvlm_processor

@@ -28,13 +28,13 @@ from apprentice.common.device import best_device, fast_bfloat16
 from apprentice.common.files import write_json
 from apprentice.common.progress import console
 from apprentice.data.mixture import Mixture, open_mixture
-from apprentice.distill.caches import resident
 from apprentice.distill import trainer
+from apprentice.distill.caches import resident
 from apprentice.distill.caches.cache import cached_each, cached_images
+from apprentice.distill.caches.resident import on_device
 from apprentice.distill.expert import ExpertConfig, train_expert
 from apprentice.distill.learner import Learner, decay
 from apprentice.distill.plan import plan
-from apprentice.distill.caches.resident import on_device
 from apprentice.distill.samples import Samples
 from apprentice.distill.stages import StageConfig, fresh_student
 from apprentice.distill.trainer import processes, train

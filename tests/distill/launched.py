@@ -11,8 +11,8 @@ import torch
 from accelerate.state import AcceleratorState, DistributedType, PartialState
 
 from apprentice.distill import trainer
-from apprentice.distill.stages import StageConfig, finetune
 from apprentice.distill.runs.tracking import Clock
+from apprentice.distill.stages import StageConfig, finetune
 
 torch.set_num_threads(1)
 

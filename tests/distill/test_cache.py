@@ -18,13 +18,13 @@ from apprentice.common.errors import UserError
 from apprentice.common.files import Lock
 from apprentice.data.batch import EXPERT_LATENTS, IMAGE_TOKENS, PREFIX
 from apprentice.data.dataset import open_dataset
-from apprentice.distill.caches import cache as caching
 from apprentice.distill.augment import view_of
+from apprentice.distill.caches import cache as caching
 from apprentice.distill.caches.cache import WHAT, Frozen, cached
-from apprentice.distill.config import CacheConfig
 from apprentice.distill.caches.rows import Rows, content
-from apprentice.distill.samples import Samples, order
 from apprentice.distill.caches.store import About, entries, frames_folder
+from apprentice.distill.config import CacheConfig
+from apprentice.distill.samples import Samples, order
 from apprentice.policy.inputs import camera_images
 from apprentice.policy.modeling_apprentice import ApprenticePolicy
 from apprentice.vlm.packed import packed, unpacked

@@ -26,13 +26,12 @@ from apprentice import cli
 from apprentice.common.errors import UserError
 from apprentice.data.contract import Contract
 from apprentice.data.mixture import open_mixture
-from apprentice.distill.runs import checkpoint
-from apprentice.distill import expert
-from apprentice.distill import trainer
+from apprentice.distill import expert, trainer
 from apprentice.distill.caches.cache import cached_images
 from apprentice.distill.expert import ExpertConfig, built, configured, prepared, processors, train_expert
-from apprentice.distill.samples import Samples
+from apprentice.distill.runs import checkpoint
 from apprentice.distill.runs.tracking import Clock
+from apprentice.distill.samples import Samples
 from apprentice.experts import load_expert
 from apprentice.experts.kinds import EXPERTS
 

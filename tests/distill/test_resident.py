@@ -10,12 +10,11 @@ from tests.support import EXACT, make_student
 from apprentice.common.device import best_device
 from apprentice.data.batch import EXPERT_LATENTS, PREFIX
 from apprentice.data.dataset import open_dataset
-from apprentice.distill.caches import cache
-from apprentice.distill.caches import resident
+from apprentice.distill.caches import cache, resident
 from apprentice.distill.caches.cache import cached, cached_images
-from apprentice.distill.config import CacheConfig
 from apprentice.distill.caches.resident import Resident, on_device
 from apprentice.distill.caches.rows import Rows
+from apprentice.distill.config import CacheConfig
 from apprentice.distill.samples import Samples
 from apprentice.policy.modeling_apprentice import ApprenticePolicy
 

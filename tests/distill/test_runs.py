@@ -17,17 +17,16 @@ from safetensors.torch import load_file
 
 from apprentice import cli
 from apprentice.common.errors import UserError
+from apprentice.distill import stages, trainer
+from apprentice.distill.caches.store import entries
+from apprentice.distill.learner import decay
 from apprentice.distill.runs import checkpoint
-from apprentice.distill import stages
-from apprentice.distill import trainer
 from apprentice.distill.runs.best import Best
 from apprentice.distill.runs.checkpoint import MANIFEST, Position
-from apprentice.distill.learner import decay
 from apprentice.distill.runs.run import same_place
+from apprentice.distill.runs.tracking import Clock
 from apprentice.distill.samples import Samples, order
 from apprentice.distill.stages import StageConfig, align, finetune, settled
-from apprentice.distill.caches.store import entries
-from apprentice.distill.runs.tracking import Clock
 from apprentice.policy.modeling_apprentice import ApprenticePolicy
 
 RECIPES = Path(__file__).parents[2] / "recipes"

@@ -21,14 +21,14 @@ from torch import nn
 
 from apprentice.common.errors import UserError
 from apprentice.data.dataset import open_dataset
-from apprentice.distill.runs import checkpoint
 from apprentice.distill import trainer
 from apprentice.distill.caches.cache import cached
-from apprentice.distill.runs.checkpoint import Trainee, damage
 from apprentice.distill.learner import Learner, decay
+from apprentice.distill.runs import checkpoint
+from apprentice.distill.runs.checkpoint import Trainee, damage
+from apprentice.distill.runs.tracking import Clock, tracked
 from apprentice.distill.samples import Samples
 from apprentice.distill.stages import StageConfig, align
-from apprentice.distill.runs.tracking import Clock, tracked
 from apprentice.policy.modeling_apprentice import ApprenticePolicy
 
 pytestmark = pytest.mark.usefixtures("own_places")

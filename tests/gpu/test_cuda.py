@@ -23,14 +23,14 @@ from apprentice.common.adapters import load_policy
 from apprentice.common.device import bfloat16_is_faster, fast_bfloat16, free_memory, mixed_precision, same_bits
 from apprentice.data.batch import EXPERT_LATENTS, IMAGE_TOKENS, PREFIX
 from apprentice.data.dataset import open_dataset
-from apprentice.distill.runs import checkpoint
 from apprentice.distill import trainer
 from apprentice.distill.caches.cache import cached, cached_images
-from apprentice.distill.expert import ExpertConfig, configured, prepared, processors, train_expert
 from apprentice.distill.caches.resident import Resident, on_device
+from apprentice.distill.expert import ExpertConfig, configured, prepared, processors, train_expert
+from apprentice.distill.runs import checkpoint
+from apprentice.distill.runs.tracking import Clock
 from apprentice.distill.samples import Samples
 from apprentice.distill.stages import StageConfig, align, finetune
-from apprentice.distill.runs.tracking import Clock
 from apprentice.experts import load_expert
 from apprentice.policy.modeling_apprentice import ApprenticePolicy
 from apprentice.serve.checkpoint import Checkpoint

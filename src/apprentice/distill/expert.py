@@ -36,13 +36,13 @@ from apprentice.data.features import policy_shapes
 from apprentice.data.mixture import Mixture, open_mixture
 from apprentice.data.statistics import check_alike
 from apprentice.distill.caches.cache import cached_images
-from apprentice.distill.runs.checkpoint import Position
+from apprentice.distill.caches.resident import on_device
 from apprentice.distill.config import TrainingConfig
 from apprentice.distill.learner import Learner
-from apprentice.distill.caches.resident import on_device
+from apprentice.distill.runs.checkpoint import Position
 from apprentice.distill.runs.run import RATES, carry_out, checkpoint_of
-from apprentice.distill.samples import Samples
 from apprentice.distill.runs.tracking import tracked
+from apprentice.distill.samples import Samples
 from apprentice.distill.trainer import Watch, processes, train
 from apprentice.experts.base import affine_of, state_affine_of
 from apprentice.experts.kinds import kind_of

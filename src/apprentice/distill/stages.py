@@ -29,13 +29,13 @@ from apprentice.data.local import LocalDataset
 from apprentice.data.mixture import Mixture, open_mixture
 from apprentice.data.statistics import check_alike
 from apprentice.distill.caches.cache import cached_each
-from apprentice.distill.runs.checkpoint import Position
+from apprentice.distill.caches.resident import on_device
 from apprentice.distill.config import CacheConfig, TrainingConfig
 from apprentice.distill.learner import Learner, decay
-from apprentice.distill.caches.resident import on_device
+from apprentice.distill.runs.checkpoint import Position
 from apprentice.distill.runs.run import carry_out, checkpoint_of, same_place
-from apprentice.distill.samples import Samples
 from apprentice.distill.runs.tracking import tracked
+from apprentice.distill.samples import Samples
 from apprentice.distill.trainer import Watch, processes, train
 from apprentice.policy.configuration_apprentice import ApprenticeConfig
 from apprentice.policy.modeling_apprentice import TRAINED, ApprenticePolicy

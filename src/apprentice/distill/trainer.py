@@ -23,12 +23,12 @@ from apprentice.common.device import best_device, fast_bfloat16, same_bits
 from apprentice.common.errors import UserError
 from apprentice.common.files import write_json
 from apprentice.common.progress import Meter, console
-from apprentice.distill.runs.best import Best
-from apprentice.distill.runs.checkpoint import Position, Trainee, restore, save, whole
 from apprentice.distill.config import TrainingConfig
 from apprentice.distill.learner import Learner
-from apprentice.distill.samples import Samples
+from apprentice.distill.runs.best import Best
+from apprentice.distill.runs.checkpoint import Position, Trainee, restore, save, whole
 from apprentice.distill.runs.tracking import Clock, Log
+from apprentice.distill.samples import Samples
 
 LOG_EVERY = 20  # steps
 SAVE_EVERY = 60.0  # s

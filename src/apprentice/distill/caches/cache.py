@@ -24,9 +24,9 @@ from apprentice.data.images import images
 from apprentice.data.items import Items, observed
 from apprentice.data.local import LocalDataset
 from apprentice.distill.augment import view_of
-from apprentice.distill.config import CacheConfig
 from apprentice.distill.caches.rows import Computed, Rows, Views, content
 from apprentice.distill.caches.store import About, frames_folder
+from apprentice.distill.config import CacheConfig
 from apprentice.experts import checkpoints
 from apprentice.policy.inputs import camera_images
 from apprentice.policy.modeling_apprentice import ApprenticePolicy
