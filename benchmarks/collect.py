@@ -54,7 +54,7 @@ class Plain(LiberoEnv):
 _kept: list[Plain] = []  # of this process, at most one
 
 
-def collect_plainly(job: gathering.Job) -> gathering.Outcome:
+def collect_plainly(job: gathering.CollectJob) -> gathering.Collected:
     """In place of `_collect_one`: plan and draw at once, rejected attempts included."""
     if not _kept:
         _kept.append(Plain(job.suite, job.task, render="exact", size=job.size))

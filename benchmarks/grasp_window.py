@@ -28,7 +28,7 @@ from apprentice.common.files import fingerprint
 from apprentice.simulators.libero.demonstrator import demonstrator, inserting, skills
 from apprentice.simulators.libero.demonstrator.controller import CLOSE, OPEN, UP, Controller, Failure, Style
 from apprentice.simulators.libero.simulator.env import environment
-from apprentice.simulators.libero.simulator.geometry import World
+from apprentice.simulators.libero.simulator.geometry import Geometry
 from apprentice.simulators.libero.simulator.suites import FOUR, tasks
 
 OUT = Path("runs/benchmarks/grasp_window.jsonl")
@@ -105,7 +105,7 @@ class Mistimed(Controller):
 class Probe:
     """One grasp, tried from above with whatever is off."""
 
-    def __init__(self, hand: Controller, world: World, position: np.ndarray, rotation: np.ndarray):
+    def __init__(self, hand: Controller, world: Geometry, position: np.ndarray, rotation: np.ndarray):
         self.world, self.position, self.rotation = world, position, rotation
         self.env, self.moment = hand.env, hand.env.capture()
         self.last = np.array([*hand._last, OPEN])

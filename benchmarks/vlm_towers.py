@@ -25,7 +25,7 @@ from apprentice.common.progress import console
 from apprentice.nano.batches import Chat, Corpus
 from apprentice.nano.model import NanoConfig, build_model, build_processor
 from apprentice.nano.pretrain import PretrainConfig, PretrainTrainer, tokenizer_of
-from apprentice.nano.score.checks import Check
+from apprentice.nano.score.checks import HeldOut
 from apprentice.nano.trainer import batches
 
 TOWERS = {
@@ -70,7 +70,7 @@ def learn(name: str, minutes: float, work: Work) -> dict[str, float]:
             saved = used
             console.print(f"{name}: {trainer.step * config.batch} layouts, {used / 60:.1f} of {minutes:.1f} minutes")
     chat = Chat.of(build_processor(nano, work.tokenizer))
-    trainer.checks = [Check(work.data, part, chat) for part in ("layouts", "own")]
+    trainer.checks = [HeldOut(work.data, part, chat) for part in ("layouts", "own")]
     return trainer.check() | {"layouts passed": float(trainer.step * config.batch)}
 
 

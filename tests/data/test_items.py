@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from apprentice.common.errors import UserError
 from apprentice.data.dataset import open_dataset
-from apprentice.data.images import Film
+from apprentice.data.images import Video
 from apprentice.data.items import Items, observed
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -59,8 +59,8 @@ def test_a_video_in_order_is_decoded_once(tmp_path: Path, monkeypatch: pytest.Mo
     with av.open(str(next((root / "videos" / CAMERAS[0]).rglob("*.mp4")))) as film:
         wanted = torch.stack([torch.from_numpy(f.to_ndarray(format="rgb24")) for f in film.decode(video=0)])
     wanted = wanted.permute(0, 3, 1, 2)
-    searches, search = [], Film._search
-    monkeypatch.setattr(Film, "_search", lambda film, time: searches.append(time) or search(film, time))
+    searches, search = [], Video._search
+    monkeypatch.setattr(Video, "_search", lambda film, time: searches.append(time) or search(film, time))
     items = observed(open_dataset(root), 3, [CAMERAS[0]])
     batches = [items.batch(part)[CAMERAS[0]] for part in np.array_split(np.arange(36), 5)]
     assert torch.equal(torch.cat(batches)[:, -1], wanted) and torch.equal(torch.cat(batches)[2:11, 0], wanted[:9])

@@ -30,7 +30,7 @@ from apprentice.distill.stages import StageConfig, align, finetune
 from apprentice.experts import load_expert
 from apprentice.policy.modeling_apprentice import ApprenticePolicy
 from apprentice.serve.checkpoint import inspect_checkpoint, read_inputs
-from apprentice.serve.questions import Question, Reader
+from apprentice.serve.questions import Reader, Request
 from apprentice.serve.server import PolicyServer
 from apprentice.serve.wire import pack, unpack
 
@@ -178,7 +178,7 @@ def test_cameras_that_exchange_names_are_renamed_once(aligned: Path) -> None:
     reader = Reader(config, {TOP: WRIST, WRIST: TOP})
     pictures = {key: np.zeros((64, width, 3), np.uint8) for key, width in ((TOP, 64), (WRIST, 96))}  # as the other's
     asked = reader.read(pack({**pictures, "observation.state": np.zeros(6, np.float32), "prompt": "go"}))
-    assert isinstance(asked, Question) and {k: v.shape for k, v in asked.observation.items() if k in pictures} == {
+    assert isinstance(asked, Request) and {k: v.shape for k, v in asked.observation.items() if k in pictures} == {
         key: image.shape for key, image in pictures.items()
     }
 

@@ -12,7 +12,7 @@ from apprentice.common.errors import UserError
 from apprentice.common.intervals import wilson
 from apprentice.evaluate.compare import summary
 from apprentice.evaluate.report.findings import findings, percent
-from apprentice.evaluate.report.report import Stage, duration, thousands, write_report
+from apprentice.evaluate.report.report import TrainingRun, duration, thousands, write_report
 from apprentice.evaluate.results import Evaluation, ProbeRow, Row, failure_meanings, success_rows
 
 REMOTE = re.compile(r"""(?:src|href|url|@import|fetch|import)\s*[=(]?\s*["']?(?:https?:)?//""")
@@ -72,7 +72,7 @@ def test_details_json_counts_what_was_changed_and_how_it_failed(report, folders)
 
 
 def test_held_out_loss_stands_beside_the_other(folders):
-    stage = Stage.load("two-stage", folders["runs"]["two-stage"])
+    stage = TrainingRun.load("two-stage", folders["runs"]["two-stage"])
     assert stage.held_out[:, 0].tolist() == [64 * (step + 1) for step in (290, 590, 890, 1190, 1490)]
     np.testing.assert_allclose(stage.held_out[:, 1], 1.2 * stage.loss[29::30])
 

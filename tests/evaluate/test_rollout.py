@@ -25,7 +25,7 @@ from tests.serve.running import Running
 from apprentice.common import pool
 from apprentice.common.errors import UserError
 from apprentice.evaluate import rollout
-from apprentice.evaluate.episode.play import Job, inspect, run_episode
+from apprentice.evaluate.episode.play import EpisodeJob, inspect, run_episode
 from apprentice.evaluate.episode.trace import Trace
 from apprentice.evaluate.results import Evaluation, probe_rows, read_episodes
 from apprentice.evaluate.rollout import evaluate
@@ -121,7 +121,7 @@ def test_one_process_finds_what_two_found(evaluation, policies):
     """Here in this process, in another order, and with episodes of another policy in between."""
     torch.set_num_threads(1)
     for episode in reversed(evaluation.episodes):
-        job = Job(
+        job = EpisodeJob(
             episode.policy,
             str(policies[episode.policy]),
             episode.checkpoint,
@@ -263,7 +263,7 @@ def test_a_policy_server_is_evaluated_like_its_checkpoint(policies, evaluation):
     cards = {"expert": inspect("expert", running.address, libero_contract(128, "fast"), evaluation.protocol)}
     assert cards["expert"] == evaluation.policies["expert"]
     before = evaluation.episodes[0]
-    job = Job("expert", running.address, before.checkpoint, 1, 1, 0, evaluation.protocol, film="none")
+    job = EpisodeJob("expert", running.address, before.checkpoint, 1, 1, 0, evaluation.protocol, film="none")
     episode, files = run_episode(job)
     running.stop()
     assert outcome(episode) == replace(outcome(before), video=None)
@@ -304,7 +304,8 @@ def test_language_probe_looks_at_both_goals(policies, evaluation, monkeypatch):
     monkeypatch.setattr(LiberoEnv, "success_of", success_of)
     protocol = replace(evaluation.protocol, told=((1, 8),), settle_steps=3, seed=5)
     checkpoint = evaluation.policies["expert"].checkpoint
-    episode, files = run_episode(Job("expert", str(policies["expert"]), checkpoint, 1, 8, 0, protocol, film="none"))
+    job = EpisodeJob("expert", str(policies["expert"]), checkpoint, 1, 8, 0, protocol, film="none")
+    episode, files = run_episode(job)
     assert settled == [{"seed": 5, "init_state": 0, "start_noise": 0.0, "settle_steps": 3}] and episode.seed == 5
     assert list(files) == [f"traces/{episode.trace}"] and episode.video is None
     assert asked == [8, 8, 8]

@@ -8,9 +8,9 @@ from example_evaluation import write_evaluation
 
 from apprentice.common.errors import UserError
 from apprentice.evaluate import rollout
-from apprentice.evaluate.episode.play import Job
+from apprentice.evaluate.episode.play import EpisodeJob
 from apprentice.evaluate.results import BLOCK, Evaluation
-from apprentice.evaluate.sequential import ERROR, Question, evidence, first_answer, looks, verdict
+from apprentice.evaluate.sequential import ERROR, Claim, evidence, first_answer, looks, verdict
 
 TASKS, STATES, RUNS = 10, 50, 400
 
@@ -64,20 +64,20 @@ def test_evidence_cannot_be_expected_from_a_difference_at_the_margin():
 @pytest.mark.parametrize(
     ("text", "question"),
     [
-        ("two-stage>only-ft", Question("two-stage", "only-ft", 0.0)),
-        ("two-stage > only-ft + 0.05", Question("two-stage", "only-ft", 0.05)),
-        ("only-ft>two-stage-0.1", Question("only-ft", "two-stage", -0.1)),
-        ("a-1>b-2", Question("a-1", "b-2", 0.0)),
+        ("two-stage>only-ft", Claim("two-stage", "only-ft", 0.0)),
+        ("two-stage > only-ft + 0.05", Claim("two-stage", "only-ft", 0.05)),
+        ("only-ft>two-stage-0.1", Claim("only-ft", "two-stage", -0.1)),
+        ("a-1>b-2", Claim("a-1", "b-2", 0.0)),
     ],
 )
 def test_questions_are_read(text, question):
-    assert Question.parse(text, ["two-stage", "only-ft", "a-1", "b-2"]) == question
+    assert Claim.parse(text, ["two-stage", "only-ft", "a-1", "b-2"]) == question
 
 
 @pytest.mark.parametrize("text", ["two-stage", "two-stage>", "two-stage>other", "two-stage>two-stage", "a>b+1"])
 def test_what_is_no_question_is_named(text):
     with pytest.raises(UserError, match="about two of a, b, two-stage"):
-        Question.parse(text, ["a", "b", "two-stage"])
+        Claim.parse(text, ["a", "b", "two-stage"])
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def evaluation(tmp_path_factory):
 
 
 def test_only_whole_blocks_are_looked_at(evaluation):
-    question = Question("two-stage", "only-ft", 0.0)
+    question = Claim("two-stage", "only-ft", 0.0)
     whole = list(looks(question, evaluation))
     assert [sum(look) for look in whole] == [15, 30, 45, 60]
     assert whole[-1] == (8, 50, 2)
@@ -103,7 +103,7 @@ def test_an_evaluation_ends_when_its_question_is_decided(evaluation, tmp_path, m
     begun.save()
     states = [state for *_, state in begun.wanted]
     assert len(states) == 120 and max(states[:30]) == BLOCK - 1 < min(states[30:60])  # every task before the next block
-    jobs = [Job(name, "", card, task, told, s, protocol) for name, card, _, task, told, _, s in begun.wanted]
+    jobs = [EpisodeJob(name, "", card, task, told, s, protocol) for name, card, _, task, told, _, s in begun.wanted]
     ended = []
 
     def spread(run, jobs, workers, ray):
@@ -117,7 +117,7 @@ def test_an_evaluation_ends_when_its_question_is_decided(evaluation, tmp_path, m
             ended.append(True)
 
     monkeypatch.setattr(rollout, "spread", spread)
-    question = Question.parse(protocol.until, policies)
+    question = Claim.parse(protocol.until, policies)
     rollout._run(jobs, begun, 2, question)
     finished = Evaluation.load(tmp_path)
     assert ended and len(finished.episodes) == 30

@@ -10,7 +10,7 @@ from apprentice.nano.dense import DenseHead, heat_loss
 from apprentice.nano.model import build_model, build_processor
 from apprentice.nano.scenes.catalogue import CATEGORIES, CELL
 from apprentice.nano.scenes.dataset import load
-from apprentice.nano.score.checks import Check
+from apprentice.nano.score.checks import HeldOut
 from apprentice.nano.score.probe import _ridge, linear
 
 PLATE, BOWL = CATEGORIES.index("plate"), CATEGORIES.index("black bowl")
@@ -116,7 +116,7 @@ def test_checks_measure_what_they_say(tokenizer, fake_scenes, tmp_path):
     model, head = build_model(TINY, tokenizer).eval(), DenseHead(TINY)
     for parameter in head.parameters():
         parameter.data.zero_()
-    check = Check(tmp_path, "layouts", Chat.of(build_processor(TINY, tokenizer)), layouts=10)
+    check = HeldOut(tmp_path, "layouts", Chat.of(build_processor(TINY, tokenizer)), layouts=10)
     found = check.run(model, head, answering=True)
     stored = load(tmp_path, "layouts")
     rows = np.linspace(0, len(stored["facts"]) - 1, 10).astype(int)

@@ -52,10 +52,10 @@ def test_forbidden_are_the_contents_of_libero_10():
 def stage():
     os.environ.setdefault("MUJOCO_GL", "egl")
     os.environ.setdefault("PYOPENGL_PLATFORM", "egl")
-    from apprentice.nano.scenes.scene_model import Stage
+    from apprentice.nano.scenes.scene_model import SceneModel
 
     scene = next(s for s in SCENES if len(contents(bddl(s).read_text())) == OBJECTS - 2 + 2)  # one fixture
-    made = Stage(scene, 0)
+    made = SceneModel(scene, 0)
     yield made
     made.close()
 

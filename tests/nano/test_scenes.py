@@ -11,7 +11,7 @@ import pytest
 from apprentice.nano.questions import SEEN, Asker
 from apprentice.nano.scenes.catalogue import HELD_OUT, SUITE, problems, scene_of
 from apprentice.nano.scenes.dataset import UNSEEN_LAYOUTS, load, write_scene
-from apprentice.nano.scenes.shards import Rows, mapped
+from apprentice.nano.scenes.shards import ShardedRows, mapped
 
 SCENE, SEED, LAYOUTS, MORE = "KITCHEN_SCENE1", 5, 3, 20
 
@@ -34,10 +34,10 @@ def stored(tmp_path_factory):
 def looks(stored):
     """The layouts of that shard drawn again, and more: what was seen, and the simulator's poses at that moment."""
     from apprentice.nano.scenes.layout import draw
-    from apprentice.nano.scenes.scene_model import Stage
+    from apprentice.nano.scenes.scene_model import SceneModel
     from apprentice.nano.scenes.truth import look
 
-    stage = Stage(SCENE, SEED)
+    stage = SceneModel(SCENE, SEED)
     renderer = stage.mj.Renderer(stage.model, 128, 128)
     renderer.enable_segmentation_rendering()
     rng = np.random.default_rng([SEED, 0])
@@ -218,7 +218,7 @@ def test_rows_of_shards_are_those_of_the_arrays(tmp_path):
     for number, part in enumerate(parts):
         np.savez(tmp_path / f"{number}.npz", a=part, b=part[:, 0].astype(np.float16))
     for key, whole in (("a", np.concatenate(parts)), ("b", np.concatenate(parts)[:, 0].astype(np.float16))):
-        rows = Rows([mapped(tmp_path / f"{number}.npz", key) for number in range(3)])
+        rows = ShardedRows([mapped(tmp_path / f"{number}.npz", key) for number in range(3)])
         assert len(rows) == 12
         assert all(np.array_equal(rows[n], whole[n]) for n in range(12))
         assert np.array_equal(rows[3:9:2], whole[3:9:2])

@@ -17,7 +17,7 @@ from apprentice.data.contract import Contract
 from apprentice.serve import client
 from apprentice.serve.card import PLAIN, Execution
 from apprentice.serve.checkpoint import Checkpoint, inspect_checkpoint
-from apprentice.serve.client import PolicyServer as Client
+from apprentice.serve.client import RemotePolicy as Client
 from apprentice.serve.client import inspect_server
 from apprentice.serve.wire import pack, unpack
 

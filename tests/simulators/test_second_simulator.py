@@ -24,7 +24,7 @@ from apprentice.data.dataset import column, open_dataset
 from apprentice.evaluate import correct as correcting
 from apprentice.evaluate import rollout
 from apprentice.evaluate.compare import compare
-from apprentice.evaluate.episode.play import Job, run_episode
+from apprentice.evaluate.episode.play import EpisodeJob, run_episode
 from apprentice.evaluate.episode.probes import BLACK_WRIST, MOVED, PROBES
 from apprentice.evaluate.episode.trace import Trace
 from apprentice.evaluate.report.measured import record
@@ -128,7 +128,7 @@ def test_a_server_of_its_policy_does_as_the_policy(policies: dict[str, str], tmp
     (before, *_) = rollout.evaluate({"expert": policies["expert"]}, out_dir=tmp_path, film="none", **SETTING)
     running = Running(Path(policies["expert"]))
     protocol = Evaluation.load(tmp_path).protocol
-    after, files = run_episode(Job("expert", running.address, before.checkpoint, 0, 0, 0, protocol, film="none"))
+    after, files = run_episode(EpisodeJob("expert", running.address, before.checkpoint, 0, 0, 0, protocol, film="none"))
     running.stop()
     ours, theirs = Trace.load(tmp_path / "traces" / str(before.trace)), tmp_path / "theirs.npz"
     theirs.write_bytes(files[f"traces/{after.trace}"])

@@ -111,7 +111,7 @@ class Filmed(Images):
         self.files, numbers = np.unique(np.stack([chunks, files], 1), axis=0, return_inverse=True)
         self.file_of = np.repeat(numbers.ravel(), lengths)
         # By process: a fork cannot read its parent's open file.
-        self._open: dict[int, Film] = {}
+        self._open: dict[int, Video] = {}
 
     def order(self, frames: NDArray[np.int64]) -> NDArray[np.int64]:
         """Frames of one file in the order in which it holds them, so no part of it is decoded twice."""
@@ -129,10 +129,10 @@ class Filmed(Images):
                 ) from error
             yield sized(picture, self.dataset, self.camera, f"{seconds:.3f} s in {path}")
 
-    def _film(self, path: Path) -> "Film":
+    def _film(self, path: Path) -> "Video":
         film = self._open.get(os.getpid())
         if film is None or film.path != path:
-            film = self._open[os.getpid()] = Film(path, self.dataset.meta.fps)
+            film = self._open[os.getpid()] = Video(path, self.dataset.meta.fps)
         return film
 
     def _path(self, file: int) -> Path:
@@ -143,7 +143,7 @@ class Filmed(Images):
         return Path(self.dataset.root) / path
 
 
-class Film:
+class Video:
     """An open video, read forwards; what lies behind, or behind a later key frame, is searched.
 
     Attributes:

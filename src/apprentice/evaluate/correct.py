@@ -23,14 +23,14 @@ from apprentice.evaluate.protocol import Protocol
 from apprentice.evaluate.selfcheck.faults import watched
 from apprentice.serve.client import is_address
 from apprentice.simulators.base import Demonstration, Environment, Record, simulator
-from apprentice.simulators.collection.gathering import Job, Outcome, attempt, gather, settings_of
+from apprentice.simulators.collection.gathering import Collected, CollectJob, attempt, gather, settings_of
 
 NAME = "policy"
 APART = 1_000_000_000  # from the seeds of collection, and from those of evaluation on fresh layouts
 
 
 @dataclass(frozen=True, kw_only=True)
-class Correction(Job):
+class Correction(CollectJob):
     """An episode to correct: who acts first, for how many steps, and disturbed by how much."""
 
     place: str  # folder, experts.yaml or address
@@ -135,7 +135,7 @@ def correct(
     return summary
 
 
-def _correct_one(job: Correction) -> Outcome:
+def _correct_one(job: Correction) -> Collected:
     """Make one correction in a worker."""
     return attempt(job, partial(_corrected, job))
 
@@ -143,7 +143,7 @@ def _correct_one(job: Correction) -> Outcome:
 def _corrected(job: Correction, env: Environment, seed: int) -> Demonstration:
     """Let the policy act, then the demonstrator; everything that varies is decided by `seed`."""
     instruction, demonstrator = job.instruction, simulator(job.suite).demonstrator()
-    player = play.Job(NAME, job.place, job.checkpoint, job.task, job.task, 0, job.protocol)
+    player = play.EpisodeJob(NAME, job.place, job.checkpoint, job.task, job.task, 0, job.protocol)
     policy = play.load(player, instruction)
     demonstrator.begin(env, seed)
     policy.reset(seed)

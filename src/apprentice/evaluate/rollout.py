@@ -15,13 +15,13 @@ from apprentice.common.files import only_one, replacing
 from apprentice.common.pool import spread
 from apprentice.common.progress import Meter
 from apprentice.evaluate.compare import summary
-from apprentice.evaluate.episode.play import Job, inspect, run_episode
+from apprentice.evaluate.episode.play import EpisodeJob, inspect, run_episode
 from apprentice.evaluate.episode.recording import check_rerun
 from apprentice.evaluate.episode.trace import write_table
 from apprentice.evaluate.protocol import Protocol
 from apprentice.evaluate.results import Episode, Evaluation, append_episode, drop_half_line
 from apprentice.evaluate.selfcheck.selfcheck import before_hours
-from apprentice.evaluate.sequential import Question, verdict
+from apprentice.evaluate.sequential import Claim, verdict
 from apprentice.simulators.base import simulator
 
 FRESH_LAYOUTS = 10_000  # a task
@@ -103,7 +103,7 @@ def evaluate(
         layouts=None if layouts == "test" else layouts,
     )
     _check(protocol)
-    question = Question.parse(until, policies) if until else None
+    question = Claim.parse(until, policies) if until else None
     environment = played.contract(suite, size, render)
     cards = {name: inspect(name, place, environment, protocol) for name, place in policies.items()}
     with only_one(out_dir):
@@ -113,7 +113,7 @@ def evaluate(
         evaluation = Evaluation.load(out_dir)
         finished = {episode.key for episode in evaluation.episodes}
         jobs = [
-            Job(name, policies[name], checkpoint, task, other, state, protocol, film, rerun, probe)
+            EpisodeJob(name, policies[name], checkpoint, task, other, state, protocol, film, rerun, probe)
             for name, checkpoint, conditions, task, other, probe, state in evaluation.wanted
             if (name, checkpoint, conditions, task, other, probe, state) not in finished
         ]
@@ -149,7 +149,7 @@ def _check(protocol: Protocol) -> None:
 
 
 def _run(
-    jobs: list[Job], evaluation: Evaluation, workers: int, question: Question | None = None, ray: str | None = None
+    jobs: list[EpisodeJob], evaluation: Evaluation, workers: int, question: Claim | None = None, ray: str | None = None
 ) -> None:
     """Run jobs in a pool and write each episode down as it ends, until the question is decided."""
     done = Counter(episode.policy for episode in evaluation.episodes)

@@ -30,7 +30,7 @@ MARGIN = re.compile(r"(.+?)\s*([+-]\s*\d*\.?\d+)")
 
 
 @dataclass(frozen=True)
-class Question:
+class Claim:
     """Is the success rate of `better` above that of `worse` by more than `margin`?"""
 
     better: str
@@ -38,7 +38,7 @@ class Question:
     margin: float
 
     @classmethod
-    def parse(cls, text: str, policies: Collection[str]) -> "Question":
+    def parse(cls, text: str, policies: Collection[str]) -> "Claim":
         """Read "B>A", "B>A+0.05" or "B>A-0.05" (not worse by 5 points). Raises UserError."""
         better, _, right = (part.strip() for part in text.partition(">"))
         found = None if right in policies else MARGIN.fullmatch(right)
@@ -72,7 +72,7 @@ class Verdict:
     def decided(self) -> bool:
         return self.answer is not None
 
-    def text(self, question: Question) -> str:
+    def text(self, question: Claim) -> str:
         found = (
             f"after {self.pairs} pairs of episodes; the difference lies between {self.low:+.3f} and {self.high:+.3f}"
         )
@@ -80,12 +80,12 @@ class Verdict:
         return f"{said}{':' if self.answer else ''} {question}, {found} (95 %, valid at any time)"
 
 
-def verdict(question: Question, evaluation: Evaluation) -> Verdict:
+def verdict(question: Claim, evaluation: Evaluation) -> Verdict:
     """The first answer that the finished episodes give, look by look."""
     return first_answer(question.margin, looks(question, evaluation))
 
 
-def looks(question: Question, evaluation: Evaluation) -> Iterable[tuple[int, int, int]]:
+def looks(question: Claim, evaluation: Evaluation) -> Iterable[tuple[int, int, int]]:
     """How many pairs were (won, equal, lost) by `better`, after each finished block."""
     done = {(e.policy, e.task, e.told, e.init_state): e.told_success for e in evaluation.episodes if e.probe == PLAIN}
     counts = {1: 0, 0: 0, -1: 0}

@@ -20,7 +20,7 @@ from apprentice.nano.dense import DenseHead
 from apprentice.nano.model import NanoConfig, build_model, build_processor
 from apprentice.nano.passes import answer_logits, image_tokens
 from apprentice.nano.scenes.dataset import available, load
-from apprentice.nano.score.checks import Check
+from apprentice.nano.score.checks import HeldOut
 from apprentice.nano.tokenizer import train_tokenizer
 from apprentice.nano.trainer import Trainer, train
 
@@ -104,7 +104,7 @@ class PretrainTrainer(Trainer):
         self.model, self.head = model.to(device).train(), head.to(device)  # type: ignore[arg-type]
         self.model.get_decoder().set_attn_implementation("eager")  # on a CPU a third faster than "sdpa" here
         self.targets = Targets(tokenizer, config.nano.vocab).to(device)
-        self.checks: list[Check] = []
+        self.checks: list[HeldOut] = []
         super().__init__(config, named, groups, config.ema)
 
     def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -143,7 +143,7 @@ def _pretrain(config: PretrainConfig, output: Path) -> Path:
     processor = build_processor(config.nano, tokenizer)
     trainer, chat = PretrainTrainer(config, tokenizer), Chat.of(processor)
     if config.check_every and not config.blind:
-        trainer.checks = [Check(config.data, part, chat) for part in available(config.data, ("layouts", "own"))]
+        trainer.checks = [HeldOut(config.data, part, chat) for part in available(config.data, ("layouts", "own"))]
         trainer.check_every = config.check_every
     train(trainer, Corpus(config.data, "train", chat), output, "pre-training")
     with trainer.averaged(), replacing(output / "model") as fresh:

@@ -42,7 +42,7 @@ def is_address(place: str) -> bool:
 
 def inspect_server(name: str, address: str, environment: Contract, execution: Execution) -> PolicyCard:
     """Ask a server what it is. Raises UserError if none answers, or if its policy does not fit."""
-    server = PolicyServer(name, address, len(environment.action or ()), execution.n_action_steps)
+    server = RemotePolicy(name, address, len(environment.action or ()), execution.n_action_steps)
     server.reset(0)
     server.close()
     if execution.ensembling is not None:
@@ -59,7 +59,7 @@ def inspect_server(name: str, address: str, environment: Contract, execution: Ex
     return PolicyCard(server.metadata.get("type", "server"), identity, server.n_action_steps)
 
 
-class PolicyServer:
+class RemotePolicy:
     """A connection, made anew for each episode, which is how a server learns that one begins."""
 
     def __init__(self, name: str, address: str, action_dim: int, n_action_steps: int | None = None):

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from apprentice.serve.checkpoint import Checkpoint
-from apprentice.serve.questions import Question
+from apprentice.serve.questions import Request
 
 # What `reset` begins anew lies in attributes of these policies, none in a module inside. Others have one client.
 COPIED = ("act", "apprentice", "diffusion", "multi_task_dit", "seer", "seer_full", "smolvla", "tdmpc", "vqbet")
@@ -24,7 +24,7 @@ NOT_MEMORY = {*vars(nn.Module()), "config"}
 
 
 @dataclass
-class Episode:
+class Session:
     """What a policy knows of one client: its random numbers, what it remembers, and the instruction before.
 
     `memory` is None at the beginning of an episode, `random` at that of the first. `paid` is when, in seconds of
@@ -62,7 +62,7 @@ class Planner:
         threading.Thread(target=self._work, name="planner", daemon=True).start()
 
     async def plan(
-        self, episode: Episode, question: Question, wanted: Callable[[], bool]
+        self, episode: Session, question: Request, wanted: Callable[[], bool]
     ) -> tuple[np.ndarray, float] | None:
         """Actions (N, A) and the seconds that they took, or None if by then nobody wants them.
 
@@ -95,7 +95,7 @@ class Planner:
             self._now, _, job = self._jobs.get()
             job()
 
-    def _plan(self, episode: Episode, question: Question) -> tuple[np.ndarray, float]:
+    def _plan(self, episode: Session, question: Request) -> tuple[np.ndarray, float]:
         if question.reset:
             episode.begin()
         if episode.random is None:

@@ -25,7 +25,7 @@ class Control:
 
 
 @dataclass(frozen=True)
-class Question:
+class Request:
     """Images uint8 (H, W, 3) and numbers float32 under LeRobot's names; `reset` if an episode begins with it."""
 
     observation: dict[str, np.ndarray]
@@ -62,7 +62,7 @@ class Reader:
         sizes = [LARGEST_IMAGE if key in self.resized else shape for key, shape in self.needed.items()]
         self.largest = 2 * sum(prod(size) * (1 if len(size) == 3 else 8) for size in sizes) + SPARE
 
-    def read(self, message: bytes | str) -> Question | Control:
+    def read(self, message: bytes | str) -> Request | Control:
         """Raises ValueError: expected ..., found ...; fix: ... ."""
         if isinstance(message, str):
             raise ValueError("expected a message in msgpack, found a text; fix: pack it as openpi's client does")
@@ -87,7 +87,7 @@ class Reader:
         observation = {
             name: _checked(name, sent[name], self.known[key], key in self.resized) for key, name in given.items()
         }
-        return Question(observation, sent["prompt"], bool(reset))
+        return Request(observation, sent["prompt"], bool(reset))
 
 
 def _shape(feature: Any) -> tuple[int, ...]:

@@ -35,7 +35,7 @@ from apprentice.data.contract import FILE as CONTRACT
 from apprentice.data.contract import Contract
 from apprentice.serve.checkpoint import Checkpoint, complete, configured, identity, longest_chunk
 from apprentice.serve.guard import Gate, GuardedConnection, one_line_log, report
-from apprentice.serve.planner import COPIED, Episode, Planner
+from apprentice.serve.planner import COPIED, Planner, Session
 from apprentice.serve.questions import Control, Reader
 from apprentice.serve.wire import pack
 
@@ -97,7 +97,7 @@ async def _until_told(running: Any) -> None:
 class Client:
     """Who is connected; `since` is when it last had an answer, None while it waits for one."""
 
-    episode: Episode
+    episode: Session
     since: float | None
 
 
@@ -164,7 +164,7 @@ class PolicyServer:
 
     async def _converse(self, connection: ServerConnection) -> None:
         assert connection.request is not None
-        client = self.clients[connection] = Client(Episode(_seed(connection.request)), time.monotonic())
+        client = self.clients[connection] = Client(Session(_seed(connection.request)), time.monotonic())
         try:
             await connection.send(pack(self.metadata))
             async for message in connection:
@@ -179,7 +179,7 @@ class PolicyServer:
         finally:
             self.clients.pop(connection, None)
 
-    async def _answer(self, connection: ServerConnection, episode: Episode, message: bytes | str) -> tuple[Any, bool]:
+    async def _answer(self, connection: ServerConnection, episode: Session, message: bytes | str) -> tuple[Any, bool]:
         """What is sent back, a text if it is an error, and whether a plan was made."""
         try:
             asked = self.reader.read(message)

@@ -11,7 +11,7 @@ from apprentice.common.errors import UserError
 from apprentice.common.files import read_json
 from apprentice.data.dataset import instructions, open_dataset
 from apprentice.simulators.collection.collect import collect
-from apprentice.simulators.collection.gathering import Job, scenes
+from apprentice.simulators.collection.gathering import CollectJob, scenes
 from apprentice.simulators.libero.dataset.doctor import examine
 from apprentice.simulators.libero.simulator.env import LiberoEnv
 from apprentice.simulators.libero.simulator.layout import HIGH, LOW
@@ -23,14 +23,15 @@ TASK = tasks("libero_object")[0]
 
 
 def test_episodes_take_turns_in_worlds_and_the_seed_decides_the_words() -> None:
-    jobs = [Job("libero_object", 0, n, 7, "fast", 128, worlds=2, reworded=True) for n in range(6)]
+    jobs = [CollectJob("libero_object", 0, n, 7, "fast", 128, worlds=2, reworded=True) for n in range(6)]
     worlds = [find_task("libero_object", 0, job.world) for job in jobs]
     assert worlds[0] != worlds[1] and worlds == worlds[:2] * 3
     assert all(job.instruction in paraphrases(world.instruction) for job, world in zip(jobs, worlds, strict=True))
     assert len({job.instruction for job in jobs}) > 2
-    others = {Job("libero_object", 0, 0, seed, "fast", 128, worlds=2).world for seed in range(5)}
-    assert len(others) == 5 and Job("libero_object", 1, 0, 7, "fast", 128, worlds=2).world not in (jobs[0].world, None)
-    plain = Job("libero_object", 0, 0, 7, "fast", 128)
+    others = {CollectJob("libero_object", 0, 0, seed, "fast", 128, worlds=2).world for seed in range(5)}
+    assert len(others) == 5
+    assert CollectJob("libero_object", 1, 0, 7, "fast", 128, worlds=2).world not in (jobs[0].world, None)
+    plain = CollectJob("libero_object", 0, 0, 7, "fast", 128)
     assert plain.world is None and plain.instruction == TASK.instruction
 
 

@@ -127,8 +127,8 @@ def test_collecting_survives_a_kill_and_any_number_of_workers(
     monkeypatch.setattr(gathering, "assemble", assemble)
     summary = collecting.collect("libero_goal", 2, out, [8])
     assert checked and not scratch.exists() and summary["per_task"]["8"]["kept"] > 0
-    seeds = [gathering.Job("libero_goal", 8, n, 0, "fast", 128).first_seed for n in (0, 1)]
-    assert gathering.scenes(out) == [gathering.Scene("libero_goal", 8, None, seed, START_NOISE) for seed in seeds]
+    seeds = [gathering.CollectJob("libero_goal", 8, n, 0, "fast", 128).first_seed for n in (0, 1)]
+    assert gathering.scenes(out) == [gathering.Setting("libero_goal", 8, None, seed, START_NOISE) for seed in seeds]
     check_dataset(out, before)
     exact = open_dataset(tmp_path / "as images")
     for key in ("observation.images.image", "observation.images.image2"):
@@ -141,11 +141,11 @@ def test_a_task_that_fails_ends_nothing_but_itself(
     """Task 4 of this suite finds no success in episode 1; what the others gave is there when it is left out."""
     out, asked = tmp_path / "demonstrations", []
 
-    def attempt(job: gathering.Job) -> gathering.Outcome:
+    def attempt(job: gathering.CollectJob) -> gathering.Collected:
         asked.append((job.task, job.episode))
         rejected = [gathering.Rejected(job.task, job.episode, job.first_seed, "out of steps")]
         if (job.task, job.episode) == (4, 1):
-            return gathering.Outcome(job, None, rejected * gathering.ATTEMPTS)
+            return gathering.Collected(job, None, rejected * gathering.ATTEMPTS)
         one = np.zeros((3, 7), dtype=np.float32)
         frame = {"observation.images.image": np.zeros((128, 128, 3), np.uint8), "observation.state": np.zeros(8)}
         episode = Demonstration(Record(actions=list(one), executed=list(one)), None)
@@ -173,7 +173,7 @@ def test_what_took_a_second_try_is_not_kept(monkeypatch: pytest.MonkeyPatch, fas
             original(hand, position, rotation)
 
     monkeypatch.setattr(skills, "lift_off", slips_once)
-    job = gathering.Job("libero_goal", 1, 0, 0, "fast", 128)
+    job = gathering.CollectJob("libero_goal", 1, 0, 0, "fast", 128)
     monkeypatch.setattr("apprentice.simulators.libero.simulator.env.environment", lambda *job, **drawn: fast)
     outcome = gathering.attempt(job, demonstrate)
     assert len(lifts) == 3 and outcome.episode

@@ -22,7 +22,7 @@ from apprentice.simulators.libero.evaluation.failures import (
     FailureObserver,
 )
 from apprentice.simulators.libero.simulator.env import LiberoEnv, environment
-from apprentice.simulators.libero.simulator.geometry import World
+from apprentice.simulators.libero.simulator.geometry import Geometry
 
 OPEN_DRAWER, BOWL_ON_STOVE, PUSH_PLATE, CHEESE_IN_BOWL, STOVE_ON, BOWL_ON_PLATE = 0, 1, 5, 6, 7, 8
 BOWL, PLATE, DRAWER = "akita_black_bowl_1", "plate_1", "wooden_cabinet_1_middle_region"
@@ -99,7 +99,7 @@ def test_a_bowl_that_is_set_down_beside_its_place(episode: Episode) -> None:
     ids=["a drawer half open", "a plate pushed too short"],
 )
 def test_what_is_pulled_or_pushed_and_left(
-    act: Callable[[Controller, World], None], task: int, episode: Episode
+    act: Callable[[Controller, Geometry], None], task: int, episode: Episode
 ) -> None:
     act(episode.hand, episode.world)
     episode.hand.go(episode.hand.position + 0.05 * UP, episode.hand.rotation, near=0.02, steps=20)

@@ -13,7 +13,7 @@ from apprentice.serve.client import is_address
 from apprentice.simulators.base import Environment, Observation, Observer, simulator
 
 if TYPE_CHECKING:
-    from apprentice.evaluate.episode.play import Job, Policy
+    from apprentice.evaluate.episode.play import EpisodeJob, Policy
 
 
 class Stopwatch:
@@ -57,7 +57,9 @@ class Run:
     failure: str | None = None
 
 
-def act(job: "Job", env: Environment, policy: "Policy", observer: Observer, instruction: str, clock: Stopwatch) -> Run:
+def act(
+    job: "EpisodeJob", env: Environment, policy: "Policy", observer: Observer, instruction: str, clock: Stopwatch
+) -> Run:
     """Let a policy act from the reset on. Raises UserError if it fails to plan."""
     protocol = job.protocol
     contract = simulator(protocol.suite).contract(protocol.suite, protocol.image_size, protocol.render)

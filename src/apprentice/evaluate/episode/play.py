@@ -16,7 +16,7 @@ from apprentice.evaluate.protocol import Protocol
 from apprentice.evaluate.results import Episode
 from apprentice.serve.card import PolicyCard
 from apprentice.serve.checkpoint import Checkpoint, inspect_checkpoint
-from apprentice.serve.client import PolicyServer, inspect_server, is_address
+from apprentice.serve.client import RemotePolicy, inspect_server, is_address
 from apprentice.serve.one_a_task import inspect_by_task, told_folder
 from apprentice.simulators.base import Environment, Simulator, simulator
 
@@ -24,7 +24,7 @@ FRESH_SEED = 2_000_000_000  # beyond those of collection
 
 
 @dataclass(frozen=True)
-class Job:
+class EpisodeJob:
     """One episode to run: `task` is set up, the instruction is that of `told`."""
 
     policy: str
@@ -66,7 +66,7 @@ def inspect(name: str, place: str, environment: Contract, protocol: Protocol) ->
 _policies: dict[tuple, Policy] = {}  # of this process
 
 
-def load(job: Job, instruction: str) -> Policy:
+def load(job: EpisodeJob, instruction: str) -> Policy:
     """The policy of a job; loaded once in a process."""
     protocol = job.protocol
     place = job.place if is_address(job.place) else str(told_folder(job.policy, job.place, instruction))
@@ -75,14 +75,14 @@ def load(job: Job, instruction: str) -> Policy:
         contract = simulator(protocol.suite).contract(protocol.suite, protocol.image_size, protocol.render)
         actions = len(contract.action or ())
         _policies[key] = (
-            PolicyServer(job.policy, place, actions, protocol.n_action_steps)
+            RemotePolicy(job.policy, place, actions, protocol.n_action_steps)
             if is_address(place)
             else Checkpoint(job.policy, Path(place), best_device(), protocol.execution, actions)
         )
     return _policies[key]
 
 
-def run_episode(job: Job) -> tuple[Episode, dict[str, bytes]]:
+def run_episode(job: EpisodeJob) -> tuple[Episode, dict[str, bytes]]:
     """Run one episode in this process; returns it and the files to keep in the evaluation's folder."""
     protocol = job.protocol
     played = simulator(protocol.suite)
@@ -100,7 +100,7 @@ def run_episode(job: Job) -> tuple[Episode, dict[str, bytes]]:
     return kept(job, run, env.observe, instruction, seed, policy.n_action_steps)
 
 
-def _begin(job: Job, played: Simulator, env: Environment, seed: int) -> None:
+def _begin(job: EpisodeJob, played: Simulator, env: Environment, seed: int) -> None:
     fresh = job.protocol.layouts == "fresh"
     played.begin(
         env,

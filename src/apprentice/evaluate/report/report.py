@@ -38,7 +38,7 @@ CHARTED = 12  # tasks in the chart; the table has all
 
 
 @dataclass(frozen=True)
-class Stage:
+class TrainingRun:
     """What a training run cost and how its loss fell."""
 
     name: str
@@ -52,7 +52,7 @@ class Stage:
     held_out: np.ndarray  # (M, 2) samples, and the loss of episodes that nothing trains on
 
     @classmethod
-    def load(cls, name: str, run: Path) -> "Stage":
+    def load(cls, name: str, run: Path) -> "TrainingRun":
         """Read `cost.json` and `log.jsonl` of a run. Raises UserError if the run is not finished."""
         try:
             cost = read_json(run / "cost.json", Cost, "the costs of a run")
@@ -115,7 +115,7 @@ def write_report(
     if not rows:
         raise UserError(f"expected episodes in {evaluation}, found none; fix: run `apprentice eval`")
     told = probe_rows(episode for episode in episodes if episode.suite == main.protocol.suite)
-    stages = [Stage.load(name, run) for name, run in (runs or {}).items()]
+    stages = [TrainingRun.load(name, run) for name, run in (runs or {}).items()]
     names = {task.index: task.instruction for task in played.tasks(main.protocol.suite)}
     colours = _colours([*main.policies, *(runs or {})])
     subject = chosen(rows).policy
@@ -245,6 +245,6 @@ def _colours(names: list[str]) -> dict[str, str]:
     }
 
 
-def _losses(stages: list[Stage], colours: dict[str, str], label: str) -> str:
+def _losses(stages: list[TrainingRun], colours: dict[str, str], label: str) -> str:
     curves = {stage.name: (stage.seen, stage.loss, stage.held_out) for stage in stages if len(stage.loss)}
     return loss_chart(curves, colours, label) if curves else ""

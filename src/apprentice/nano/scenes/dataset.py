@@ -24,8 +24,8 @@ from apprentice.common.progress import Meter
 from apprentice.nano.scenes.catalogue import HELD_OUT, problems
 from apprentice.nano.scenes.layout import draw
 from apprentice.nano.scenes.mixtures import OWN, kept_for_tests, own_scenes
-from apprentice.nano.scenes.scene_model import Stage
-from apprentice.nano.scenes.shards import Rows, mapped
+from apprentice.nano.scenes.scene_model import SceneModel
+from apprentice.nano.scenes.shards import ShardedRows, mapped
 from apprentice.nano.scenes.truth import look
 
 UNSEEN_LAYOUTS = 15  # a scene of LIBERO-90
@@ -41,7 +41,7 @@ def write_scene(job: tuple[str, str, list[int], int, int]) -> int:
     """
     folder, scene, numbers, count, seed = job
     missing = [n for n in numbers if not (Path(folder) / f"{scene}-{n:03d}.npz").exists()]
-    stage = Stage(scene, seed) if missing else None
+    stage = SceneModel(scene, seed) if missing else None
     for number in missing:
         assert stage is not None
         rng = np.random.default_rng([seed, number])
@@ -108,7 +108,7 @@ def load(folder: Path | str, part: str, keys: tuple[str, ...] = ARRAYS) -> dict[
         facts += _facts(path)[rows]
     if not facts:
         raise UserError(f"expected rendered scenes in {folder}, found none for {part!r}; fix: generate them first")
-    return {key: Rows([mapped(path, key)[rows] for path, rows in chosen]) for key in keys} | {"facts": facts}
+    return {key: ShardedRows([mapped(path, key)[rows] for path, rows in chosen]) for key in keys} | {"facts": facts}
 
 
 def _facts(path: Path) -> list[dict[str, Any]]:

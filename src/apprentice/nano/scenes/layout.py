@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 
 from apprentice.nano.scenes.mixtures import OWN, SHOWN, forbidden, room_of
-from apprentice.nano.scenes.scene_model import Stage, Thing, rotation_z, yaw_quat
+from apprentice.nano.scenes.scene_model import SceneModel, Thing, rotation_z, yaw_quat
 
 SUPPORTS = {  # where things can be put: type -> [(site, relation)]
     "wooden_cabinet": [("top_side", "on"), ("top_region", "in"), ("bottom_region", "in")],
@@ -22,7 +22,7 @@ UNGRASPED = ("basket", "wooden_tray", "plate")
 DEEP = -0.003  # m, contacts deeper than this are overlaps
 
 
-def draw(stage: Stage, rng: np.random.Generator) -> None:
+def draw(stage: SceneModel, rng: np.random.Generator) -> None:
     """Draw a layout: fixtures, joints, objects, arm, room. Raises RuntimeError if no try is free of overlaps."""
     _paint(stage, rng)
     for _ in range(20):
@@ -37,7 +37,7 @@ def draw(stage: Stage, rng: np.random.Generator) -> None:
     raise RuntimeError(f"no free layout found in {stage.scene}")
 
 
-def _choose(stage: Stage, rng: np.random.Generator) -> None:
+def _choose(stage: SceneModel, rng: np.random.Generator) -> None:
     """Draw which objects a layout of our own shows: not all and only those of a scene that is kept for tests."""
     movable = [thing.name for thing in stage.all.values() if thing.joint >= 0]
     while True:
@@ -47,7 +47,7 @@ def _choose(stage: Stage, rng: np.random.Generator) -> None:
             return
 
 
-def _paint(stage: Stage, rng: np.random.Generator) -> None:
+def _paint(stage: SceneModel, rng: np.random.Generator) -> None:
     """Tint and re-texture the room, vary light and camera a little: the test suites have other rooms."""
     m = stage.model
     room = [
@@ -74,7 +74,7 @@ def _paint(stage: Stage, rng: np.random.Generator) -> None:
         m.cam_quat[stage.camera] = quat / np.linalg.norm(quat)
 
 
-def _fixtures(stage: Stage, rng: np.random.Generator) -> None:
+def _fixtures(stage: SceneModel, rng: np.random.Generator) -> None:
     m, d = stage.model, stage.data
     d.qpos[:] = stage.home
     stage.show(list(stage.things))  # `home` has all objects at the table
@@ -100,7 +100,7 @@ def _fixtures(stage: Stage, rng: np.random.Generator) -> None:
         d.qpos[joint.qposadr[0]] = far * (rng.uniform(0.85, 1.0) if rng.random() < 0.7 else rng.uniform(0.2, 1))
 
 
-def _place(stage: Stage, rng: np.random.Generator, thing: Thing) -> None:
+def _place(stage: SceneModel, rng: np.random.Generator, thing: Thing) -> None:
     """Put a thing at a random place, on the table or (one in three) on or in something."""
     d = stage.data
     thing.parent = thing.relation = ""
@@ -135,7 +135,7 @@ def _place(stage: Stage, rng: np.random.Generator, thing: Thing) -> None:
     stage.put(thing, point, yaw)
 
 
-def _touches(stage: Stage) -> bool:
+def _touches(stage: SceneModel) -> bool:
     """Whether the robot is in deep contact with anything but what it holds."""
     m, d = stage.model, stage.data
     for i in range(d.ncon):
@@ -149,7 +149,7 @@ def _touches(stage: Stage) -> bool:
     return False
 
 
-def _place_objects(stage: Stage, rng: np.random.Generator) -> bool:
+def _place_objects(stage: SceneModel, rng: np.random.Generator) -> bool:
     for thing in stage.objects:
         thing.parent = thing.relation = ""
     stage.held = ""
@@ -168,7 +168,7 @@ def _place_objects(stage: Stage, rng: np.random.Generator) -> bool:
     return True
 
 
-def _clash(stage: Stage, name: str, ignore: set[str]) -> bool:
+def _clash(stage: SceneModel, name: str, ignore: set[str]) -> bool:
     """Whether a thing overlaps with anything but those not yet placed."""
     m, d = stage.model, stage.data
     for i in range(d.ncon):
@@ -189,7 +189,7 @@ def _clash(stage: Stage, name: str, ignore: set[str]) -> bool:
     return False
 
 
-def _grasp(stage: Stage, rng: np.random.Generator, thing: Thing) -> tuple[np.ndarray, float, float]:
+def _grasp(stage: SceneModel, rng: np.random.Generator, thing: Thing) -> tuple[np.ndarray, float, float]:
     """A grasp of a thing: grip point from its origin (3,) m, yaw of the opening axis (rad), half width (m)."""
     half, middle = (thing.high - thing.low) / 2, (thing.high + thing.low) / 2
     height = thing.high[2] - min(0.015, half[2])
@@ -204,7 +204,7 @@ def _grasp(stage: Stage, rng: np.random.Generator, thing: Thing) -> tuple[np.nda
     return point, thing.yaw + axis * np.pi / 2, float(min(half[axis] + 0.001, 0.04))
 
 
-def _pose_robot(stage: Stage, rng: np.random.Generator) -> bool:
+def _pose_robot(stage: SceneModel, rng: np.random.Generator) -> bool:
     d = stage.data
     mode = rng.random()
     graspable = [t for t in stage.objects if t.kind not in UNGRASPED]
@@ -246,7 +246,7 @@ def _pose_robot(stage: Stage, rng: np.random.Generator) -> bool:
     return False
 
 
-def _reach(stage: Stage, rng: np.random.Generator, point: np.ndarray, yaw: float, tilt: np.ndarray) -> bool:
+def _reach(stage: SceneModel, rng: np.random.Generator, point: np.ndarray, yaw: float, tilt: np.ndarray) -> bool:
     """Inverse kinematics of the arm by damped least squares, to 3 mm and 0.05 rad."""
     m, d, mj = stage.model, stage.data, stage.mj
     cx, sx, cy, sy = np.cos(tilt[0]), np.sin(tilt[0]), np.cos(tilt[1]), np.sin(tilt[1])

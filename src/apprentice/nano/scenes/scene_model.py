@@ -41,7 +41,7 @@ class Thing:
         return float(np.abs(np.concatenate([self.low[:2], self.high[:2]])).max())
 
 
-class Stage:
+class SceneModel:
     """One scene, to be laid out anew (`layout.draw`) and looked at (`truth.look`).
 
     `things` and `objects` (those that can be moved) are what a layout shows, see `show`.

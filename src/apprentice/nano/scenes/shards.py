@@ -36,7 +36,7 @@ def _mapped(path: Path, key: str) -> np.ndarray:
         return np.memmap(path, dtype, "r", stream.tell(), shape)
 
 
-class Rows:
+class ShardedRows:
     """Arrays of several files as one (N, ...), of which rows are taken: by number, slice or array of numbers."""
 
     def __init__(self, parts: list[np.ndarray]):

@@ -5,12 +5,12 @@ from typing import Any
 import numpy as np
 
 from apprentice.nano.scenes.catalogue import CATEGORIES, CELL, NAMES, SIZE
-from apprentice.nano.scenes.scene_model import Stage, rotation_z
+from apprentice.nano.scenes.scene_model import SceneModel, rotation_z
 
 CAMERAS = ("agentview", "robot0_eye_in_hand")
 
 
-def look(stage: Stage) -> dict[str, Any]:
+def look(stage: SceneModel) -> dict[str, Any]:
     """Render: images (2, 128, 128, 3), category and depth (2, 32, 32), and the facts."""
     images, categories, depths, labels = [], [], [], []
     middle = slice(CELL // 2, None, CELL)
@@ -26,7 +26,7 @@ def look(stage: Stage) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def facts_of(stage: Stage, labels: list[np.ndarray]) -> dict[str, Any]:
+def facts_of(stage: SceneModel, labels: list[np.ndarray]) -> dict[str, Any]:
     """What is true: {"scene", "gripper", "things"}; positions in m, "px" [x, y] or None a camera, "seen" pixels,
     "centre" a camera [x, y, m]: where the position is in its image (px, not rounded) and how far, None behind it.
 
@@ -68,7 +68,7 @@ def facts_of(stage: Stage, labels: list[np.ndarray]) -> dict[str, Any]:
     return {"scene": stage.scene, "table": round(stage.table_z, 4), "gripper": gripper, "things": things}
 
 
-def project(stage: Stage, point: np.ndarray, camera: str) -> list[float] | None:
+def project(stage: SceneModel, point: np.ndarray, camera: str) -> list[float] | None:
     """Where a point (3,) is in a camera's mirrored image, [x, y, m]: px from its corner, inside the image or not, and
     how far it is along the camera's axis; None behind the camera.
     """

@@ -17,7 +17,7 @@ BATCH = 24  # layouts
 POINTED = ("point", "point_wrist", "offset")  # kinds of questions whose answers are reported one by one
 
 
-class Check:
+class HeldOut:
     """At most `layouts` layouts of one part; see `scenes.load`."""
 
     def __init__(self, data: Path | str, part: str, chat: Chat, layouts: int = 165):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from apprentice.simulators.base import simulator
-from apprentice.simulators.collection.gathering import Job, Outcome, attempt, gather, settings_of
+from apprentice.simulators.collection.gathering import Collected, CollectJob, attempt, gather, settings_of
 
 
 def collect(
@@ -51,12 +51,12 @@ def collect(
     own world, or, when all else is done, if a task could not be demonstrated.
     """
     settings = settings_of(suite, seed, render, size, worlds, reworded)
-    make = partial(Job, **settings)
+    make = partial(CollectJob, **settings)
     return gather(
         Path(out), make, _collect_one, settings, tasks=tasks, episodes=episodes, workers=workers, ray=ray, images=images
     )
 
 
-def _collect_one(job: Job) -> Outcome:
+def _collect_one(job: CollectJob) -> Collected:
     """Collect one episode in a worker."""
     return attempt(job, simulator(job.suite).demonstrator().demonstrate)

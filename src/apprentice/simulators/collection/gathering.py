@@ -32,7 +32,7 @@ STARTS, START, NOTE = "starts.npz", "start.", "note."
 
 
 @dataclass(frozen=True)
-class Job:
+class CollectJob:
     """One episode to collect. Its attempts use the seeds `first_seed`, `first_seed + 1`, ..."""
 
     suite: str
@@ -69,7 +69,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Scene:
+class Setting:
     """What an episode of a collected dataset was recorded in."""
 
     suite: str
@@ -91,10 +91,10 @@ class Rejected:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Collected:
     """What a job gave: the episode as the bytes of an .npz file, or None if every attempt was rejected."""
 
-    job: Job
+    job: CollectJob
     episode: bytes | None
     rejected: list[Rejected]
 
@@ -105,10 +105,10 @@ def settings_of(suite: str, seed: int, render: str, size: int, worlds: int, rewo
     return settings | {key: value for key, value in {"worlds": worlds, "reworded": reworded}.items() if value}
 
 
-def gather[J: Job](
+def gather[J: CollectJob](
     out: Path,
     make: Callable[..., J],
-    run: Callable[[J], Outcome],
+    run: Callable[[J], Collected],
     settings: dict[str, Any],
     *,
     tasks: Sequence[int] | None,
@@ -171,7 +171,7 @@ def gather[J: Job](
     return summary
 
 
-def attempt(job: Job, act: Callable[[Environment, int], Demonstration]) -> Outcome:
+def attempt(job: CollectJob, act: Callable[[Environment, int], Demonstration]) -> Collected:
     """In a worker: let `act` try one seed after the other until it succeeds, then draw what it recorded.
 
     What had to be tried again is no demonstration: a policy sees no difference between the grasp that missed, after
@@ -184,12 +184,12 @@ def attempt(job: Job, act: Callable[[Environment, int], Demonstration]) -> Outco
         try:
             episode = act(env, seed)
         except NotImplementedError as missing:  # no seed will help
-            return Outcome(job, None, [Rejected(job.task, job.episode, seed, str(missing))])
+            return Collected(job, None, [Rejected(job.task, job.episode, seed, str(missing))])
         if episode.failure is None and not episode.retries:
             break
         rejected.append(Rejected(job.task, job.episode, seed, episode.failure or TRIED_AGAIN))
     else:
-        return Outcome(job, None, rejected)
+        return Collected(job, None, rejected)
     frames = []
     for snapshot in episode.record.snapshots:
         env.restore(snapshot)
@@ -213,12 +213,12 @@ class Collection(TypedDict):
     start_noise: float
 
 
-def scenes(root: Path) -> list[Scene]:
+def scenes(root: Path) -> list[Setting]:
     """What each episode of a collected dataset was recorded in, in its order."""
     file = root / "meta" / "collection.json"
     collection: Collection = read_json(file, Collection, "how a dataset was collected", more=True)
     starts = _starts(root / "meta" / STARTS, collection["suite"])
-    found: list[Scene] = []
+    found: list[Setting] = []
     for task in collection["tasks"]:
         kept = collection["per_task"].get(str(task))
         worlds = kept.get("worlds", [None] * len(kept["seeds"])) if kept else []
@@ -230,7 +230,7 @@ def scenes(root: Path) -> list[Scene]:
             )
         for world, seed in zip(worlds, kept["seeds"], strict=True):
             start = starts.get(len(found))
-            found.append(Scene(collection["suite"], task, world, seed, collection["start_noise"], start))
+            found.append(Setting(collection["suite"], task, world, seed, collection["start_noise"], start))
     return found
 
 
@@ -258,9 +258,9 @@ def _check_settings(scratch: Path, settings: dict[str, Any]) -> None:
     write_json(scratch / "settings.json", settings)
 
 
-def _run[J: Job](
-    run: Callable[[J], Outcome], jobs: list[J], scratch: Path, workers: int, ray: str | None
-) -> list[Outcome]:
+def _run[J: CollectJob](
+    run: Callable[[J], Collected], jobs: list[J], scratch: Path, workers: int, ray: str | None
+) -> list[Collected]:
     """Collect the episodes that are not there yet; returns those of which every attempt was rejected."""
     missing = [job for job in jobs if not (scratch / job.file).exists()]
     missing.sort(key=lambda job: job.world or 0)  # making one takes seconds
@@ -281,8 +281,8 @@ def _run[J: Job](
 
 
 def packed(
-    job: Job, seed: int, rejected: list[Rejected], episode: Demonstration, frames: list[dict[str, np.ndarray]]
-) -> Outcome:
+    job: CollectJob, seed: int, rejected: list[Rejected], episode: Demonstration, frames: list[dict[str, np.ndarray]]
+) -> Collected:
     """The outcome of a success: its record, where it began, and what was seen before each action."""
     columns: dict[str, Any] = {key: np.stack([frame[key] for frame in frames]) for key in frames[0]}
     columns |= {
@@ -294,7 +294,7 @@ def packed(
     }
     columns |= {NOTE + key: np.array(value) for key, value in episode.notes.items()}
     columns |= {START + key: values for key, values in vars(episode.start).items()} if episode.start else {}
-    return Outcome(job, _zipped(columns), rejected)
+    return Collected(job, _zipped(columns), rejected)
 
 
 def _zipped(columns: dict[str, Any]) -> bytes:
@@ -331,7 +331,7 @@ def _starts(path: Path, suite: str) -> dict[int, Any]:
     return {index: demonstrator.state(fields) for index, fields in found.items()}
 
 
-def _explained(failures: list[Outcome], scratch: Path) -> str:
+def _explained(failures: list[Collected], scratch: Path) -> str:
     """Which tasks could not be demonstrated, and why."""
     lines = []
     for task in sorted({failure.job.task for failure in failures}):
@@ -349,7 +349,7 @@ def _counted(reasons: Iterable[str]) -> str:
     return ", ".join(f"{count} x {reason}" for reason, count in Counter(reasons).most_common())
 
 
-def _summary(jobs: Sequence[Job], scratch: Path) -> dict[str, Any]:
+def _summary(jobs: Sequence[CollectJob], scratch: Path) -> dict[str, Any]:
     """Seeds, the share of attempts kept, lengths; every rejected attempt, and how far starts are spread."""
     rejected: list[Rejected] = []
     per_task: dict[int, dict[str, Any]] = {}

@@ -21,7 +21,7 @@ from apprentice.common.progress import Meter, console
 from apprentice.data.contract import FILE, Contract
 from apprentice.data.dataset import column, instructions, open_dataset
 from apprentice.data.images import images
-from apprentice.simulators.collection.gathering import Scene, scenes
+from apprentice.simulators.collection.gathering import Setting, scenes
 from apprentice.simulators.libero.convention import CAMERAS
 from apprentice.simulators.libero.convention import contract as convention
 from apprentice.simulators.libero.dataset.diagnosis import (
@@ -52,7 +52,7 @@ FOLLOWS = 0.7  # correlation of motions below which actions do not drive this ha
 class Trial:
     """A recorded episode to replay, in its scene, or in one of all whose task has its instruction if nobody kept it."""
 
-    scenes: tuple[Scene, ...]
+    scenes: tuple[Setting, ...]
     known: bool
     states: np.ndarray  # (T, 8)
     actions: np.ndarray  # (T, 7), as executed
@@ -62,14 +62,14 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Replayed:
     states: np.ndarray  # (T, 8)
     success: bool
     alike: np.ndarray  # (2, 2, 4): recorded camera, drawn camera, orientation
 
 
 @dataclass(frozen=True)
-class Check:
+class Finding:
     """A line of the report."""
 
     name: str
@@ -101,7 +101,7 @@ def doctor(dataset: Path | str, episodes: int = 6, workers: int = 2) -> bool:
     return all(check.passed for check in checks)
 
 
-def examine(root: Path, episodes: int, workers: int) -> list[Check]:
+def examine(root: Path, episodes: int, workers: int) -> list[Finding]:
     """The checks of a dataset. Raises UserError."""
     trials, labels = _trials(root, episodes)
     # What info.json alone claims is not asked: published datasets call their 20 Hz 10, and the replay tells the rate.
@@ -166,7 +166,7 @@ def _trials(root: Path, episodes: int) -> tuple[list[Trial], list[np.ndarray]]:
     return trials, labels
 
 
-def _scenes(root: Path, episodes: int) -> list[Scene]:
+def _scenes(root: Path, episodes: int) -> list[Setting]:
     """That of each episode, or none if nobody kept them."""
     path = root / "meta" / "collection.json"
     if not path.exists():
@@ -181,10 +181,10 @@ def _scenes(root: Path, episodes: int) -> list[Scene]:
 
 
 @cache
-def _scenes_named(instruction: str) -> tuple[Scene, ...]:
+def _scenes_named(instruction: str) -> tuple[Setting, ...]:
     """Any of each task with this instruction, those of the test suites first. Raises UserError."""
     named = [task for suite in SUITES for task in tasks_of(suite) if task.instruction == instruction]
-    found = [Scene(task.suite, task.index, None, 0, 0.0) for task in named]
+    found = [Setting(task.suite, task.index, None, 0, 0.0) for task in named]
     if not found:
         raise UserError(
             f"expected an instruction of the suites {', '.join(SUITES)}, found {instruction!r}; "
@@ -202,15 +202,15 @@ def _repaired_arrays(trial: Trial, fault: Fault) -> tuple[np.ndarray, np.ndarray
     return fault.repaired(trial.states, trial.actions)
 
 
-def _replayed(trials: Sequence[Trial], workers: int, meter: Meter) -> list[Outcome]:
-    outcomes: dict[int, Outcome] = {}
+def _replayed(trials: Sequence[Trial], workers: int, meter: Meter) -> list[Replayed]:
+    outcomes: dict[int, Replayed] = {}
     for index, outcome in spread(_replay, list(enumerate(trials)), workers):
         outcomes[index] = outcome
         meter.advance()
     return [outcomes[index] for index in range(len(trials))]
 
 
-def _replay(job: tuple[int, Trial]) -> tuple[int, Outcome]:
+def _replay(job: tuple[int, Trial]) -> tuple[int, Replayed]:
     """Replay one episode in a worker, in that of its possible scenes which looks most like it."""
     index, trial = job
     scene = max(trial.scenes, key=lambda s: _first_look(trial, s).max()) if trial.scenes[1:] else trial.scenes[0]
@@ -222,14 +222,14 @@ def _replay(job: tuple[int, Trial]) -> tuple[int, Outcome]:
         if step in trial.looks and (near or step == 0):
             alike.append(_looked(env, trial.images[list(trial.looks).index(step)]))
         success = env.step(action)
-    return index, Outcome(np.array(states), success, np.mean(alike, axis=0))
+    return index, Replayed(np.array(states), success, np.mean(alike, axis=0))
 
 
-def _first_look(trial: Trial, scene: Scene) -> np.ndarray:
+def _first_look(trial: Trial, scene: Setting) -> np.ndarray:
     return _looked(_begun(trial, scene), trial.images[0])
 
 
-def _begun(trial: Trial, scene: Scene) -> LiberoEnv:
+def _begun(trial: Trial, scene: Setting) -> LiberoEnv:
     """The environment at the episode's start; in a scene that is not known, at its hand's start if within reach."""
     env = environment(scene.suite, scene.task, scene.world, render=trial.render, size=trial.images.shape[-2])
     env.reset(seed=scene.seed, start_noise=scene.start_noise)
@@ -250,7 +250,7 @@ def _looked(env: LiberoEnv, images: np.ndarray) -> np.ndarray:
     return np.array([[likeness(picture, drawn[camera]) for camera in CAMERAS] for picture in images])
 
 
-def _agrees(name: str, contract: Contract, trials: list[Trial]) -> Check:
+def _agrees(name: str, contract: Contract, trials: list[Trial]) -> Finding:
     """Does this part of the dataset's contract fit the installed simulator?"""
     ours = convention(trials[0].images.shape[-2], trials[0].render)
     expected = ", ".join(f"{k} {v}" for k, v in ours.versions.items()) if contract.versions else "LIBERO's conventions"
@@ -258,39 +258,40 @@ def _agrees(name: str, contract: Contract, trials: list[Trial]) -> Check:
     try:
         contract.check(ours, "the dataset", "the simulator")
     except UserError as error:
-        return Check(name, False, expected, str(error).split("\n", 1)[1].strip(), "see above")
-    return Check(name, True, expected, found, "")
+        return Finding(name, False, expected, str(error).split("\n", 1)[1].strip(), "see above")
+    return Finding(name, True, expected, found, "")
 
 
-def _state_check(fault: Fault) -> Check:
+def _state_check(fault: Fault) -> Finding:
     expected = "x y z, axis-angle, two fingers"
     if fault.columns == Fault().columns:
-        return Check("state", True, expected, "in order", "")
+        return Finding("state", True, expected, "in order", "")
     found = f"columns look permuted: {expected} are found in columns {' '.join(map(str, fault.columns))}"
-    return Check("state", False, expected, found, f"reorder: state[:, {list(fault.columns)}]")
+    return Finding("state", False, expected, found, f"reorder: state[:, {list(fault.columns)}]")
 
 
-def _gripper_check(fault: Fault) -> Check:
+def _gripper_check(fault: Fault) -> Finding:
     if fault.gripper == 1:
-        return Check("gripper", True, "+1 closes", "+1 closes", "")
-    return Check("gripper", False, "+1 closes", "sign looks flipped: +1 opens", "negate the last column of the actions")
+        return Finding("gripper", True, "+1 closes", "+1 closes", "")
+    flipped = "sign looks flipped: +1 opens"
+    return Finding("gripper", False, "+1 closes", flipped, "negate the last column of the actions")
 
 
-def _action_check(fault: Fault, follows: float) -> Check:
+def _action_check(fault: Fault, follows: float) -> Finding:
     expected = "full action: 0.05 m, 0.5 rad"
     move, turn = fault.translation, fault.rotation
     if follows < FOLLOWS:
         found = f"the hand does not go where it went (correlation {follows:.2f})"
-        return Check("actions", False, expected, found, "record relative actions in the world's frame, in this order")
+        return Finding("actions", False, expected, found, "record relative actions in the world's frame, in this order")
     if move == turn == 1:
-        return Check("actions", True, expected, f"the hand follows (correlation {follows:.2f})", "")
+        return Finding("actions", True, expected, f"the hand follows (correlation {follows:.2f})", "")
     found = f"actions look scaled by {move:g}"
     if move != turn:
         found = f"translations look scaled by {move:g}, rotations by {turn:g}"
-    return Check("actions", False, expected, found, f"divide translations by {move:g} and rotations by {turn:g}")
+    return Finding("actions", False, expected, found, f"divide translations by {move:g} and rotations by {turn:g}")
 
 
-def _view_checks(alike: np.ndarray) -> list[Check]:
+def _view_checks(alike: np.ndarray) -> list[Finding]:
     """Which camera each column shows, and which side is up, from likenesses (2, 2, 4)."""
     views = [best_view(alike[camera], camera) for camera in range(2)]
     names = ("the scene's camera", "the wrist's camera")
@@ -299,34 +300,34 @@ def _view_checks(alike: np.ndarray) -> list[Check]:
     turned = [f"{names[found]} is {ORIENTATIONS[side]}" for found, side in views if side]
     likenesses = ", ".join(f"{alike[camera][view]:.2f}" for camera, view in enumerate(views))
     if strange:
-        seen = Check(
+        seen = Finding(
             "cameras", False, ", ".join(names), f"{' and '.join(strange)} shows something else", "record again"
         )
     elif [found for found, _ in views] != [0, 1]:
         what = "cameras look swapped" if [found for found, _ in views] == [1, 0] else "one camera is there twice"
-        seen = Check("cameras", False, ", ".join(names), f"{what}: {cameras}", "rename the image columns")
+        seen = Finding("cameras", False, ", ".join(names), f"{what}: {cameras}", "rename the image columns")
     else:
-        seen = Check("cameras", True, ", ".join(names), f"{cameras} (correlation {likenesses})", "")
+        seen = Finding("cameras", True, ", ".join(names), f"{cameras} (correlation {likenesses})", "")
     fix = "turn or flip the images once, where they are recorded"
-    upright = Check("orientation", not turned, "images as LeRobot's", "; ".join(turned) or "upright", fix)
+    upright = Finding("orientation", not turned, "images as LeRobot's", "; ".join(turned) or "upright", fix)
     return [seen, upright]
 
 
-def _success_check(outcomes: list[Outcome], replays: list[Replay], fault: Fault) -> Check:
+def _success_check(outcomes: list[Replayed], replays: list[Replay], fault: Fault) -> Finding:
     """In the recorded scene the recorded actions must succeed."""
     successes, worst = sum(outcome.success for outcome in outcomes), max(map(deviation, replays))
     found = f"{successes} of {len(outcomes)} succeed{_after(fault)}, {1000 * worst:.1f} mm from the recorded path"
     fix = "the simulator, its assets or the recording changed: install what recorded it, or collect again"
-    return Check("replay", successes == len(outcomes), "every episode succeeds", found, fix)
+    return Finding("replay", successes == len(outcomes), "every episode succeeds", found, fix)
 
 
-def _path_check(replays: list[Replay], fault: Fault) -> Check:
+def _path_check(replays: list[Replay], fault: Fault) -> Finding:
     """In another scene the hand must go where it went, until it touches something."""
     middle = float(np.median([deviation(replay) for replay in replays]))
     expected = f"the hand within {1000 * TRACKED:.0f} mm until it closes"
     found = f"{1000 * middle:.1f} mm in the median of {len(replays)} episodes{_after(fault)}; no seeds to test success"
     fix = "the simulator or the robot's controller changed: install what recorded it"
-    return Check("replay", middle < TRACKED, expected, found, fix)
+    return Finding("replay", middle < TRACKED, expected, found, fix)
 
 
 def _after(fault: Fault) -> str:

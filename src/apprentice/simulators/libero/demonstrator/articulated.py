@@ -4,7 +4,7 @@ import numpy as np
 
 from apprentice.simulators.libero.demonstrator.controller import CLOSE, DOWN, OPEN, UP, Controller, Failure
 from apprentice.simulators.libero.demonstrator.grasping import TIP, about_z, leaning, wrapped, yaw_along
-from apprentice.simulators.libero.simulator.geometry import World
+from apprentice.simulators.libero.simulator.geometry import Geometry
 
 DRAWER_OPEN, DRAWER_SHUT = -0.150, 0.001  # m, beyond what the goals ask
 MOST_COVERED, UNCOVERED = 0.030, 0.018  # m of an object under a drawer: that can still be grasped, and to leave
@@ -16,7 +16,7 @@ DOOR_OPEN, DOOR_AJAR, DOOR_SHUT = -1.40, -0.80, -0.001  # rad
 class Part:
     """The drawer of a region, or the door or knob of a fixture: one joint and the body it moves."""
 
-    def __init__(self, world: World, name: str):
+    def __init__(self, world: Geometry, name: str):
         self.world = world
         if world.is_site(name):
             self._joint = world.model.joint(world.domain.object_sites_dict[name].joints[0]).id
@@ -55,7 +55,7 @@ def drawer_pull(drawer: Part) -> tuple[np.ndarray, np.ndarray]:
     return pull, drawer.foremost(pull)
 
 
-def open_drawer(hand: Controller, world: World, site: str, until: float = DRAWER_OPEN) -> None:
+def open_drawer(hand: Controller, world: Geometry, site: str, until: float = DRAWER_OPEN) -> None:
     """Pull the drawer's handle from in front. Raises Failure."""
     drawer = Part(world, site)
     low = drawer_pull(drawer)[1][2] < world.table_height() + LOW_HANDLE
@@ -106,7 +106,7 @@ def _hook(hand: Controller, drawer: Part, lean: float, until: float) -> None:
     hand.go(hand.position + 0.08 * UP + 0.05 * pull, leant, near=0.05, steps=20)
 
 
-def way_aside(world: World, site: str, name: str) -> np.ndarray:
+def way_aside(world: Geometry, site: str, name: str) -> np.ndarray:
     """How far (3,) m an object must move sideways so that the open drawer will not hide it; zeros if it need not."""
     drawer = Part(world, site)
     pull, handle = drawer_pull(drawer)
@@ -120,7 +120,7 @@ def way_aside(world: World, site: str, name: str) -> np.ndarray:
     return direction * (covered - UNCOVERED) if covered > MOST_COVERED else np.zeros(3)
 
 
-def close_drawer(hand: Controller, world: World, site: str) -> None:
+def close_drawer(hand: Controller, world: Geometry, site: str) -> None:
     """Push the handle with closed fingers. Raises Failure."""
     drawer = Part(world, site)
     pull, handle = drawer_pull(drawer)
@@ -140,7 +140,7 @@ def close_drawer(hand: Controller, world: World, site: str) -> None:
         raise Failure(f"drawer still open by {-drawer.value:.3f} m")
 
 
-def turn_knob(hand: Controller, world: World, stove: str, on: bool) -> None:
+def turn_knob(hand: Controller, world: Geometry, stove: str, on: bool) -> None:
     """Grasp the knob's raised bar near its far end and lead it along its arc; its inertia makes it slow.
 
     Raises Failure.
@@ -180,7 +180,7 @@ def turn_knob(hand: Controller, world: World, stove: str, on: bool) -> None:
         raise Failure(f"knob at {knob.value:.2f} rad")
 
 
-def close_door(hand: Controller, world: World, name: str) -> None:
+def close_door(hand: Controller, world: Geometry, name: str) -> None:
     """Sweep a hinged door shut from outside. Raises Failure."""
     door = Part(world, name)
     _sweep(hand, world, door, name, DOOR_SHUT, 0.0)
@@ -188,7 +188,7 @@ def close_door(hand: Controller, world: World, name: str) -> None:
         raise Failure(f"door still open by {-door.value:.2f} rad")
 
 
-def open_door(hand: Controller, world: World, name: str) -> None:
+def open_door(hand: Controller, world: Geometry, name: str) -> None:
     """Pull a hinged door by its handle until the hand fits behind it, and sweep it open from inside. Raises Failure."""
     door = Part(world, name)
     yaw = yaw_along(world.rotation(name)[:, 0])
@@ -199,7 +199,7 @@ def open_door(hand: Controller, world: World, name: str) -> None:
         raise Failure(f"door open by {-door.value:.2f} rad only")
 
 
-def _sweep(hand: Controller, world: World, door: Part, name: str, until: float, yaw: float) -> None:
+def _sweep(hand: Controller, world: Geometry, door: Part, name: str, until: float, yaw: float) -> None:
     """Move a door with closed fingers that point down beside it."""
     hinge, start, frame = door.anchor, door.value, door.rotation
     sign = -1 if until > start else 1  # pushed from outside to shut it, from inside to open it

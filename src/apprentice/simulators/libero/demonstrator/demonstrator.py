@@ -9,7 +9,7 @@ from apprentice.simulators.libero.demonstrator.inserting import insert
 from apprentice.simulators.libero.demonstrator.resuming import holds
 from apprentice.simulators.libero.demonstrator.skills import pick_and_place
 from apprentice.simulators.libero.simulator.env import LiberoEnv
-from apprentice.simulators.libero.simulator.geometry import World
+from apprentice.simulators.libero.simulator.geometry import Geometry
 
 START_NOISE = 0.04  # m, on each axis; test states differ by 5-9 mm (one standard deviation)
 AFTER_SUCCESS = 20  # steps kept after the goal is reached for good: release and retreat
@@ -55,7 +55,7 @@ def solve(env: LiberoEnv, style: Style, rng: np.random.Generator, after: np.ndar
     return Demonstration(hand.record, failure, hand.retries)
 
 
-def _solve(hand: Controller, world: World) -> None:
+def _solve(hand: Controller, world: Geometry) -> None:
     """Reach all goals, and once more what a later one undid. Raises Failure."""
     goals = in_order([tuple(goal) for goal in world.domain.parsed_problem["goal_state"]])
     if in_hand := [goal for goal in goals if holds(hand, world, goal[1])]:
@@ -69,7 +69,7 @@ def _solve(hand: Controller, world: World) -> None:
             return
 
 
-def _settle(hand: Controller, world: World) -> None:
+def _settle(hand: Controller, world: Geometry) -> None:
     """Wait for what falls."""
     for _ in range(SETTLE_STEPS):
         if world.still():
@@ -98,7 +98,7 @@ def in_order(goals: list[Goal]) -> list[Goal]:
     return sorted(goals, key=rank)
 
 
-def _achieve(hand: Controller, world: World, goal: Goal, goals: list[Goal]) -> None:
+def _achieve(hand: Controller, world: Geometry, goal: Goal, goals: list[Goal]) -> None:
     """Make a goal true by the skill for it, in a few tries. Raises Failure."""
     for attempt in range(TRIES):
         if world.holds(goal):
@@ -113,7 +113,7 @@ def _achieve(hand: Controller, world: World, goal: Goal, goals: list[Goal]) -> N
             hand.release(0.08 * UP)
 
 
-def _attempt(hand: Controller, world: World, goal: Goal, goals: list[Goal]) -> None:
+def _attempt(hand: Controller, world: Geometry, goal: Goal, goals: list[Goal]) -> None:
     match goal:
         case ("open", part) if world.is_site(part):
             articulated.open_drawer(hand, world, part)

@@ -6,13 +6,13 @@ from apprentice.simulators.libero.demonstrator.controller import CLOSE, DOWN, UP
 from apprentice.simulators.libero.demonstrator.grasping import REACH, TIP
 from apprentice.simulators.libero.demonstrator.skills import pick_and_place
 from apprentice.simulators.libero.demonstrator.spots import Spot
-from apprentice.simulators.libero.simulator.geometry import World
+from apprentice.simulators.libero.simulator.geometry import Geometry
 
 PUSHED = 0.012  # m that a dish may run into what it passes
 DEEP = 0.03  # m from a bowl's floor to its rim
 
 
-def drag(hand: Controller, world: World, name: str, site: str) -> None:
+def drag(hand: Controller, world: Geometry, name: str, site: str) -> None:
     """Lead a dish to a region, around what is in the way; what leaves no way is first put aside. Raises Failure."""
     way = _way(world, name, site)
     for other in _in_the_way(world, name, way):
@@ -23,7 +23,7 @@ def drag(hand: Controller, world: World, name: str, site: str) -> None:
     hand.go(hand.position + 0.05 * UP, DOWN, near=0.02, steps=30)
 
 
-def lead(hand: Controller, world: World, name: str, target: np.ndarray, near: float, tries: int = 4) -> None:
+def lead(hand: Controller, world: Geometry, name: str, target: np.ndarray, near: float, tries: int = 4) -> None:
     """Plant the closed finger tips in a dish and lead it by its inner rim to `target` (2,)."""
     points, start = world.points(name, 0.004), world.position(name)
     middle = points[np.linalg.norm((points - start)[:, :2], axis=1) < 0.02]
@@ -37,7 +37,7 @@ def lead(hand: Controller, world: World, name: str, target: np.ndarray, near: fl
         hand.go(hand.position + 0.03 * UP, DOWN, near=0.02, steps=12)
 
 
-def _plant(hand: Controller, world: World, name: str, target: np.ndarray, height: float) -> None:
+def _plant(hand: Controller, world: Geometry, name: str, target: np.ndarray, height: float) -> None:
     """Put the finger tips into the dish, a little ahead of its middle."""
     dish = world.position(name)[:2]
     ahead = (target - dish) / max(np.linalg.norm(target - dish), 1e-6)
@@ -49,7 +49,7 @@ def _plant(hand: Controller, world: World, name: str, target: np.ndarray, height
     hand.go(start, DOWN, near=0.006, turned=0.1, steps=30)
 
 
-def _pull(hand: Controller, world: World, name: str, target: np.ndarray, near: float, height: float) -> None:
+def _pull(hand: Controller, world: Geometry, name: str, target: np.ndarray, near: float, height: float) -> None:
     """Drag until there, or until the dish does not move any more."""
     past: list[np.ndarray] = []
     for count in range(140):
@@ -63,7 +63,7 @@ def _pull(hand: Controller, world: World, name: str, target: np.ndarray, near: f
         hand.guide(position, DOWN, gain=1.5, speed=0.45)
 
 
-def _way(world: World, name: str, site: str) -> np.ndarray:
+def _way(world: Geometry, name: str, site: str) -> np.ndarray:
     """Start, corner and end (3, 2) of a way for the dish that avoids other things, into the region."""
     start, (centre, half), radius = world.position(name), world.site(site), _radius(world, name)
     low = world.obstacles((name,), 0.012)
@@ -83,19 +83,19 @@ def _way(world: World, name: str, site: str) -> np.ndarray:
     return best[1]
 
 
-def _radius(world: World, name: str) -> float:
+def _radius(world: Geometry, name: str) -> float:
     """Of a dish and a little room around it, m."""
     away = (world.points(name, 0.004) - world.position(name))[:, :2]
     return float(np.linalg.norm(away, axis=1).max()) + 0.006
 
 
-def _in_the_way(world: World, name: str, way: np.ndarray) -> list[str]:
+def _in_the_way(world: Geometry, name: str, way: np.ndarray) -> list[str]:
     """The objects that the dish would push along on its way (3, 2)."""
     others = [other for other in world.domain.objects_dict if other != name]
     return [other for other in others if _beside(world.points(other, 0.01), way) < _radius(world, name) - PUSHED]
 
 
-def _aside(world: World, name: str, other: str, way: np.ndarray) -> Spot:
+def _aside(world: Geometry, name: str, other: str, way: np.ndarray) -> Spot:
     """The nearest place on the table for an object where it touches nothing and the dish passes by."""
     here, points = world.position(other), world.points(other, 0.01)
     room = float(np.linalg.norm((points - here)[:, :2], axis=1).max()) + 0.005

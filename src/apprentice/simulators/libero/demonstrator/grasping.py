@@ -7,7 +7,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from apprentice.simulators.libero.demonstrator.controller import DOWN
-from apprentice.simulators.libero.simulator.geometry import World
+from apprentice.simulators.libero.simulator.geometry import Geometry
 
 # The Panda gripper (m), seen from the grip site: opening axis u, lateral axis v, height z.
 TIP = 0.016  # finger tips below, with room for what they must not touch
@@ -66,7 +66,7 @@ def leaning(inward: np.ndarray, angle: float, yaw: float) -> np.ndarray:
     return Rotation.from_rotvec(angle * axis).as_matrix() @ about_z(yaw) @ DOWN
 
 
-def plan_grasps(world: World, name: str, move: np.ndarray | None = None, turn: float = 0.0) -> list[Grasp]:
+def plan_grasps(world: Geometry, name: str, move: np.ndarray | None = None, turn: float = 0.0) -> list[Grasp]:
     """Grasps of an object, the best first, that collide with nothing.
 
     `move` (3,) and `turn` (rad) say how the object will be moved afterwards: a hand that would collide there

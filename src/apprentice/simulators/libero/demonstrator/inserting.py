@@ -8,7 +8,7 @@ import numpy as np
 from apprentice.simulators.libero.demonstrator.controller import OPEN, UP, Controller, Failure
 from apprentice.simulators.libero.demonstrator.grasping import leaning, yaw_along
 from apprentice.simulators.libero.demonstrator.skills import pick, take
-from apprentice.simulators.libero.simulator.geometry import World
+from apprentice.simulators.libero.simulator.geometry import Geometry
 
 BOOKS = ("black_book", "yellow_book")  # they stand, and are laid down as they go in
 
@@ -32,7 +32,7 @@ class Hold:
     way_back: np.ndarray  # (3,) m, along which the hand leaves
 
 
-def cavity_of(world: World, site: str) -> Cavity:
+def cavity_of(world: Geometry, site: str) -> Cavity:
     """From the walls' places in LIBERO's models of its microwave and its two-layer shelf."""
     fixture = world.parent(site)
     frame, origin = world.rotation(fixture), world.position(fixture)
@@ -44,7 +44,7 @@ def cavity_of(world: World, site: str) -> Cavity:
     return Cavity(front, frame[:, 1], 0.186, np.zeros(3))
 
 
-def insert(hand: Controller, world: World, name: str, site: str) -> None:
+def insert(hand: Controller, world: Geometry, name: str, site: str) -> None:
     """Put an object into a cavity: by its handle if it lies, leant over if it stands. Raises Failure."""
     cavity = cavity_of(world, site)
     if name.startswith(BOOKS):
@@ -56,7 +56,7 @@ def insert(hand: Controller, world: World, name: str, site: str) -> None:
     _slide_in(hand, world, name, hold, cavity)
 
 
-def _take_by_handle(hand: Controller, world: World, name: str, cavity: Cavity, short: bool) -> Hold:
+def _take_by_handle(hand: Controller, world: Geometry, name: str, cavity: Cavity, short: bool) -> Hold:
     """Grasp a handle that points out of the cavity with a leant hand: near its end, or in the middle."""
     points, inward = world.points(name, 0.003), cavity.inward
     outside = -(points @ inward)
@@ -75,7 +75,7 @@ def _take_by_handle(hand: Controller, world: World, name: str, cavity: Cavity, s
     return Hold(leant, 0.053 if short else 0.08, -0.12 * inward)
 
 
-def _take_and_lean(hand: Controller, world: World, name: str, cavity: Cavity, low: bool) -> Hold:
+def _take_and_lean(hand: Controller, world: Geometry, name: str, cavity: Cavity, low: bool) -> Hold:
     """Grasp a book by its top and lean it in front of the cavity, its bottom inwards: let go, it will lie.
 
     Under a low roof it leans less, or the hand would touch the table.
@@ -90,7 +90,7 @@ def _take_and_lean(hand: Controller, world: World, name: str, cavity: Cavity, lo
     return Hold(leant, 0.05 if low else 0.10, -0.12 * leant[:, 2])
 
 
-def _slide_in(hand: Controller, world: World, name: str, hold: Hold, cavity: Cavity) -> None:
+def _slide_in(hand: Controller, world: Geometry, name: str, hold: Hold, cavity: Cavity) -> None:
     """Bring the held object before the cavity, push it in, let go and leave. Raises Failure."""
 
     def object_at(depth: float, height: float, aside: float = 0.0) -> Callable[[], np.ndarray]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from apprentice.simulators.libero.demonstrator.controller import CLOSE, Controller
 from apprentice.simulators.libero.demonstrator.grasping import Grasp, wrapped
-from apprentice.simulators.libero.simulator.geometry import World
+from apprentice.simulators.libero.simulator.geometry import Geometry
 
 LEVEL = 0.9  # cosine of how far a hand that holds or comes down may lean
 ASIDE, SLOPE, HIGHEST, TURNED = 0.004, 0.25, 0.10, 0.3  # m, m a m, m, rad: a funnel over the grasp
@@ -17,12 +17,12 @@ OPENED = 0.07  # m between the fingers
 OVER = 0.012  # m beside its place that an object may be let down from
 
 
-def holds(hand: Controller, world: World, name: str) -> bool:
+def holds(hand: Controller, world: Geometry, name: str) -> bool:
     """Is the object in the closed hand, and lifted?"""
     return hand.gripper == CLOSE and name in world.grasped() and not world.rests(name)
 
 
-def present_grasp(hand: Controller, world: World, name: str, yaw: float | None, low: float) -> Grasp | None:
+def present_grasp(hand: Controller, world: Geometry, name: str, yaw: float | None, low: float) -> Grasp | None:
     """How the hand holds the object; None if it does not, or not as `pick` is asked to (its `yaw` and `low`)."""
     rotation = hand.rotation
     if not holds(hand, world, name) or rotation[2, 2] > -LEVEL or hand.position[2] < low:
@@ -38,6 +38,6 @@ def comes_down_on(hand: Controller, grasp: Grasp) -> bool:
     return bool(hand.opening > OPENED and inside and np.arccos(np.clip((np.trace(turn) - 1) / 2, -1, 1)) < TURNED)
 
 
-def is_over(world: World, name: str, xy: np.ndarray) -> bool:
+def is_over(world: Geometry, name: str, xy: np.ndarray) -> bool:
     """Is the object over `xy` (2,), so that it can be let straight down?"""
     return bool(np.linalg.norm(world.position(name)[:2] - xy) < OVER)

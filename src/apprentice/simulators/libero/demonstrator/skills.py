@@ -19,7 +19,7 @@ from apprentice.simulators.libero.demonstrator.grasping import (
 )
 from apprentice.simulators.libero.demonstrator.resuming import comes_down_on, is_over, present_grasp
 from apprentice.simulators.libero.demonstrator.spots import Spot
-from apprentice.simulators.libero.simulator.geometry import World
+from apprentice.simulators.libero.simulator.geometry import Geometry
 
 LAST, FIRST = 0.038, 0.008  # m: slow before a grasp (the hand needs some way to slow down), and after it
 THERE, STILL = 0.003, 0.0008  # m from a grasp, and m a step: the hand stands, and the fingers may close
@@ -29,7 +29,7 @@ RIM = 0.05  # m above the place in a basket: what touches there is not its floor
 
 def pick(
     hand: Controller,
-    world: World,
+    world: Geometry,
     name: str,
     move: np.ndarray | None = None,
     turn: float = 0.0,
@@ -65,7 +65,7 @@ def pick(
     raise Failure(f"cannot grasp {name}")
 
 
-def _approach(hand: Controller, world: World, name: str, grasp: Grasp) -> None:
+def _approach(hand: Controller, world: Geometry, name: str, grasp: Grasp) -> None:
     """Over everything in between, then down onto the grasp."""
     start, end, rotation = hand.position, grasp.position, grasp.rotation
     hand.gripper = OPEN
@@ -106,7 +106,7 @@ def lift_off(hand: Controller, position: np.ndarray, rotation: np.ndarray) -> No
     hand.go(end, rotation, near=0.02, turned=0.5, steps=25, speed=slow)
 
 
-def _way_out(world: World, name: str) -> np.ndarray:
+def _way_out(world: Geometry, name: str) -> np.ndarray:
     """How far (3,) m an object must go sideways before it can be lifted past what hangs over it."""
     low, high = world.bounds(name)
     centre, radius = (low + high) / 2, (high - low)[:2].max() / 2
@@ -119,7 +119,7 @@ def _way_out(world: World, name: str) -> np.ndarray:
     return away * (radius + 0.02 + (over @ away).max())
 
 
-def place(hand: Controller, world: World, name: str, spot: Spot, grasp: Grasp) -> None:
+def place(hand: Controller, world: Geometry, name: str, spot: Spot, grasp: Grasp) -> None:
     """Bring the held object to a spot, down to its height or to contact, let go and retreat.
 
     Raises Failure if the object is lost on the way.
@@ -158,7 +158,7 @@ def place(hand: Controller, world: World, name: str, spot: Spot, grasp: Grasp) -
 
 
 def _clear_of_hand(
-    hand: Controller, world: World, name: str, xy: np.ndarray, turn: float, rotation: np.ndarray
+    hand: Controller, world: Geometry, name: str, xy: np.ndarray, turn: float, rotation: np.ndarray
 ) -> float:
     """The least height of the object's origin at which the hand's hull hits nothing around the spot."""
     offset = about_z(turn) @ (hand.position - world.position(name))
@@ -168,7 +168,7 @@ def _clear_of_hand(
     return float(under.max(initial=-1.0) + 0.012 - HAND - offset[2])
 
 
-def pick_and_place(hand: Controller, world: World, name: str, spot: Spot) -> None:
+def pick_and_place(hand: Controller, world: Geometry, name: str, spot: Spot) -> None:
     """Raises Failure."""
     move = np.array([*spot.xy, spot.height]) - world.position(name)
     grasp = pick(hand, world, name, None if spot.deep else move, spot.turn, yaw=spot.yaw)

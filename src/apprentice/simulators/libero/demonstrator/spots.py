@@ -7,7 +7,7 @@ import numpy as np
 from apprentice.simulators.libero.demonstrator.articulated import Part, drawer_pull
 from apprentice.simulators.libero.demonstrator.controller import UP
 from apprentice.simulators.libero.demonstrator.grasping import wrapped, yaw_along
-from apprentice.simulators.libero.simulator.geometry import World
+from apprentice.simulators.libero.simulator.geometry import Geometry
 
 IN_BASKET, ON_STOVE = 0.06, 0.10  # m between two objects that go to the same place
 SLACK = 0.010  # m below a region that still counts as inside; what stands on a caddy's floor may be lower yet
@@ -26,18 +26,18 @@ class Spot:
     deep: bool = False  # walls all around: the hand stays above them and lets the object drop
 
 
-def on_object(world: World, name: str, other: str) -> Spot:
+def on_object(world: Geometry, name: str, other: str) -> Spot:
     xy = world.position(other)[:2]
     return Spot(xy, world.support_height(xy, (name,), 0.012) + _hang(world, name) + 0.004)
 
 
-def on_region(world: World, name: str, site: str, slot: float) -> Spot:
+def on_region(world: Geometry, name: str, site: str, slot: float) -> Spot:
     """`slot` is the object's place among those that go there: 0 alone, else -0.5, 0.5."""
     xy = world.site(site)[0][:2] - np.array([slot * ON_STOVE, 0])
     return Spot(xy, world.support_height(xy, (name,), 0.03) + _hang(world, name) + 0.003)
 
 
-def on_rack(world: World, name: str, rack: str) -> Spot:
+def on_rack(world: Geometry, name: str, rack: str) -> Spot:
     """On the rack's slope beside its post, leant so that a bottle, let go, lies back with its neck upwards."""
     frame, origin = world.rotation(rack), world.position(rack)
     sides = [(origin + frame @ [x, -0.043, 0])[:2] for x in (-0.05, 0.05)]
@@ -46,7 +46,7 @@ def on_rack(world: World, name: str, rack: str) -> Spot:
     return Spot(xy, world.support_height(xy, (name,), 0.010), yaw=yaw_along(frame[:, 0]), tilt=tilt)
 
 
-def in_region(world: World, name: str, site: str, slot: float) -> Spot:
+def in_region(world: Geometry, name: str, site: str, slot: float) -> Spot:
     """A basket, tray or compartment."""
     (centre, half), hang = world.site(site), _hang(world, name)
     axis = int(half[1] > half[0])
@@ -62,7 +62,7 @@ def in_region(world: World, name: str, site: str, slot: float) -> Spot:
     return Spot(xy, height, turn, deep=basket)
 
 
-def in_drawer(world: World, name: str, site: str) -> Spot:
+def in_drawer(world: Geometry, name: str, site: str) -> Spot:
     """Just behind the drawer's front, where the hand has most room; what is too tall is leant, and falls over."""
     low, high = world.bounds(name)
     (pull, handle), (centre, half) = drawer_pull(Part(world, site)), world.site(site)
@@ -75,7 +75,7 @@ def in_drawer(world: World, name: str, site: str) -> Spot:
     return Spot(xy, upright + 0.019)
 
 
-def _hang(world: World, name: str) -> float:
+def _hang(world: Geometry, name: str) -> float:
     """From the object's lowest point up to its origin (m)."""
     return float(world.position(name)[2] - world.bounds(name)[0][2])
 
@@ -86,7 +86,7 @@ def _wedged(spot: Spot, half: np.ndarray) -> Spot:
     return Spot(spot.xy - 0.012 * along[:2], spot.height, spot.turn, tilt=np.deg2rad(25) * np.cross(UP, along))
 
 
-def _turn_into(world: World, name: str, half: np.ndarray) -> float:
+def _turn_into(world: Geometry, name: str, half: np.ndarray) -> float:
     """The least turn (rad) that lays the object's long side along that of a compartment, or along any of a square."""
     points = world.points(name, 0.008)[:, :2]
     values, vectors = np.linalg.eigh(np.cov(points.T))

@@ -9,7 +9,7 @@ import numpy as np
 
 from apprentice.common.errors import UserError
 from apprentice.simulators.libero.simulator.env import SETTLE, LiberoEnv
-from apprentice.simulators.libero.simulator.geometry import World
+from apprentice.simulators.libero.simulator.geometry import Geometry
 from apprentice.simulators.libero.simulator.layout import FARTHEST
 
 NEAR, FAR = 0.03, 0.05  # m that an object is moved
@@ -74,7 +74,7 @@ def _way(rng: np.random.Generator, near: float) -> np.ndarray:
     return distance * np.array([np.cos(angle), np.sin(angle)])
 
 
-def _together(world: World, name: str) -> list[str]:
+def _together(world: Geometry, name: str) -> list[str]:
     """An object and every loose one that touches it, or touches one that does."""
     owner = np.array([str(owner) for owner in world.owner])
     pairs = owner[world.model.geom_bodyid[world.data.contact.geom]]
@@ -84,13 +84,13 @@ def _together(world: World, name: str) -> list[str]:
     return sorted(group)
 
 
-def _shift(world: World, data: mujoco.MjData, group: list[str], way: np.ndarray) -> None:
+def _shift(world: Geometry, data: mujoco.MjData, group: list[str], way: np.ndarray) -> None:
     for name in group:
         joint = world.model.joint(world.domain.objects_dict[name].joints[-1])
         data.qpos[joint.qposadr[0] : joint.qposadr[0] + 2] += way
 
 
-def _stands(world: World, name: str, group: list[str], way: np.ndarray) -> bool:
+def _stands(world: Geometry, name: str, group: list[str], way: np.ndarray) -> bool:
     """Would the group touch nothing, and stay as it is, if it were moved by `way` (2,) m? Tried on a copy."""
     model, base = world.model, world.base()[:2]
     spot = world.position(name)[:2]

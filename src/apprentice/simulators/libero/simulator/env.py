@@ -15,11 +15,11 @@ from scipy.spatial.transform import Rotation
 
 from apprentice.common.errors import UserError
 from apprentice.simulators.libero.simulator.arm import Arm
-from apprentice.simulators.libero.simulator.geometry import World
+from apprentice.simulators.libero.simulator.geometry import Geometry
 from apprentice.simulators.libero.simulator.layout import spread
 from apprentice.simulators.libero.simulator.render import CAMERAS, Renderer, renderers
 from apprentice.simulators.libero.simulator.suites import STEP_LIMITS, goals, initial_states, tasks
-from apprentice.simulators.libero.simulator.variants import Scene, find_task
+from apprentice.simulators.libero.simulator.variants import TaskText, find_task
 
 SETTLE = np.array([0, 0, 0, 0, 0, 0, -1.0])
 SETTLE_STEPS = 10  # initial states hang some centimetres in the air
@@ -133,7 +133,7 @@ class LiberoEnv:
                 self._states = initial_states(self.suite, self.task)
             self.control.set_init_state(self._states[init_state])
         if self.world is not None:
-            spread(self.geometry(), Scene.of(self.played).loose, np.random.default_rng([seed, 4]))
+            spread(self.geometry(), TaskText.of(self.played).loose, np.random.default_rng([seed, 4]))
         return self._objects()
 
     def step(self, action: np.ndarray) -> bool:
@@ -162,9 +162,9 @@ class LiberoEnv:
         """State (8,) float32: hand position 3 (m), axis-angle 3 (rad), finger positions 2 (m)."""
         return self._state.copy()
 
-    def geometry(self) -> World:
+    def geometry(self) -> Geometry:
         """Where things are, from privileged state."""
-        return World(self.model, self.data, self.control.env)
+        return Geometry(self.model, self.data, self.control.env)
 
     def snapshot(self) -> Snapshot:
         """What `observe` would show now."""

@@ -10,7 +10,7 @@ LEFT_FINGER = ("gripper0_leftfinger", "gripper0_finger_joint1_tip")
 RIGHT_FINGER = ("gripper0_rightfinger", "gripper0_finger_joint2_tip")
 
 
-class World:
+class Geometry:
     """Objects and fixtures by their LIBERO names. Positions in metres, world frame, z up.
 
     Shapes are clouds of points that fill the bounding boxes of collision geoms, which is what a grasp can hit.

@@ -8,7 +8,7 @@ from collections.abc import Collection
 import mujoco
 import numpy as np
 
-from apprentice.simulators.libero.simulator.geometry import World
+from apprentice.simulators.libero.simulator.geometry import Geometry
 
 LOW, HIGH = np.array([0.34, -0.34]), np.array([0.68, 0.34])  # m from the robot's base, on every table
 FARTHEST = 0.70  # m from the base, for the middle of what the goal speaks of
@@ -17,7 +17,7 @@ ROOM = 0.15  # m around fixtures of the goal, to open or fill them
 TRIES = 100
 
 
-def spread(world: World, loose: Collection[str], rng: np.random.Generator) -> None:
+def spread(world: Geometry, loose: Collection[str], rng: np.random.Generator) -> None:
     """Move `loose`, the things that stand on the table, in place. What the goal's own region of the table is named
     after stays ("to the right of the plate"), and so does everything if there is no room.
     """
@@ -40,13 +40,13 @@ def spread(world: World, loose: Collection[str], rng: np.random.Generator) -> No
     mujoco.mj_forward(world.model, world.data)
 
 
-def _wanted(world: World) -> list[str]:
+def _wanted(world: Geometry) -> list[str]:
     """What the goal speaks of: objects, fixtures and regions, and what regions belong to."""
     words = sorted({word for _, *words in world.domain.parsed_problem["goal_state"] for word in words})
     return words + [world.parent(word) for word in words if world.is_site(word)]
 
 
-def _table_region(world: World, word: str) -> np.ndarray | None:
+def _table_region(world: Geometry, word: str) -> np.ndarray | None:
     """Corners (2, 2) of a region of the table itself; None for anything else."""
     if not world.is_site(word) or world.parent(word) in world.root:
         return None
@@ -54,7 +54,7 @@ def _table_region(world: World, word: str) -> np.ndarray | None:
     return np.array([centre - half, centre + half])[:, :2]
 
 
-def _box(world: World, name: str) -> np.ndarray | None:
+def _box(world: Geometry, name: str) -> np.ndarray | None:
     """Lowest and highest corner (2, 2) as seen from above; None for what cannot be hit."""
     points = world.points(name, 0.01)[:, :2]
     return np.array([points.min(axis=0), points.max(axis=0)]) if len(points) else None

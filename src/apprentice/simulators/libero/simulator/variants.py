@@ -28,7 +28,7 @@ CONTAINERS = ("basket", "wooden_tray")  # take any of them
 
 
 @dataclass(frozen=True)
-class Scene:
+class TaskText:
     """What a BDDL file says that we change."""
 
     text: str
@@ -36,7 +36,7 @@ class Scene:
     goal: frozenset[str]  # words of the goal: objects, regions, predicates
 
     @classmethod
-    def of(cls, task: Task) -> "Scene":
+    def of(cls, task: Task) -> "TaskText":
         text = task.bddl.read_text()
         categories: dict[str, str] = {}
         for names, category in re.findall(r"^\s*([\w ]+?) - (\w+)\s*$", _block(text, "objects"), re.MULTILINE):
@@ -68,7 +68,7 @@ def own_world(task: Task, seed: int) -> Task:
     Raises UserError if the instruction tells things apart by their places, which then would no longer hold, or if
     nothing can be exchanged or moved.
     """
-    scene = Scene.of(task)
+    scene = TaskText.of(task)
     wanted = [scene.categories[name] for name in sorted(scene.goal & scene.categories.keys())]
     several = {category for category in wanted if list(scene.categories.values()).count(category) > 1}
     if several:
@@ -96,7 +96,7 @@ def own_world(task: Task, seed: int) -> Task:
     return replace(task, instruction=instruction, bddl=path)
 
 
-def _exchange(scene: Scene, rng: np.random.Generator) -> dict[str, str]:
+def _exchange(scene: TaskText, rng: np.random.Generator) -> dict[str, str]:
     """Which category stands for which; things of the goal change only if they end in a container that takes any."""
     free = any(scene.categories.get(word.removesuffix("_contain_region")) in CONTAINERS for word in scene.goal)
     swaps: dict[str, str] = {}
