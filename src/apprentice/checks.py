@@ -199,10 +199,6 @@ def _is_vlm(path: Path) -> bool:
     return _is_run(path) or bool(on_hub)
 
 
-def _any_of(*tests: Callable[[Path], bool]) -> Callable[[Path], bool]:
-    return lambda path: any(test(path) for test in tests)
-
-
 TRAINING = "train-expert align finetune"
 # flag: (commands, what is true of its place, what to call that)
 INPUTS: dict[str, tuple[str, Callable[[Path], bool], str]] = {

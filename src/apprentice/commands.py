@@ -192,12 +192,6 @@ def called(command: str, keywords: Mapping[str, Any]) -> str:
     return WITH_ROLLOUTS[command] if keywords.get("rollouts") else COMMANDS[command].function
 
 
-def modules_of(words: Sequence[str]) -> list[str]:
-    """The modules that a command line calls and reads its flags from."""
-    command, keywords = parse(words, folders=False)
-    return [place.partition(":")[0] for place in (COMMANDS[command].flags, called(command, keywords))]
-
-
 def overview() -> str:
     """What `apprentice --help` shows: every command, by what one is about to do."""
     lines = ["A vision-language model learns to act from a small expert.", ""]
@@ -206,14 +200,15 @@ def overview() -> str:
     return "\n".join([*lines, "apprentice COMMAND --help says what a command takes."])
 
 
-def simulators_of(words: Sequence[str]) -> list[str]:
-    """The modules of the simulators that a command line may use."""
+def modules_of(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The modules that a command line calls and reads its flags from, and those of the simulators that it may use."""
     from apprentice.simulators.base import doctors, modules
 
     command, keywords = parse(words, folders=False)
+    own = [place.partition(":")[0] for place in (COMMANDS[command].flags, called(command, keywords))]
     suites = keywords.get("suites") or [keywords.get("suite")]
     found = dict.fromkeys(module for suite in suites for module in modules(suite))
-    return [*found, *(doctors() if command == "doctor" else [])]
+    return own, [*found, *(doctors() if command == "doctor" else [])]
 
 
 def parse(words: Sequence[str], folders: bool = True) -> tuple[str, dict[str, Any]]:

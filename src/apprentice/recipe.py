@@ -29,7 +29,7 @@ from itertools import product
 from pathlib import Path
 
 from apprentice.closure import PLUGIN, closure
-from apprentice.commands import modules_of, parse, simulators_of
+from apprentice.commands import modules_of, parse
 from apprentice.common.errors import FileError, UserError, meant
 from apprentice.common.files import fingerprint, only_one, read_json, read_yaml, write_json
 from apprentice.common.process import run_logged
@@ -246,7 +246,8 @@ def _code(command: list[str]) -> str:
     """Fingerprint our files that `command` runs: none for a command that is not ours."""
     if command[0] == "apprentice":
         words = command[1:]
-        return fingerprint(*closure(modules_of(words), ("apprentice.cli",), simulators_of(words)))
+        own, simulators = modules_of(words)
+        return fingerprint(*closure(own, ("apprentice.cli",), simulators))
     if command[0] in ("lerobot-train", "lerobot-eval"):
         return fingerprint(*closure(PLUGIN))
     return "none"

@@ -9,6 +9,7 @@ import pytest
 
 from apprentice.common.errors import UserError
 from apprentice.evaluate.episode import play
+from apprentice.evaluate.episode.job import EpisodeJob
 from apprentice.evaluate.episode.probes import (
     BLACK,
     BLACK_AGENT,
@@ -68,7 +69,7 @@ def played() -> dict[str, tuple[Episode, dict[str, np.ndarray], str]]:
         for probe in PROBES:
             policy = Standing()
             patch.setattr(play, "load", lambda *_, policy=policy: policy)
-            job = play.EpisodeJob("p", "", "c", BOWL_ON_STOVE, BOWL_ON_STOVE, 0, protocol(), film="none", probe=probe)
+            job = EpisodeJob("p", "", "c", BOWL_ON_STOVE, BOWL_ON_STOVE, 0, protocol(), film="none", probe=probe)
             episodes[probe] = (play.run_episode(job)[0], *policy.given[0])
     return episodes
 
@@ -142,7 +143,7 @@ def test_fresh_layouts_are_drawn_from_seeds_of_their_own() -> None:
         for layouts in (None, "fresh"):
             how = replace(protocol(), layouts=layouts, step_limit=1)
             for number in (0, 1):
-                job = play.EpisodeJob("p", "", "c", BOWL_ON_STOVE, BOWL_ON_STOVE, number, how, film="none")
+                job = EpisodeJob("p", "", "c", BOWL_ON_STOVE, BOWL_ON_STOVE, number, how, film="none")
                 episode, files = play.run_episode(job)
                 trace = Trace.load(io.BytesIO(files[f"traces/{episode.trace}"]))
                 starts[layouts, number, episode.conditions] = trace.states[0]

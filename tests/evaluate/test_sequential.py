@@ -8,7 +8,7 @@ from example_evaluation import write_evaluation
 
 from apprentice.common.errors import UserError
 from apprentice.evaluate import rollout
-from apprentice.evaluate.episode.play import EpisodeJob
+from apprentice.evaluate.episode.job import EpisodeJob
 from apprentice.evaluate.results import BLOCK, Evaluation
 from apprentice.evaluate.sequential import ERROR, Claim, evidence, first_answer, looks, verdict
 

@@ -24,7 +24,8 @@ from apprentice.data.dataset import column, open_dataset
 from apprentice.evaluate import correct as correcting
 from apprentice.evaluate import rollout
 from apprentice.evaluate.compare import compare
-from apprentice.evaluate.episode.play import EpisodeJob, run_episode
+from apprentice.evaluate.episode.job import EpisodeJob
+from apprentice.evaluate.episode.play import run_episode
 from apprentice.evaluate.episode.probes import BLACK_WRIST, MOVED, PROBES
 from apprentice.evaluate.episode.trace import Trace
 from apprentice.evaluate.report.measured import record

@@ -109,14 +109,19 @@ def complete(folder: Path | str, whose: str = "") -> Path:
 
 
 def load_config(folder: Path | str, whose: str = "") -> Any:
+    """The configuration of a checkpoint's policy, once the checkpoint is found complete. Raises UserError."""
+    complete(folder, whose)
+    return known_config(folder, whose)
+
+
+def known_config(folder: Path | str, whose: str = "") -> Any:
     """The configuration of a complete checkpoint's policy.
 
-    Raises UserError, begun with `whose`, if a file is missing, or a field or its value is not known.
+    Raises UserError, begun with `whose`, if a field or its value is not known.
     """
     from draccus.utils import DecodingError
     from lerobot.configs import PreTrainedConfig
 
-    complete(folder, whose)
     try:
         return PreTrainedConfig.from_pretrained(folder, local_files_only=True)
     except (ValueError, TypeError, AttributeError, KeyError, DecodingError) as error:

@@ -21,9 +21,7 @@ from apprentice.common.errors import UserError
 from apprentice.data.local import LocalDataset
 
 NEAR = 8  # frames ahead that are sooner decoded than searched
-APART = (
-    0.1  # of the time between frames: how far a picture may lie from its frame; a drift comes to more sooner or later
-)
+APART = 0.1  # of the time between frames: a picture may lie so far from its frame; a drift soon comes to more
 DEPTH = ("I", "F")  # first letters of PIL's modes of more than 8 bits
 
 

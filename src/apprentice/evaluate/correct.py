@@ -19,6 +19,7 @@ from apprentice.common.errors import UserError
 from apprentice.common.progress import console
 from apprentice.evaluate.episode import play
 from apprentice.evaluate.episode.handover import hand_over
+from apprentice.evaluate.episode.job import EpisodeJob
 from apprentice.evaluate.protocol import Protocol
 from apprentice.evaluate.selfcheck.faults import watched
 from apprentice.serve.client import is_address
@@ -143,7 +144,7 @@ def _correct_one(job: Correction) -> Collected:
 def _corrected(job: Correction, env: Environment, seed: int) -> Demonstration:
     """Let the policy act, then the demonstrator; everything that varies is decided by `seed`."""
     instruction, demonstrator = job.instruction, simulator(job.suite).demonstrator()
-    player = play.EpisodeJob(NAME, job.place, job.checkpoint, job.task, job.task, 0, job.protocol)
+    player = EpisodeJob(NAME, job.place, job.checkpoint, job.task, job.task, 0, job.protocol)
     policy = play.load(player, instruction)
     demonstrator.begin(env, seed)
     policy.reset(seed)

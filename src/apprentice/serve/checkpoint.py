@@ -8,7 +8,7 @@ import torch
 
 from apprentice.common.adapters import (
     complete,
-    load_config,
+    known_config,
     load_policy,
     load_processors,
     policy_file,
@@ -82,7 +82,7 @@ def configured(name: str, folder: Path, execution: Execution = PLAIN) -> Any:
             f"policy {name}: expected a policy of LeRobot's or of an installed plugin, found type {kind}; "
             "fix: install the package lerobot_policy_... that has it"
         )
-    config = load_config(folder, f"policy {name}: ")
+    config = known_config(folder, f"policy {name}: ")
     n_action_steps, ensembling = execution.n_action_steps, execution.ensembling
     if ensembling is not None:
         if config.n_obs_steps > 1:

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
+from apprentice.evaluate.episode.job import EpisodeJob
 from apprentice.evaluate.episode.loop import Run
 from apprentice.evaluate.episode.recording import record
 from apprentice.evaluate.episode.trace import Trace
@@ -11,15 +11,12 @@ from apprentice.evaluate.episode.video import encode
 from apprentice.evaluate.results import OTHER_TASK, Episode
 from apprentice.simulators.base import Observation, simulator
 
-if TYPE_CHECKING:
-    from apprentice.evaluate.episode.play import EpisodeJob
-
 SPEED = 2  # films run at twice the real speed
 FILMED = 2  # initial states of each task that are filmed even if they succeed; failures always are
 
 
 def kept(
-    job: "EpisodeJob", run: Run, observe: Callable[[], Observation], instruction: str, seed: int, n_action_steps: int
+    job: EpisodeJob, run: Run, observe: Callable[[], Observation], instruction: str, seed: int, n_action_steps: int
 ) -> tuple[Episode, dict[str, bytes]]:
     """The episode, and the files to keep in the evaluation's folder.
 
@@ -45,7 +42,7 @@ def kept(
     return episode, files
 
 
-def _episode(job: "EpisodeJob", run: Run, instruction: str, seed: int) -> Episode:
+def _episode(job: EpisodeJob, run: Run, instruction: str, seed: int) -> Episode:
     """Without its files."""
     return Episode(
         policy=job.policy,

@@ -2,18 +2,16 @@
 
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from apprentice.evaluate.episode.job import EpisodeJob, Policy
 from apprentice.evaluate.episode.probes import seen
 from apprentice.evaluate.selfcheck.faults import watched
 from apprentice.serve.client import is_address
-from apprentice.simulators.base import Environment, Observation, Observer, simulator
-
-if TYPE_CHECKING:
-    from apprentice.evaluate.episode.play import EpisodeJob, Policy
+from apprentice.simulators.base import Environment, Observation, Observer
 
 
 class Stopwatch:
@@ -58,20 +56,24 @@ class Run:
 
 
 def act(
-    job: "EpisodeJob", env: Environment, policy: "Policy", observer: Observer, instruction: str, clock: Stopwatch
+    job: EpisodeJob,
+    env: Environment,
+    policy: Policy,
+    observer: Observer,
+    instruction: str,
+    clock: Stopwatch,
+    cameras: Sequence[str],
 ) -> Run:
-    """Let a policy act from the reset on. Raises UserError if it fails to plan."""
-    protocol = job.protocol
-    contract = simulator(protocol.suite).contract(protocol.suite, protocol.image_size, protocol.render)
+    """Let a policy act from the reset on; the environment has these cameras. Raises UserError if it fails to plan."""
     run = Run(clock.seconds, [env.proprioception()])
     actions: np.ndarray = np.empty(0)
-    while len(run.actions) < protocol.step_limit and not (run.success or run.told_success):
+    while len(run.actions) < job.protocol.step_limit and not (run.success or run.told_success):
         if not len(actions):
             observation = env.observe()
             run.observations.append(observation)
             clock.lap("render")
             with watched(job.policy, str(job), limited=not is_address(job.place)):
-                actions = policy.plan(seen(job.probe, observation, contract.cameras or ()), instruction)
+                actions = policy.plan(seen(job.probe, observation, cameras), instruction)
             run.plans.append((len(run.actions), clock.lap("policy")))
         run.success = env.step(actions[0])
         run.told_success = run.success if job.told == job.task else env.success_of(job.told)

@@ -1,17 +1,14 @@
-"""One closed-loop episode: what is to be run, and who acts. The loop is in `loop.py`, what is kept in `keeping.py`."""
+"""One closed-loop episode: a policy is loaded, acts (`loop.py`), and what is kept of it is made (`keeping.py`)."""
 
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol as Interface
-
-import numpy as np
 
 from apprentice.common.device import best_device
 from apprentice.data.contract import Contract
+from apprentice.evaluate.episode.job import EpisodeJob, Policy
 from apprentice.evaluate.episode.keeping import kept
 from apprentice.evaluate.episode.loop import Stopwatch, act
-from apprentice.evaluate.episode.probes import MOVED, PLAIN, said
+from apprentice.evaluate.episode.probes import MOVED, said
 from apprentice.evaluate.protocol import Protocol
 from apprentice.evaluate.results import Episode
 from apprentice.serve.card import PolicyCard
@@ -21,36 +18,6 @@ from apprentice.serve.one_a_task import inspect_by_task, told_folder
 from apprentice.simulators.base import Environment, Simulator, simulator
 
 FRESH_SEED = 2_000_000_000  # beyond those of collection
-
-
-@dataclass(frozen=True)
-class EpisodeJob:
-    """One episode to run: `task` is set up, the instruction is that of `told`."""
-
-    policy: str
-    place: str  # folder, experts.yaml or address
-    checkpoint: str
-    task: int
-    told: int
-    init_state: int
-    protocol: Protocol
-    film: str = "some"
-    rerun: bool = False
-    probe: str = PLAIN
-
-    def __str__(self) -> str:
-        told = f" told {self.told}" if self.told != self.task else ""
-        return f"policy {self.policy}, {self.protocol.suite} task {self.task}{told}, initial state {self.init_state}"
-
-
-class Policy(Interface):
-    """What acts: a checkpoint in this process, or a server."""
-
-    @property
-    def n_action_steps(self) -> int: ...
-    def reset(self, seed: int) -> None: ...
-    def plan(self, observation: dict[str, np.ndarray], instruction: str) -> np.ndarray: ...
-    def close(self) -> None: ...
 
 
 def inspect(name: str, place: str, environment: Contract, protocol: Protocol) -> PolicyCard:
@@ -87,6 +54,7 @@ def run_episode(job: EpisodeJob) -> tuple[Episode, dict[str, bytes]]:
     protocol = job.protocol
     played = simulator(protocol.suite)
     env = played.environment(protocol.suite, job.task, render=protocol.render, size=protocol.image_size)
+    cameras = played.contract(protocol.suite, protocol.image_size, protocol.render).cameras or ()
     seed = protocol.seed + job.init_state
     instruction = said(job.probe, played.tasks(protocol.suite)[job.told].instruction, seed, played)
     policy = load(job, instruction)
@@ -96,7 +64,7 @@ def run_episode(job: EpisodeJob) -> tuple[Episode, dict[str, bytes]]:
     observer = played.observer(env, job.told)
     clock.lap("reset")
     with closing(policy):
-        run = act(job, env, policy, observer, instruction, clock)
+        run = act(job, env, policy, observer, instruction, clock, cameras)
     return kept(job, run, env.observe, instruction, seed, policy.n_action_steps)
 
 
