@@ -54,6 +54,7 @@ COMMANDS = {
         "data",
         "replay a dataset's actions in the simulator and name what is wrong with the dataset",
         "apprentice.simulators.collection.doctor:doctor",
+        found=True,
     ),
     "train-expert": Command(
         "experts",
@@ -118,16 +119,20 @@ COMMANDS = {
         "apprentice.distill.stages:finetune",
         "apprentice.distill.stages:StageConfig",
     ),
-    "eval": Command("measure", "run policies in closed loop on a benchmark", "apprentice.evaluate.rollout:evaluate"),
+    "eval": Command(
+        "measure", "run policies in closed loop on a benchmark", "apprentice.evaluate.rollout:evaluate", found=True
+    ),
     "compare": Command(
         "measure",
         "compare two policies on the same episodes, the worst tasks first",
         "apprentice.evaluate.compare:compare",
+        found=True,
     ),
     "rates": Command(
         "measure",
         "print the success rates of evaluations, and of all of them together",
         "apprentice.evaluate.compare:rates",
+        found=True,
     ),
     "record": Command(
         "measure",
@@ -147,11 +152,13 @@ COMMANDS = {
         "keep in order",
         "compare the simulator with the references that results rely on (`eval` begins with it)",
         "apprentice.evaluate.selfcheck.selfcheck:selfcheck",
+        found=True,
     ),
     "cache": Command(
         "keep in order",
         "list or remove what was computed once for the frames of datasets",
         "apprentice.distill.caches.store:cache",
+        found=True,
     ),
     "pack": Command(
         "keep in order",
