@@ -11,7 +11,7 @@ demo:
 
 test:
 	@scripts/setup.sh browser
-	$(python) -m pytest -n 2 --dist loadfile
+	$(python) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint:
 	@scripts/setup.sh

@@ -19,6 +19,19 @@ from tests import support
 # What a shell starts in the background ignores Ctrl-C, and so would all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Files of more than a minute, the longest first: one that begins last leaves a core with nothing to do.
+LONG = (
+    *("distill/test_plan.py", "evaluate/test_rollout.py", "distill/test_processes.py"),
+    *("simulators/libero/test_demonstrator.py", "policy/test_lerobot.py", "evaluate/test_correct.py"),
+    *("policy/test_remembering.py", "distill/test_stages.py", "simulators/libero/test_doctor.py"),
+    *("experts/test_seer.py", "simulators/libero/test_collect_worlds.py", "test_pool.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {Path(__file__).parent / name: rank for rank, name in enumerate(LONG)}
+    items.sort(key=lambda item: ranks.get(item.path, len(LONG)))
+
 
 @pytest.fixture(autouse=True)
 def shared_cores() -> Iterator[None]:

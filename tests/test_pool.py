@@ -35,6 +35,14 @@ def test_workers_have_one_thread_each_and_we_keep_ours(monkeypatch: pytest.Monke
     assert os.environ["OMP_NUM_THREADS"] == "7" and "LP_NUM_THREADS" not in os.environ
 
 
+def test_workers_have_our_environment_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in ("before", "after"):
+        monkeypatch.setenv("APPRENTICE_ENVIRONMENT", value)
+        assert list(spread(os.getenv, ["APPRENTICE_ENVIRONMENT"], 1)) == [value]
+    monkeypatch.delenv("APPRENTICE_ENVIRONMENT")
+    assert list(spread(os.getenv, ["APPRENTICE_ENVIRONMENT"], 1)) == [None]
+
+
 def tried(job: str) -> str:
     """What a job may do to its worker."""
     if job == "hang":
@@ -137,14 +145,14 @@ def is_running(process: int) -> bool:
         return False
 
 
-def broken_start(notes: str) -> None:
+def broken_start(notes: str, environment: dict[str, str]) -> None:
     """In place of `_prepare`: some workers die before they have begun anything."""
-    marks = Path(os.environ["STILLBORN"])
+    marks = Path(environment["STILLBORN"])
     count = len(list(marks.iterdir()))
-    if count < int(os.environ["DEATHS"]):
+    if count < int(environment["DEATHS"]):
         (marks / str(os.getpid())).touch()
         os._exit(3)
-    _prepare(notes)
+    _prepare(notes, environment)
 
 
 @pytest.mark.parametrize("deaths", [1, 100])

@@ -1,10 +1,11 @@
 """Caches: what a kill and a full disk do to them, what they give, who may remove them."""
 
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import Pipe, get_context
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -108,44 +109,46 @@ def test_full_disk_is_an_error_that_says_what_to_do() -> None:
         rows.prepare(batches)
 
 
-FILL = """
-import sys, time, torch
-from apprentice.distill.caches.rows import Rows
-from apprentice.distill.caches.store import About
-rows = Rows("test", About("numbers", "a/dataset", "a/model", 0, "bfloat16", (2, 3), 10, 12), torch.bfloat16)
-def slowly(first):
-    print("begun at", first, flush=True)
-    for start in range(first, 10):
-        time.sleep(0.1)
-        yield torch.zeros(1, 2, 3)
-rows.prepare(slowly)
-print("ready", flush=True)
-sys.stdin.read()
-"""
+def fill(pipe: Connection) -> None:
+    rows = make_rows()
+
+    def slowly(first: int) -> Iterator[torch.Tensor]:
+        pipe.send(f"begun at {first}")
+        for _ in range(first, 10):
+            time.sleep(0.1)
+            yield torch.zeros(1, 2, 3)
+
+    rows.prepare(slowly)
+    pipe.send("ready")
+    pipe.recv()
+
+
+def begin_to_fill() -> tuple[BaseProcess, Connection]:
+    ours, theirs = Pipe()
+    process = get_context("fork").Process(target=fill, args=(theirs,))
+    process.start()
+    theirs.close()
+    return process, ours
 
 
 def test_two_processes_fill_once_and_who_reads_keeps(capsys: pytest.CaptureFixture[str]) -> None:
     """The second waits for the first; while one of them lives, nobody removes what it reads."""
-    begin: Callable[[], subprocess.Popen[str]] = lambda: subprocess.Popen(  # noqa: E731
-        [sys.executable, "-c", FILL], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    both = [begin(), begin()]
+    both = [begin_to_fill(), begin_to_fill()]
     try:
         seen = []
-        for process in both:
-            assert process.stdout is not None
-            while (line := process.stdout.readline()) and line != "ready\n":
+        for _, pipe in both:
+            while (line := pipe.recv()) != "ready":
                 seen.append(line)
-        assert [line for line in seen if "begun" in line] == ["begun at 0\n"]
-        both[0].kill()
-        both[0].wait()
+        assert seen == ["begun at 0"]
+        both[0][0].kill()
+        both[0][0].join()
         (entry,) = entries()
         assert entry.state == "in use" and cli.main(["cache", "rm", "test"]) == 1
         assert "test is kept: a running process uses it" in capsys.readouterr().out and entry.path.exists()
     finally:
-        for process in both:
+        for process, _ in both:
             process.kill()
-            process.communicate()
+            process.join()
     (entry,) = entries()
     assert entry.state == "complete" and cli.main(["cache", "rm", "--all"]) == 0 and not entry.path.exists()
 

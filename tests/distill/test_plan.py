@@ -53,7 +53,7 @@ def measured(student: Any, dataset: Path, stage: str, precision: torch.dtype, ra
         account.meet(weights_of(student.expert))
     weights = account.live
     with account:
-        found = step_memory(model, student, samples[FRAMES], account, precision)
+        *found, _ = step_memory(model, student, samples[FRAMES], account, precision)
     caches = {key: views.rows[0].about.row_bytes for key, views in rows.items()}
     return {"weights": weights} | dict(zip(("gradients", "optimizer", "saved", "peak"), found, strict=True)) | caches
 

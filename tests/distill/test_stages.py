@@ -2,10 +2,8 @@
 
 import dataclasses
 import json
-import os
+import multiprocessing
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from safetensors.torch import load_file
 from apprentice.common.errors import UserError
 from apprentice.data.batch import EXPERT_LATENTS
 from apprentice.data.dataset import open_dataset
+from apprentice.distill import trainer
 from apprentice.distill.caches.cache import cached
 from apprentice.distill.learner import decay
 from apprentice.distill.samples import Samples, order
@@ -107,18 +106,20 @@ def test_a_killed_run_ends_like_one_that_was_not(config: StageConfig, tmp_path: 
     config = dataclasses.replace(config, steps=60)
     whole = run(config)
     other = dataclasses.replace(config, out=str(tmp_path / "killed"))
-    program = (
-        "import sys, json; from apprentice.distill import stages, trainer; trainer.SAVE_EVERY = 0.1;"
-        f"stages.{stage}(stages.StageConfig(**json.loads(sys.argv[1])))"
-    )
-    command = [sys.executable, "-c", program, json.dumps(dataclasses.asdict(other))]
-    process = subprocess.Popen(command, env=os.environ)
+
+    def begin() -> None:
+        trainer.SAVE_EVERY = 0.1
+        run(other)
+
+    process = multiprocessing.get_context("fork").Process(target=begin)  # to import it all again takes long
+    process.start()
     state = Path(other.out) / "checkpoint" / "training_state" / "progress.json"
     while not state.exists():
-        assert process.poll() is None, "the run ended before it could be killed"
+        assert process.is_alive(), "the run ended before it could be killed"
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert not (Path(other.out) / "cost.json").exists()
     assert changed(weights(whole), weights(run(other))) == set()
     steps = [json.loads(line)["step"] for line in (Path(other.out) / "log.jsonl").read_text().splitlines()]

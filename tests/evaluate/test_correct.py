@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests import support
+from tests.starting import start
 
+from apprentice import cli
 from apprentice.common.errors import UserError
 from apprentice.data.dataset import column, open_dataset
 from apprentice.evaluate.correct import correct
@@ -133,13 +133,15 @@ def test_corrections_survive_a_kill_and_any_number_of_workers_and_replay(
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     setting = {"tasks": [TASK], "episodes": 2, "steps": [5, 60], "noise": 0.2}
     words = f"--suite libero_goal --tasks {TASK} --episodes 2 --steps 5 60 --noise 0.2 --workers 2".split()
-    command = [sys.executable, "-m", "apprentice", "correct", "--policy", POLICY, "--out", str(killed), *words]
+    command = ["correct", "--policy", POLICY, "--out", str(killed), *words]
     waiting = killed.with_name(".killed.episodes")
-    with subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL) as process:
-        while not list(waiting.glob("*.npz")):
-            assert process.poll() is None
-            time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGKILL)
+    process = start(cli.main, command)
+    while not list(waiting.glob("*.npz")):
+        assert process.is_alive()
+        time.sleep(0.05)
+    assert process.pid
+    os.killpg(process.pid, signal.SIGKILL)
+    process.join()
     assert not killed.exists()
 
     for module in (gathering, doctors):

@@ -4,10 +4,12 @@ import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from multiprocessing import TimeoutError, active_children, get_context
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
 from tempfile import TemporaryDirectory
@@ -24,6 +26,7 @@ from apprentice.common.watch import WorkerDied, busy, epitaph, keep_note
 PATIENCE = 2.0  # s between looks at the workers' health
 STILLBORN = 3  # times that workers may die one after the other before they have begun a job
 RETRIES = 3  # machines or processes that may die under one and the same job
+SLOW = ("torch", "lerobot.policies")  # libraries that take long to import, start no thread and touch no GPU
 LIMITS = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
@@ -64,9 +67,12 @@ def _pooled[J, R](
     run: Callable[[J], R], jobs: list[tuple[int, J]], workers: int, renew: int | None
 ) -> Iterator[tuple[int, R]]:
     """Jobs' numbers and what they return; raises WorkerDied when a process ends before its job."""
-    processes = get_context("spawn")
     sent = [(number, ForkingPickler.dumps((run, job)).tobytes()) for number, job in jobs]
-    with TemporaryDirectory() as notes, _limits(), processes.Pool(workers, _prepare, (notes,), renew) as pool:
+    with (
+        TemporaryDirectory() as notes,
+        _limits(),
+        server().Pool(workers, _prepare, (notes, dict(os.environ)), renew) as pool,
+    ):
         seen: set[BaseProcess] = set(active_children())
         running = pool.imap_unordered(_numbered, sent, chunksize=1)
         while True:
@@ -78,6 +84,15 @@ def _pooled[J, R](
                 seen |= set(active_children())
                 if deaths := [death for p in seen if (death := epitaph(notes, p.pid, p.exitcode))]:
                     raise deaths[0] from None
+
+
+def server() -> BaseContext:
+    """How workers begin: on Linux as forks of a server that has imported the slow libraries that we have, so that not
+    each of them takes 10 s for that. It begins once, so its environment may be old.
+    """
+    processes = get_context("forkserver" if sys.platform == "linux" else "spawn")
+    processes.set_forkserver_preload([name for name in SLOW if name in sys.modules])
+    return processes
 
 
 def _numbered(sent: tuple[int, bytes]) -> tuple[int, Any]:
@@ -102,7 +117,9 @@ def _limits() -> Iterator[None]:
                 os.environ[key] = value
 
 
-def _prepare(notes: str) -> None:
+def _prepare(notes: str, environment: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
     ordinary_priority()
     end_with_parent()
     collect_rarely()

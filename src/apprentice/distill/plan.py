@@ -8,7 +8,7 @@ import copy
 import importlib.util
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -171,16 +171,11 @@ class Sketch:
         weights = account.live
         with account:
             batch = self._batch(policy, account)
-            found = step_memory(model, policy, batch, account, self.precision)
-            with FlopCounterMode(display=False) as counter:
-                with self._autocast():
-                    loss, _ = model(batch)
-                loss.backward()
-        gradients, averages, saved, peak = found
+            gradients, averages, saved, peak, work = step_memory(model, policy, batch, account, self.precision)
         if lora_rank:
             peak = max(peak, weights + averages + self.batch * self.seeing)
         trains = {part: _count(p for p in all_ if p.requires_grad) for part, all_ in policy.parts().items()}
-        return StageMemory(trains, weights, gradients, averages, saved, peak, counter.get_total_flops())
+        return StageMemory(trains, weights, gradients, averages, saved, peak, work)
 
     def caches(self) -> tuple[dict[str, int], int]:
         """Bytes a frame takes in each cache, and bytes on the GPU to compute them."""
@@ -261,26 +256,29 @@ class Sketch:
 
 def step_memory(
     model: nn.Module, policy: ApprenticePolicy, batch: Batch, account: Account, precision: torch.dtype
-) -> tuple[int, int, int, int]:
+) -> tuple[int, int, int, int, int]:
     """Take two optimizer steps as `trainer.train` does on a GPU, inside `account`.
 
-    Returns bytes of gradients, of the optimizer's averages, saved for the backward pass, and at the peak of the second.
+    Returns bytes of gradients, of the optimizer's averages, saved for the backward pass, and at the peak of the second;
+    and the floating-point operations of the first one's matrix products.
     """
+    counter = FlopCounterMode(display=False)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(policy.get_optim_params(), foreach=True)  # what PyTorch chooses on a GPU
-    for _ in range(2):
+    for counting in (counter, nullcontext()):
         account.peak = account.live
         saved = Saved(model.parameters())
-        with saved, torch.autocast("cpu", precision, enabled=precision is torch.bfloat16):
-            loss, _ = model(batch)
-        loss.backward()
+        with counting:
+            with saved, torch.autocast("cpu", precision, enabled=precision is torch.bfloat16):
+                loss, _ = model(batch)
+            loss.backward()
         gradients = sum(p.grad.nbytes for p in trained if p.grad is not None)
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         del loss
     averages = sum(t.nbytes for state in optimizer.state.values() for t in state.values() if t.ndim)
-    return gradients, averages, saved.size, account.peak
+    return gradients, averages, saved.size, account.peak, counter.get_total_flops()
 
 
 def tables(found: Plan, batch: int, precision: str) -> Iterator[Table]:

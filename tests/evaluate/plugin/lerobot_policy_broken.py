@@ -12,7 +12,7 @@ from torch import Tensor
 
 from apprentice.evaluate.selfcheck import faults
 
-faults.FIRST_PLAN = 10.0  # s; a test has no two minutes
+faults.FIRST_PLAN = 2.0  # s; a test has no two minutes
 
 
 @PreTrainedConfig.register_subclass("broken")
