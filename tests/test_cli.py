@@ -80,7 +80,7 @@ class Config:
         size: of an image (px).
         tasks, others: indices.
         loss: which.
-        told: pairs.
+        instruct: pairs.
         resume: or not.
         limit: at most so many.
     """
@@ -90,7 +90,7 @@ class Config:
     tasks: list[int] | None = None
     others: tuple[int, ...] = (1, 2)
     loss: Literal["mse", "l2"] = "mse"
-    told: dict[int, int] | None = None
+    instruct: dict[int, int] | None = None
     resume: bool = True
     limit: float | None = None
     nested: dict[str, int] = field(default_factory=dict)
@@ -124,10 +124,10 @@ def sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 
 def test_flags_become_the_fields_of_a_dataclass(sample: list[object]) -> None:
-    words = shlex.split("do --dataset a/b --tasks 1 4 --loss l2 --told 1=8 4=1 --no-resume --limit 0.5")
+    words = shlex.split("do --dataset a/b --tasks 1 4 --loss l2 --instruct 1=8 4=1 --no-resume --limit 0.5")
     assert main(words) == 0
     config = importlib.import_module("sample").Config
-    expected = config(Path("a/b"), tasks=[1, 4], loss="l2", told={1: 8, 4: 1}, resume=False, limit=0.5)
+    expected = config(Path("a/b"), tasks=[1, 4], loss="l2", instruct={1: 8, 4: 1}, resume=False, limit=0.5)
     assert sample == [expected]
 
 
@@ -148,7 +148,7 @@ def test_flags_become_the_arguments_of_a_function(sample: list[object]) -> None:
         ("do --dataset a --limit nan", "--limit: expected a finite number above 0, found nan"),
         ("do --dataset a --limit inf", "--limit: expected a finite number above 0, found inf"),
         ("do --dataset a --loss l3", "--loss: expected one of mse, l2, found l3"),
-        ("do --dataset a --told 1=x", "--told: expected a whole number from 0 on, found x"),
+        ("do --dataset a --instruct 1=x", "--instruct: expected a whole number from 0 on, found x"),
         ("call --policies a", "--policies: expected KEY=VALUE, found a"),
         ("call --policies a=", "--policies: expected KEY=VALUE, found a="),
         ("call --policies a=1 a=2", "--policies: expected each name once, found a twice"),
@@ -180,7 +180,7 @@ TRAINED = ["--dataset", "data", "--out", "new"]
         (["eval", *CHECKED, "a=expert", "--suite", "libero_gaol"], "found libero_gaol; fix: did you mean libero_goal?"),
         (["eval", *CHECKED, "a=expert", "--tasks", "10"], "expected tasks 0 to 9 of libero_goal, found 10"),
         (["eval", *CHECKED, "a=expert", "--tasks", "1", "1"], "expected each task once"),
-        (["eval", *CHECKED, "a=expert", "--told", "1=10"], "found 10"),
+        (["eval", *CHECKED, "a=expert", "--instruct", "1=10"], "found 10"),
         (["eval", *CHECKED, "a=expert", "--episodes", "51"], "expected 1 to 50"),
         (["eval", *CHECKED, "a=expert", "--probes", "blak-agent"], "did you mean black-agent?"),
         (["eval", *CHECKED, "a=exprt"], "at exprt, found nothing; fix: did you mean expert?"),
@@ -286,7 +286,7 @@ def test_a_typo_costs_less_than_a_second_and_imports_nothing_heavy(words: str, t
         ({"MUJOCO_GL": "egl", "PYOPENGL_PLATFORM": "osmesa"}, "expected PYOPENGL_PLATFORM to be egl"),
     ],
 )
-def test_what_cannot_draw_is_told_first(
+def test_what_cannot_draw_is_named_first(
     monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], message: str
 ) -> None:
     for name in ("MUJOCO_GL", "PYOPENGL_PLATFORM", "MUJOCO_EGL_DEVICE_ID", "DISPLAY", "WAYLAND_DISPLAY"):

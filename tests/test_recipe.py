@@ -231,7 +231,7 @@ esac
 """
 
 
-def test_lerobot_train_is_told_to_resume_from_its_last_checkpoint(
+def test_lerobot_train_gets_the_flags_to_resume_from_its_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = tmp_path / "scripts/lerobot-train"

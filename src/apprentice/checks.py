@@ -54,7 +54,7 @@ def _suites(given: dict[str, Any]) -> None:
     for suite in _several(given.get("suite") or given.get("suites")):
         _one_of("--suite" if "suite" in given else "--suites", suite, suites())
     tasks = [*_several(given.get("tasks"))]
-    for pair in (given.get("told") or {}).items():
+    for pair in (given.get("instruct") or {}).items():
         tasks += pair
     for task in tasks:
         if task >= (count := simulator(given["suite"]).task_count(given["suite"])):

@@ -231,7 +231,7 @@ def _step(name: str, given: StepGiven, out: str, values: dict[str, str]) -> Step
 
 
 def _check_flags(step: Step) -> None:
-    """Wrong flags of a late step are told before the first one runs; what it reads may be made on the way."""
+    """Wrong flags of a late step are named before the first one runs; what it reads may be made on the way."""
     try:
         parse(step.command[1:], folders=False)
     except UserError as error:
@@ -254,7 +254,7 @@ def _code(command: list[str]) -> str:
 
 
 def _continued(command: list[str]) -> list[str]:
-    """The command that goes on: our own do so by themselves, lerobot-train has to be told, and refuses a
+    """The command that goes on: our own do so by themselves, lerobot-train needs a flag for it, and refuses a
     begun folder.
     """
     folders = [word.partition("=")[2] for word in command if word.startswith("--output_dir=")]

@@ -96,6 +96,6 @@ def test_a_students_statistics_are_those_of_its_contract(tmp_path) -> None:
 def test_what_goes_wrong_in_a_plan_is_named() -> None:
     with pytest.raises(UserError, match="policy a, task 1: policy a: not finite"), watched("a", "policy a, task 1"):
         raise UserError("policy a: not finite")
-    told = r"policy a, task 1: expected a plan, found ValueError: 3 .*test_faults.py:\d+"
-    with pytest.raises(UserError, match=told), watched("a", "policy a, task 1"):
+    message = r"policy a, task 1: expected a plan, found ValueError: 3 .*test_faults.py:\d+"
+    with pytest.raises(UserError, match=message), watched("a", "policy a, task 1"):
         raise ValueError(3)

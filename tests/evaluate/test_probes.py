@@ -55,7 +55,7 @@ class Standing:
 
 def protocol(**fields: Any) -> Protocol:
     return Protocol.with_installed_versions(
-        **{"suite": "libero_goal", "tasks": (BOWL_ON_STOVE,), "episodes": 1, "told": (), "step_limit": 4}
+        **{"suite": "libero_goal", "tasks": (BOWL_ON_STOVE,), "episodes": 1, "instructed": (), "step_limit": 4}
         | {"image_size": 64, "render": "fast", "probes": tuple(PROBES)}
         | fields
     )
@@ -79,9 +79,9 @@ def test_every_probe_changes_its_own_thing_alone(
 ) -> None:
     _, plain, words = played[PLAIN]
     assert words == INSTRUCTION
-    for probe, (episode, observation, told) in played.items():
-        assert (episode.probe, episode.failure, episode.instruction) == (probe, NEVER_REACHED, told)
-        assert (told == words) == (probe not in (PARAPHRASE, EMPTY))
+    for probe, (episode, observation, given) in played.items():
+        assert (episode.probe, episode.failure, episode.instruction) == (probe, NEVER_REACHED, given)
+        assert (given == words) == (probe not in (PARAPHRASE, EMPTY))
         np.testing.assert_allclose(observation["observation.state"], plain["observation.state"], atol=1e-6)
         for key in ("observation.images.image", "observation.images.image2"):
             difference = np.abs(observation[key].astype(int) - plain[key])

@@ -103,7 +103,10 @@ def test_an_evaluation_ends_when_its_question_is_decided(evaluation, tmp_path, m
     begun.save()
     states = [state for *_, state in begun.wanted]
     assert len(states) == 120 and max(states[:30]) == BLOCK - 1 < min(states[30:60])  # every task before the next block
-    jobs = [EpisodeJob(name, "", card, task, told, s, protocol) for name, card, _, task, told, _, s in begun.wanted]
+    jobs = [
+        EpisodeJob(name, "", card, task, instructed, s, protocol)
+        for name, card, _, task, instructed, _, s in begun.wanted
+    ]
     ended = []
 
     def spread(run, jobs, workers, ray):
@@ -111,8 +114,8 @@ def test_an_evaluation_ends_when_its_question_is_decided(evaluation, tmp_path, m
             for job in jobs:
                 done = job.policy == "two-stage"
                 outcome = {"policy": job.policy, "checkpoint": job.checkpoint, "conditions": protocol.conditions}
-                where = {"task": job.task, "told": job.told, "init_state": job.init_state}
-                yield replace(evaluation.episodes[0], success=done, told_success=done, **outcome, **where), {}
+                where = {"task": job.task, "instructed": job.instructed, "init_state": job.init_state}
+                yield replace(evaluation.episodes[0], success=done, instructed_success=done, **outcome, **where), {}
         finally:
             ended.append(True)
 

@@ -92,9 +92,9 @@ def test_its_suites_are_found_beside_the_others() -> None:
 def test_it_is_evaluated_probed_compared_and_reported(
     policies: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, told, fog = tmp_path / "run", tmp_path / "told", tmp_path / "fog"
+    run, other, fog = tmp_path / "run", tmp_path / "other", tmp_path / "fog"
     rollout.evaluate(policies, out_dir=run, probes=list(PROBES), **SETTING)
-    rollout.evaluate(policies, out_dir=told, told={0: 1}, **{**SETTING, "tasks": None})
+    rollout.evaluate(policies, out_dir=other, instruct={0: 1}, **{**SETTING, "tasks": None})
     rollout.evaluate(policies, out_dir=fog, layouts="fresh", **{**SETTING, "suite": "point_fog"})
     evaluation = Evaluation.load(run)
     assert evaluation.protocol.versions == {"point": "1.0"} and evaluation.protocol.fast_version is None
@@ -113,8 +113,8 @@ def test_it_is_evaluated_probed_compared_and_reported(
     compare([run])
     said = capsys.readouterr().out
     assert said.startswith("point: A = expert, B = two-stage") and "push the point to the top" in said
-    assert {row.told for row in probe_rows(Evaluation.load(told).episodes)} == {1}
-    write_report(tmp_path / "page.html", run, probe=[told], variants=[fog])
+    assert {row.instructed for row in probe_rows(Evaluation.load(other).episodes)} == {1}
+    write_report(tmp_path / "page.html", run, probe=[other], variants=[fog])
     page, details = (tmp_path / "page.html").read_text(), json.loads((tmp_path / "details.json").read_text())
     assert "<dt>point</dt><dd>1.0</dd>" in page and "at 30 Hz" in page and "mujoco" not in page
     assert "48 \u00d7 64 px" in page

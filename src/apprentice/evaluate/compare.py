@@ -19,16 +19,16 @@ class Paired:
     """Two policies, A and B, on the same episodes of a task, or of all.
 
     Attributes:
-        task, told: indices, or "all".
+        task, instructed: indices, or "all".
         pairs: episodes that both have run.
-        a, b: successes of each; in the language probe, of the task that was told.
+        a, b: successes of each; in the language probe, of the task whose instruction was given.
         only_a, only_b: pairs in which one alone succeeds.
         low95, high95: bounds of the difference of rates, B - A (Tango).
         p: of the exact McNemar test that neither is better.
     """
 
     task: int | str
-    told: int | str
+    instructed: int | str
     pairs: int
     a: int
     b: int
@@ -39,11 +39,11 @@ class Paired:
     p: float
 
     @classmethod
-    def of(cls, task: int | str, told: int | str, outcomes: list[tuple[bool, bool]]) -> "Paired":
+    def of(cls, task: int | str, instructed: int | str, outcomes: list[tuple[bool, bool]]) -> "Paired":
         a, b = (sum(outcome) for outcome in zip(*outcomes, strict=True)) if outcomes else (0, 0)
         only_a, only_b = sum(a > b for a, b in outcomes), sum(b > a for a, b in outcomes)
         low, high = tango(only_b, only_a, len(outcomes))
-        return cls(task, told, len(outcomes), a, b, only_a, only_b, low, high, mcnemar(only_a, only_b))
+        return cls(task, instructed, len(outcomes), a, b, only_a, only_b, low, high, mcnemar(only_a, only_b))
 
     @property
     def difference(self) -> float:
@@ -53,11 +53,11 @@ class Paired:
 
 def paired(a: list[Episode], b: list[Episode]) -> list[Paired]:
     """All tasks together, then task by task, first where B falls behind A most; of episodes that both have."""
-    mine, theirs = ({(e.task, e.told, e.init_state): e.told_success for e in side} for side in (a, b))
+    mine, theirs = ({(e.task, e.instructed, e.init_state): e.instructed_success for e in side} for side in (a, b))
     common = sorted(mine.keys() & theirs.keys())
     by_task = [
-        Paired.of(task, told, [(mine[key], theirs[key]) for key in keys])
-        for (task, told), keys in groupby(common, key=lambda key: key[:2])
+        Paired.of(task, instructed, [(mine[key], theirs[key]) for key in keys])
+        for (task, instructed), keys in groupby(common, key=lambda key: key[:2])
     ]
     by_task.sort(key=lambda row: (row.difference, row.b))
     return [Paired.of(ALL, ALL, [(mine[key], theirs[key]) for key in common]), *by_task]
@@ -132,7 +132,7 @@ def _comparison(evaluation: Evaluation, rows: list[Paired], a: str, b: str, name
     for row in rows:
         lines.append(
             [
-                _name(row.task, row.told),
+                _name(row.task, row.instructed),
                 f"{row.a}/{row.pairs}",
                 f"{row.b}/{row.pairs}",
                 str(row.only_a),
@@ -140,7 +140,7 @@ def _comparison(evaluation: Evaluation, rows: list[Paired], a: str, b: str, name
                 f"{100 * row.difference:+.1f}",
                 f"{100 * row.low95:+.1f} to {100 * row.high95:+.1f}",
                 f"{row.p:.2g}",
-                "" if row.told == ALL else instructions[int(row.told)].instruction,
+                "" if row.instructed == ALL else instructions[int(row.instructed)].instruction,
             ]
         )
     return f"{evaluation.protocol.suite}: A = {a}, B = {b}{where}\n" + _table(lines)
@@ -149,8 +149,8 @@ def _comparison(evaluation: Evaluation, rows: list[Paired], a: str, b: str, name
 def summary(evaluation: Evaluation) -> str:
     """Success rates of every policy: the suite, then its tasks, the worst first; of a probe, over all tasks."""
     instructions = simulator(evaluation.protocol.suite).tasks(evaluation.protocol.suite)
-    told = [e for e in evaluation.episodes if e.task != e.told and e.probe == PLAIN]
-    rows = success_rows(evaluation.episodes) if not told else _told_rows(told)
+    instructed = [e for e in evaluation.episodes if e.task != e.instructed and e.probe == PLAIN]
+    rows = success_rows(evaluation.episodes) if not instructed else _instructed_rows(instructed)
     for probe in evaluation.protocol.probes or ():
         probed = success_rows(evaluation.episodes, probe) if probe != PLAIN else []
         rows += [replace(row, task=probe) for row in probed if row.task == ALL]
@@ -191,13 +191,13 @@ def _rate(row: Row) -> list[str]:
     return [f"{row.successes}/{row.episodes}", f"{100 * row.rate:.1f}", bounds]
 
 
-def _told_rows(episodes: list[Episode]) -> list[Row]:
-    """Of a language probe: how often what was told was done, by the task that was told."""
-    return rows_by(episodes, lambda e: e.told, lambda e: e.told_success)
+def _instructed_rows(episodes: list[Episode]) -> list[Row]:
+    """Of a language probe: how often the instructed task was done, by that task."""
+    return rows_by(episodes, lambda e: e.instructed, lambda e: e.instructed_success)
 
 
-def _name(task: int | str, told: int | str) -> str:
-    return str(task) if task == told else f"{task}, told {told}"
+def _name(task: int | str, instructed: int | str) -> str:
+    return str(task) if task == instructed else f"{task}, instructed {instructed}"
 
 
 def _table(lines: list[list[str]]) -> str:

@@ -107,7 +107,7 @@ def correct(
         suite=suite,
         tasks=tuple(tasks or range(len(known))),
         episodes=1,
-        told=(),
+        instructed=(),
         step_limit=most,
         image_size=size,
         render=render,

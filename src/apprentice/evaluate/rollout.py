@@ -37,7 +37,7 @@ def evaluate(
     episodes: int = 50,
     workers: int = 2,
     ray: str | None = None,
-    told: dict[int, int] | None = None,
+    instruct: dict[int, int] | None = None,
     probes: list[str] | None = None,
     render: Literal["fast", "exact"] = "fast",
     size: int = 128,
@@ -62,7 +62,8 @@ def evaluate(
         out_dir: folder of the evaluation; one that was begun there is continued.
         workers: processes.
         ray: address of a Ray cluster whose machines do the work ("auto": the one that this machine belongs to).
-        told: language probe instead: 1=8 sets up task 1 (scene, initial states) and gives the instruction of task 8.
+        instruct: language probe instead: 1=8 sets up task 1 (scene, initial states) and gives the policy the
+            instruction of task 8.
         probes: what to change in the episodes, one or more of plain (nothing), paraphrase, empty (no words),
             black-agent, black-wrist (a camera is black) and moved (what is carried stands elsewhere); tasks that a
             probe does not suit are left out of it.
@@ -91,7 +92,7 @@ def evaluate(
         suite=suite,
         tasks=tuple(range(len(known)) if tasks is None else tasks),
         episodes=episodes,
-        told=tuple((told or {}).items()),
+        instructed=tuple((instruct or {}).items()),
         step_limit=max_steps or played.suites[suite],
         image_size=size,
         render=render,
@@ -154,7 +155,7 @@ def _run(
 ) -> None:
     """Run jobs in a pool and write each episode down as it ends, until the question is decided."""
     done = Counter(episode.policy for episode in evaluation.episodes)
-    successes = Counter(episode.policy for episode in evaluation.episodes if episode.told_success)
+    successes = Counter(episode.policy for episode in evaluation.episodes if episode.instructed_success)
     total = len(evaluation.wanted)
     meter = Meter(f"evaluate {evaluation.protocol.suite}", total, total - len(jobs))
     running = cast(Generator[tuple[Episode, dict[str, bytes]]], spread(run_episode, jobs, workers, ray=ray))
@@ -166,7 +167,7 @@ def _run(
                         fresh.write_bytes(content)
                 append_episode(evaluation.log, episode)
                 evaluation.episodes.append(episode)
-                successes[episode.policy] += episode.told_success
+                successes[episode.policy] += episode.instructed_success
                 done[episode.policy] += 1
                 meter.advance(note="  ".join(f"{name} {successes[name]}/{done[name]}" for name in done))
                 if question and verdict(question, evaluation).decided:

@@ -87,10 +87,14 @@ def verdict(question: Claim, evaluation: Evaluation) -> Verdict:
 
 def looks(question: Claim, evaluation: Evaluation) -> Iterable[tuple[int, int, int]]:
     """How many pairs were (won, equal, lost) by `better`, after each finished block."""
-    done = {(e.policy, e.task, e.told, e.init_state): e.told_success for e in evaluation.episodes if e.probe == PLAIN}
+    done = {
+        (e.policy, e.task, e.instructed, e.init_state): e.instructed_success
+        for e in evaluation.episodes
+        if e.probe == PLAIN
+    }
     counts = {1: 0, 0: 0, -1: 0}
     for states in batched(range(evaluation.protocol.episodes), BLOCK):
-        keys = [(task, told, state) for task, told in evaluation.protocol.pairs for state in states]
+        keys = [(task, instructed, state) for task, instructed in evaluation.protocol.pairs for state in states]
         both = [(done.get((question.better, *key)), done.get((question.worse, *key))) for key in keys]
         if any(None in pair for pair in both):
             return

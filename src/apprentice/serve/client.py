@@ -50,9 +50,9 @@ def inspect_server(name: str, address: str, environment: Contract, execution: Ex
             f"policy {name}: expected a checkpoint for temporal ensembling, found the server {address}; "
             "fix: leave --ensembling out; a server that makes ensembles is asked with --n-action-steps 1"
         )
-    told = server.metadata.get("contract", {})
-    if told:
-        fix, text = "leave it out of the server's metadata", json.dumps(told, default=str, skipkeys=True)
+    sent = server.metadata.get("contract", {})
+    if sent:
+        fix, text = "leave it out of the server's metadata", json.dumps(sent, default=str, skipkeys=True)
         contract = checked(text, Contract, "a contract", f"from policy {name} at {address}", fix=fix)
         environment.check(contract, "the environment", f"policy {name}")
     identity = server.metadata.get("checkpoint") or fingerprint(address, pack(server.metadata))

@@ -70,18 +70,18 @@ def serve(checkpoint: Path, *, port: int = 8000, host: str = "127.0.0.1", client
 
     gc.freeze()  # what is loaded stays: to search it for garbage would hold up all for a second
     try:
-        asyncio.run(_until_told(server.run(host, port, ready)))
+        asyncio.run(_until_signal(server.run(host, port, ready)))
     except OSError as error:
         raise UserError(f"expected a free port {port} at {host}, found {error}; fix: choose another --port") from error
 
 
-async def _until_told(running: Any) -> None:
+async def _until_signal(running: Any) -> None:
     """Run until it ends, or until a signal, which ends the process. Who started it may have it ignore some of them."""
-    loop, told = asyncio.get_running_loop(), asyncio.Event()
+    loop, signalled = asyncio.get_running_loop(), asyncio.Event()
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
-            loop.add_signal_handler(number, told.set)
-    tasks = asyncio.ensure_future(running), asyncio.ensure_future(told.wait())
+            loop.add_signal_handler(number, signalled.set)
+    tasks = asyncio.ensure_future(running), asyncio.ensure_future(signalled.wait())
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     if tasks[0].done():
         return tasks[0].result()
@@ -143,7 +143,7 @@ class PolicyServer:
                 await asyncio.wait_for(server.wait_closed(), GOODBYE)
 
     def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
-        """Whether a client may come in: None, or what it is told instead."""
+        """Whether a client may come in: None, or the answer that it gets instead."""
         if urlsplit(request.path).path == "/healthz":
             return connection.respond(http.HTTPStatus.OK, "OK\n")
         try:

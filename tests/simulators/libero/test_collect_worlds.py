@@ -47,8 +47,8 @@ def test_own_worlds_survive_a_kill_and_replay(tmp_path: Path, interrupted: Calla
     last = {key: dataset.hf_dataset[key][-len(before["action"]) :] for key in ("observation.state", "action")}
     for key, values in last.items():
         np.testing.assert_array_equal(np.array(values), before[key])
-    told = kept["per_task"]["0"]["instructions"]
-    assert list(dict.fromkeys(instructions(dataset))) == told and TASK.instruction not in told
+    different = kept["per_task"]["0"]["instructions"]
+    assert list(dict.fromkeys(instructions(dataset))) == different and TASK.instruction not in different
     assert [scene.world for scene in scenes(out)] == kept["per_task"]["0"]["worlds"] == [0, 1]
     assert all(check.passed for check in examine(out, 2, 1))
 

@@ -33,7 +33,7 @@ def kept(
     trace = Trace.of(run.states, run.actions, run.plans)
     episode = replace(episode, trace=f"{episode.stem}.npz")
     files = {f"traces/{episode.trace}": trace.to_bytes()}
-    if job.film == "all" or (job.film == "some" and not (run.told_success and job.init_state >= FILMED)):
+    if job.film == "all" or (job.film == "some" and not (run.instructed_success and job.init_state >= FILMED)):
         film = [played.film(each) for each in [*run.observations, observe()]]
         episode = replace(episode, video=f"{episode.stem}.mp4")
         files[f"videos/{episode.video}"] = encode(film, SPEED * played.fps / n_action_steps)
@@ -50,11 +50,11 @@ def _episode(job: EpisodeJob, run: Run, instruction: str, seed: int) -> Episode:
         conditions=job.protocol.conditions,
         suite=job.protocol.suite,
         task=job.task,
-        told=job.told,
+        instructed=job.instructed,
         init_state=job.init_state,
         instruction=instruction,
         success=run.success,
-        told_success=run.told_success,
+        instructed_success=run.instructed_success,
         steps=len(run.actions),
         seconds=round(sum(run.seconds.values()), 3),
         reset_seconds=round(run.seconds["reset"], 3),
@@ -64,5 +64,5 @@ def _episode(job: EpisodeJob, run: Run, instruction: str, seed: int) -> Episode:
         video=None,
         seed=seed,
         probe=job.probe,
-        failure=OTHER_TASK if run.success and not run.told_success else run.failure,
+        failure=OTHER_TASK if run.success and not run.instructed_success else run.failure,
     )

@@ -14,7 +14,7 @@ from apprentice.evaluate.results import Episode
 from apprentice.serve.card import PolicyCard
 from apprentice.serve.checkpoint import Checkpoint, inspect_checkpoint
 from apprentice.serve.client import RemotePolicy, inspect_server, is_address
-from apprentice.serve.one_a_task import inspect_by_task, told_folder
+from apprentice.serve.one_a_task import folder_of, inspect_by_task
 from apprentice.simulators.base import Environment, Simulator, simulator
 
 FRESH_SEED = 2_000_000_000  # beyond those of collection
@@ -25,7 +25,9 @@ def inspect(name: str, place: str, environment: Contract, protocol: Protocol) ->
     if is_address(place):
         return inspect_server(name, place, environment, protocol.execution)
     if Path(place).is_file():
-        instructions = [simulator(protocol.suite).tasks(protocol.suite)[told].instruction for _, told in protocol.pairs]
+        instructions = [
+            simulator(protocol.suite).tasks(protocol.suite)[instructed].instruction for _, instructed in protocol.pairs
+        ]
         return inspect_by_task(name, Path(place), environment, protocol.execution, instructions)
     return inspect_checkpoint(name, Path(place), environment, protocol.execution)
 
@@ -36,7 +38,7 @@ _policies: dict[tuple, Policy] = {}  # of this process
 def load(job: EpisodeJob, instruction: str) -> Policy:
     """The policy of a job; loaded once in a process."""
     protocol = job.protocol
-    place = job.place if is_address(job.place) else str(told_folder(job.policy, job.place, instruction))
+    place = job.place if is_address(job.place) else str(folder_of(job.policy, job.place, instruction))
     key = (place, job.checkpoint, protocol.execution)
     if key not in _policies:
         contract = simulator(protocol.suite).contract(protocol.suite, protocol.image_size, protocol.render)
@@ -56,12 +58,12 @@ def run_episode(job: EpisodeJob) -> tuple[Episode, dict[str, bytes]]:
     env = played.environment(protocol.suite, job.task, render=protocol.render, size=protocol.image_size)
     cameras = played.contract(protocol.suite, protocol.image_size, protocol.render).cameras or ()
     seed = protocol.seed + job.init_state
-    instruction = said(job.probe, played.tasks(protocol.suite)[job.told].instruction, seed, played)
+    instruction = said(job.probe, played.tasks(protocol.suite)[job.instructed].instruction, seed, played)
     policy = load(job, instruction)
     clock = Stopwatch()
     _begin(job, played, env, seed)
     policy.reset(seed)
-    observer = played.observer(env, job.told)
+    observer = played.observer(env, job.instructed)
     clock.lap("reset")
     with closing(policy):
         run = act(job, env, policy, observer, instruction, clock, cameras)
@@ -75,5 +77,5 @@ def _begin(job: EpisodeJob, played: Simulator, env: Environment, seed: int) -> N
         seed=FRESH_SEED + seed if fresh else seed,
         init_state=None if fresh else job.init_state,
         settle_steps=job.protocol.settle_steps,
-        moved=job.told if job.probe == MOVED else None,
+        moved=job.instructed if job.probe == MOVED else None,
     )

@@ -11,7 +11,7 @@ import av
 from apprentice.evaluate.episode.probes import PLAIN
 from apprentice.evaluate.results import Episode, Evaluation
 
-SUCCESSES, TOLD, FAILURES = 6, 6, 60  # films shown: of each policy, of the language probe, of all kinds together
+SUCCESSES, LANGUAGE, FAILURES = 6, 6, 60  # films shown: of each policy, of the language probe, of all kinds together
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ def successes(evaluation: Evaluation, policy: str) -> list[Film]:
     return _films(evaluation, sorted(own, key=lambda episode: (episode.init_state, episode.task)), SUCCESSES)
 
 
-def told_another(evaluations: Iterable[Evaluation]) -> list[Film]:
+def other_instruction(evaluations: Iterable[Evaluation]) -> list[Film]:
     """The first episode of each policy and pair of tasks."""
     films: list[Film] = []
     for evaluation in evaluations:
-        first = [e for e in evaluation.episodes if e.init_state == 0 and e.task != e.told]
-        films += _films(evaluation, first, TOLD - len(films))
+        first = [e for e in evaluation.episodes if e.init_state == 0 and e.task != e.instructed]
+        films += _films(evaluation, first, LANGUAGE - len(films))
     return films
 
 

@@ -103,7 +103,7 @@ def measurements(
     """The rate of each policy of an evaluation. Raises UserError if one has no role."""
     protocol = evaluation.protocol
     suite, variant = variant_of(protocol.suite)
-    plain = [e for e in evaluation.episodes if e.task == e.told and e.probe == PLAIN]
+    plain = [e for e in evaluation.episodes if e.task == e.instructed and e.probe == PLAIN]
     for policy, card in evaluation.policies.items():
         role = roles.get(policy, policy)
         if role not in ROLES:

@@ -91,7 +91,7 @@ def write_report(
         out: the HTML file to write.
         evaluation: folder written by `apprentice eval`.
         runs: folders of training stages by name; the fine-tuned ones are named as the policies are.
-        probe: folders of probes, written by `apprentice eval --told` or `--probes`, if they have their own.
+        probe: folders of probes, written by `apprentice eval --instruct` or `--probes`, if they have their own.
         variants: folders of evaluations on variants of the suite, such as libero_goal_swap.
         title: stands above the headline.
 
@@ -114,7 +114,7 @@ def write_report(
     rows = success_rows(main.episodes)
     if not rows:
         raise UserError(f"expected episodes in {evaluation}, found none; fix: run `apprentice eval`")
-    told = probe_rows(episode for episode in episodes if episode.suite == main.protocol.suite)
+    instructed = probe_rows(episode for episode in episodes if episode.suite == main.protocol.suite)
     stages = [TrainingRun.load(name, run) for name, run in (runs or {}).items()]
     names = {task.index: task.instruction for task in played.tasks(main.protocol.suite)}
     colours = _colours([*main.policies, *(runs or {})])
@@ -122,9 +122,9 @@ def write_report(
     by_task, changed = tables.by_task(rows, subject, names), tables.perturbed(groups)
     pairs = tables.against(subject, list(main.policies), {name: groups[name] for name in changed})
     looks, latencies, failing = tables.looks(groups), tables.latencies(main), tables.failing(groups)
-    told_pairs: dict[str, list] = {}
-    for row in told:
-        told_pairs.setdefault(f"told “{names[row.told]}”", []).append(row)
+    instructed_pairs: dict[str, list] = {}
+    for row in instructed:
+        instructed_pairs.setdefault(f"instructed “{names[row.instructed]}”", []).append(row)
     own = failing.get(tables.PUBLISHED, {}).get(subject)
     counts = {
         kind: sum(row.kinds.get(kind, 0) for members in failing.values() for row in members.values())
@@ -132,8 +132,8 @@ def write_report(
     }
 
     write_json(out.parent / "results.json", [asdict(row) for row in rows])
-    if told:
-        write_json(out.parent / "probe.json", [asdict(row) for row in told])
+    if instructed:
+        write_json(out.parent / "probe.json", [asdict(row) for row in instructed])
     details = {
         "perturbations": {name: [asdict(row) for row in members] for name, members in changed.items()},
         "paired": [
@@ -154,7 +154,7 @@ def write_report(
             title=title,
             today=date.today().isoformat(),
             findings=[
-                *findings(rows, told),
+                *findings(rows, instructed),
                 *changes(subject, looks),
                 *perturbations(subject, main.protocol.suite, changed),
                 *failures(own.kinds if own else {}),
@@ -171,9 +171,9 @@ def write_report(
             charted=CHARTED,
             pairs=pairs,
             looks=looks,
-            probes=told,
-            probe_chart=probe_chart(told_pairs) if told else "",
-            probe_films=films.told_another(evaluations),
+            probes=instructed,
+            probe_chart=probe_chart(instructed_pairs) if instructed else "",
+            probe_films=films.other_instruction(evaluations),
             align_chart=_losses([s for s in stages if s.stage == "align"], colours, "alignment loss"),
             finetune_chart=_losses([s for s in stages if s.stage != "align"], colours, "fine-tuning loss"),
             stages=stages,

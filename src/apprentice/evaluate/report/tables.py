@@ -13,7 +13,7 @@ from apprentice.evaluate.episode.trace import Trace
 from apprentice.evaluate.results import ALL, Episode, Evaluation, Row, failure_meanings, success_rows
 from apprentice.simulators.base import simulator, variant_of
 
-PUBLISHED, TOLD_ANOTHER = "as published", "told another task"
+PUBLISHED, OTHER_INSTRUCTION = "as published", "given another task's instruction"
 PARTS = ("seconds", "reset_seconds", "policy_seconds", "render_seconds", "physics_seconds", "steps")
 
 
@@ -44,15 +44,15 @@ def changed(episode: Episode, suite: str) -> str:
     """What was changed against the episodes as published of `suite`."""
     if episode.suite != suite:
         return simulator(suite).variants[variant_of(episode.suite)[1]]
-    if episode.task != episode.told:
-        return TOLD_ANOTHER
+    if episode.task != episode.instructed:
+        return OTHER_INSTRUCTION
     return PUBLISHED if episode.probe == PLAIN else episode.probe
 
 
 def aside(episode: Episode, suite: str) -> str:
     """What was changed, if the instruction does not say it: words for a film's caption."""
     what = changed(episode, suite)
-    return "" if what in (PUBLISHED, TOLD_ANOTHER) else what
+    return "" if what in (PUBLISHED, OTHER_INSTRUCTION) else what
 
 
 def by_change(episodes: Iterable[Episode], suite: str) -> dict[str, list[Episode]]:
@@ -64,10 +64,10 @@ def by_change(episodes: Iterable[Episode], suite: str) -> dict[str, list[Episode
 
 
 def perturbed(groups: dict[str, list[Episode]]) -> dict[str, list[Row]]:
-    """Each policy's success over all tasks, by what was changed; those told another task have a table of their own."""
+    """Each policy's success over all tasks, by what was changed; the language probe has a table of its own."""
     rows = {}
     for name, group in groups.items():
-        if all(episode.task == episode.told for episode in group):
+        if all(episode.task == episode.instructed for episode in group):
             rows[name] = [row for row in success_rows(group, probe=group[0].probe) if row.task == ALL]
     return rows
 
@@ -140,7 +140,7 @@ def failing(groups: dict[str, list[Episode]]) -> dict[str, dict[str, Failing]]:
         for policy in dict.fromkeys(episode.policy for episode in group):
             own = [episode for episode in group if episode.policy == policy]
             counts = Counter(episode.failure for episode in own)
-            if failed := sum(not episode.told_success for episode in own):
+            if failed := sum(not episode.instructed_success for episode in own):
                 table.setdefault(name, {})[policy] = Failing(
                     policy, len(own), failed, {kind: counts[kind] for kind in failure_meanings(own[0].suite)}
                 )

@@ -1,4 +1,4 @@
-"""What is wrong with a policy: told before hours are spent, from its checkpoint alone; or by its name, when it shows.
+"""What is wrong with a policy: found before hours are spent, from its checkpoint alone; or by its name, when it shows.
 
 A policy with a contract is held to it elsewhere (`inspect_checkpoint`). Of others little can be known, and that much is
 compared with the suite's reference: how large their images were, what their statistics say of robot and pictures.
@@ -42,11 +42,11 @@ def watched(policy: str, episode: str, limited: bool = True) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            raise UserError(f"{episode}: {_told(error)}") from error
+            raise UserError(f"{episode}: {_text(error)}") from error
     _planned.add(policy)
 
 
-def _told(error: Exception) -> str:
+def _text(error: Exception) -> str:
     if isinstance(error, UserError):
         return str(error)
     frame = traceback.extract_tb(error.__traceback__)[-1]

@@ -64,7 +64,7 @@ def write_scene(job: tuple[str, str, list[int], int, int]) -> int:
 def generate(folder: Path | str, layouts: int = 40_000, workers: int = 2, shard: int = 100, seed: int = 0) -> None:
     """Draw, render and store random layouts of LIBERO-90's scenes and of our own; shards that exist are kept.
 
-    A shard's name is its scene's and its number, so that held-out scenes are told apart by name; each of those has
+    A shard's name is its scene's and its number, so that held-out scenes are recognised by name; each of those has
     one shard. More layouts asked for later come on top of those that are there.
 
     Args:

@@ -366,12 +366,12 @@ def _summary(jobs: Sequence[CollectJob], scratch: Path) -> dict[str, Any]:
             rejected += [Rejected(job.task, job.episode, int(seed), str(reason)) for seed, reason in pairs]
     failures = Counter(attempt.task for attempt in rejected)
     own = {key for task in per_task.values() for key in task} - {"steps", "seeds", "worlds", "instructions"}
-    told = {"seeds": True, "worlds": bool(jobs[0].worlds), "instructions": bool(jobs[0].worlds) or jobs[0].reworded}
+    always = {"seeds": True, "worlds": bool(jobs[0].worlds), "instructions": bool(jobs[0].worlds) or jobs[0].reworded}
     rates = {
         str(index): {
             "kept": round(len(task["seeds"]) / (len(task["seeds"]) + failures[index]), 4),
             "mean_steps": round(float(np.mean(task["steps"])), 1),
-            **{key: task[key] for key, wanted in (told | dict.fromkeys(sorted(own), True)).items() if wanted},
+            **{key: task[key] for key, wanted in (always | dict.fromkeys(sorted(own), True)).items() if wanted},
         }
         for index, task in per_task.items()
     }

@@ -1,4 +1,4 @@
-"""What is wrong with recorded episodes, told from what the simulator does with the same actions. NumPy alone.
+"""What is wrong with recorded episodes, found from what the simulator does with the same actions. NumPy alone.
 
 Recorded and replayed motion part where an action was scaled or an object lies elsewhere, so nothing here asks for equal
 paths: columns are found by what goes together, scales by how far the hand goes for what it was asked.

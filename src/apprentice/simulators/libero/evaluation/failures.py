@@ -1,9 +1,9 @@
-"""Why an episode failed, told from the simulator's own state: what the hand reached, held and moved.
+"""Why an episode failed, found from the simulator's own state: what the hand reached, held and moved.
 
 A *thing* is an object, or a part that a joint moves: a drawer, a door, a knob. It was
 
 - reached once the point between the finger tips came within REACH of the box around it, or the robot touched it;
-- held while both fingers touched it and were told to close;
+- held while both fingers touched it and were commanded to close;
 - moved once it was held LIFT above where it stood, or, for a part, once it was touched and TURNED of its joint's range
   away from where it was, or, for a plate that nothing goes onto, once it was touched and PUSHED away.
 
