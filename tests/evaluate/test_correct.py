@@ -71,13 +71,13 @@ def test_what_is_in_the_hand_is_carried_on(env: LiberoEnv, shown: Record, roll: 
     first = closing(shown)
     found = roll(first + 2, first + 2)
     assert found.kind == DRAWN and found.held and first + 4 < found.step < first + 30 and found.action[6] > 0
-    world = env.geometry()
+    geometry = env.geometry()
     env.resume(found.state)
-    assert BOWL in world.grasped() and not world.rests(BOWL)
+    assert BOWL in geometry.grasped() and not geometry.rests(BOWL)
     anew = solve(env, Style(), np.random.default_rng(0))
     env.reset(seed=5)
     env.resume(found.state)
-    height = world.position(BOWL)[2]
+    height = geometry.position(BOWL)[2]
     resumed = solve(env, Style(), np.random.default_rng(0), found.action)
     assert resumed.failure is None and len(resumed.record.actions) < len(anew.record.actions)
     actions = np.array(resumed.record.actions)
@@ -87,10 +87,10 @@ def test_what_is_in_the_hand_is_carried_on(env: LiberoEnv, shown: Record, roll: 
     env.resume(found.state)
     for action, snapshot in zip(resumed.record.executed[:released], resumed.record.snapshots, strict=False):
         np.testing.assert_array_equal(env.proprioception(), snapshot.state)
-        assert world.held(BOWL)
+        assert geometry.held(BOWL)
         env.step(action)
-    to_plate = world.position(BOWL)[:2] - world.position("plate_1")[:2]
-    assert np.linalg.norm(to_plate) < 0.03 and height > world.table_height()
+    to_plate = geometry.position(BOWL)[:2] - geometry.position("plate_1")[:2]
+    assert np.linalg.norm(to_plate) < 0.03 and height > geometry.table_height()
 
 
 def test_from_above_the_object_the_hand_goes_straight_down(

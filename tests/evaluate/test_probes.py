@@ -115,8 +115,8 @@ def test_a_seed_decides_the_words_and_the_place() -> None:
 
 
 def places(env: LiberoEnv) -> dict[str, np.ndarray]:
-    world = env.geometry()
-    return {name: world.position(name) for name in world.domain.objects_dict}
+    geometry = env.geometry()
+    return {name: geometry.position(name) for name in geometry.domain.objects_dict}
 
 
 def test_tasks_that_a_probe_does_not_suit_are_left_out(

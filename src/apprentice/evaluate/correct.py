@@ -63,7 +63,7 @@ def correct(
     render: Literal["fast", "exact"] = "fast",
     size: int = 128,
     images: bool = False,
-    worlds: int = 0,
+    variants: int = 0,
     reworded: bool = False,
 ) -> dict[str, Any]:
     """Write `episodes` successful corrections of each task into the dataset folder `out`; returns a summary.
@@ -89,8 +89,8 @@ def correct(
         render: "fast" (simplified meshes) or "exact".
         size: of the images (px).
         images: keep each image as PNG in place of videos: exact and quick to read, many times larger.
-        worlds: play each task in so many worlds of its own, with objects exchanged and spread over the table;
-            0 plays it as published.
+        variants: number of variants of each task to play: its objects are exchanged and spread over the table;
+            0 plays the task as published.
         reworded: say each instruction in other words.
 
     Raises UserError if the policy does not fit, and as `apprentice collect` does.
@@ -115,7 +115,7 @@ def correct(
         n_action_steps=n_action_steps,
     )
     card = play.inspect(NAME, policy, played.contract(suite, size, render), protocol)
-    shared = settings_of(suite, seed, render, size, worlds, reworded)
+    shared = settings_of(suite, seed, render, size, variants, reworded)
     make = partial(
         Correction,
         **shared,

@@ -24,7 +24,7 @@ def collect(
     render: str = "fast",
     size: int = 128,
     images: bool = False,
-    worlds: int = 0,
+    variants: int = 0,
     reworded: bool = False,
 ) -> dict[str, Any]:
     """Write `episodes` successful demonstrations of each task into the dataset folder `out`; returns a summary.
@@ -43,14 +43,14 @@ def collect(
         render: "fast" (simplified meshes) or "exact".
         size: of the images (px).
         images: keep each image as PNG in place of videos: exact and quick to read, many times larger.
-        worlds: play each task in so many worlds of its own, with objects exchanged and spread over the table;
-            0 plays it as published.
+        variants: number of variants of each task to play: its objects are exchanged and spread over the table;
+            0 plays the task as published.
         reworded: say each instruction in other words.
 
     Raises UserError if `out` exists, if what waits beside it was collected with other settings, if a task can have no
-    own world, or, when all else is done, if a task could not be demonstrated.
+    variant, or, when all else is done, if a task could not be demonstrated.
     """
-    settings = settings_of(suite, seed, render, size, worlds, reworded)
+    settings = settings_of(suite, seed, render, size, variants, reworded)
     make = partial(CollectJob, **settings)
     return gather(
         Path(out), make, _collect_one, settings, tasks=tasks, episodes=episodes, workers=workers, ray=ray, images=images

@@ -1,7 +1,7 @@
 """Episodes for a dataset: made one by one in any number of processes, kept until all are there, then written.
 
 Every episode has its own seeds, so a dataset is the same whatever the number of workers and however often its making
-was interrupted. `meta/collection.json` keeps the seed of each episode, its own world and words, and `meta/starts.npz`
+was interrupted. `meta/collection.json` keeps the seed of each episode, its variant and its words, and `meta/starts.npz`
 where those begin that begin in the middle of another: `apprentice doctor` replays them.
 """
 
@@ -41,7 +41,7 @@ class CollectJob:
     seed: int
     render: str
     size: int
-    worlds: int = 0
+    variants: int = 0
     reworded: bool = False
 
     @property
@@ -49,14 +49,14 @@ class CollectJob:
         return self._number(self.episode) * ATTEMPTS
 
     @property
-    def world(self) -> int | None:
-        """The number of its own world: that of the task's first episode there."""
-        return self._number(self.episode % self.worlds) if self.worlds else None
+    def variant(self) -> int | None:
+        """The number of the task's variant, which is that of its first episode; None: the task as published."""
+        return self._number(self.episode % self.variants) if self.variants else None
 
     @property
     def instruction(self) -> str:
         played = simulator(self.suite)
-        said = played.task(self.suite, self.task, self.world).instruction
+        said = played.task(self.suite, self.task, self.variant).instruction
         others = played.paraphrases(said) if self.reworded else []
         return str(np.random.default_rng([self.first_seed, 3]).choice(others)) if others else said
 
@@ -74,7 +74,7 @@ class Setting:
 
     suite: str
     task: int
-    world: int | None
+    variant: int | None
     seed: int
     start_noise: float  # m
     start: Any = None  # where it begins, if not with the reset
@@ -99,10 +99,10 @@ class Collected:
     rejected: list[Rejected]
 
 
-def settings_of(suite: str, seed: int, render: str, size: int, worlds: int, reworded: bool) -> dict[str, Any]:
+def settings_of(suite: str, seed: int, render: str, size: int, variants: int, reworded: bool) -> dict[str, Any]:
     """What episodes of one dataset share, as fields of their jobs; what is not asked for is left out."""
     settings: dict[str, Any] = {"suite": suite, "seed": seed, "render": render, "size": size}
-    return settings | {key: value for key, value in {"worlds": worlds, "reworded": reworded}.items() if value}
+    return settings | {key: value for key, value in {"variants": variants, "reworded": reworded}.items() if value}
 
 
 def gather[J: CollectJob](
@@ -132,21 +132,21 @@ def gather[J: CollectJob](
 
     Returns a summary. Raises UserError as `collect` does.
     """
-    suite, seed, worlds = settings["suite"], settings["seed"], settings.get("worlds", 0)
+    suite, seed, variants = settings["suite"], settings["seed"], settings.get("variants", 0)
     played = simulator(suite)
     known = played.tasks(suite)
     chosen = list(tasks or range(len(known)))
     finished = _finished(out, {**settings, "tasks": chosen, "episodes": episodes})
     if unknown := [task for task in chosen if not 0 <= task < len(known)]:
         raise UserError(f"expected tasks 0 to {len(known) - 1} of {suite}, found {unknown}; fix: name existing tasks")
-    if not 0 < episodes <= 1000 or not 0 <= seed <= LAST_SEED or worlds < 0:
+    if not 0 < episodes <= 1000 or not 0 <= seed <= LAST_SEED or variants < 0:
         raise UserError(
-            f"expected 1 to 1000 episodes, a seed from 0 to {LAST_SEED} and a number of worlds from 0 on, "
-            f"found {episodes}, {seed} and {worlds}; fix: change them"
+            f"expected 1 to 1000 episodes, a seed from 0 to {LAST_SEED} and a number of variants from 0 on, "
+            f"found {episodes}, {seed} and {variants}; fix: change them"
         )
     jobs = [make(task=task, episode=episode) for task in chosen for episode in range(episodes)]
     for task in chosen:
-        played.task(suite, task, 0 if worlds else None)
+        played.task(suite, task, 0 if variants else None)
     scratch = out.with_name(f".{out.name}.episodes")
     if finished is not None:  # a kill may have come between the last lines below
         sweep(out.parent, f".{out.name}.*{UNFINISHED}")
@@ -178,7 +178,7 @@ def attempt(job: CollectJob, act: Callable[[Environment, int], Demonstration]) -
     which the hand opens and rises, and the next one, after which it does not.
     """
     played = simulator(job.suite)
-    env = played.environment(job.suite, job.task, job.world, render=job.render, size=job.size)
+    env = played.environment(job.suite, job.task, job.variant, render=job.render, size=job.size)
     rejected: list[Rejected] = []
     for seed in range(job.first_seed, job.first_seed + ATTEMPTS):
         try:
@@ -201,7 +201,7 @@ class Kept(TypedDict):
     """What is read of a task in meta/collection.json."""
 
     seeds: list[int]
-    worlds: NotRequired[list[int | None]]
+    variants: NotRequired[list[int | None]]
 
 
 class Collection(TypedDict):
@@ -221,16 +221,16 @@ def scenes(root: Path) -> list[Setting]:
     found: list[Setting] = []
     for task in collection["tasks"]:
         kept = collection["per_task"].get(str(task))
-        worlds = kept.get("worlds", [None] * len(kept["seeds"])) if kept else []
-        if kept is None or len(worlds) != len(kept["seeds"]):
-            there = f"{len(kept['seeds'])} and {len(worlds)}" if kept else "nothing"
+        variants = kept.get("variants", [None] * len(kept["seeds"])) if kept else []
+        if kept is None or len(variants) != len(kept["seeds"]):
+            there = f"{len(kept['seeds'])} and {len(variants)}" if kept else "nothing"
             raise FileError(
-                f"expected seeds of each task, and as many worlds, in {file}, found {there} of task {task}; fix: put "
+                f"expected seeds of each task, and as many variants, in {file}, found {there} of task {task}; fix: put "
                 "back what was written there, or collect again"
             )
-        for world, seed in zip(worlds, kept["seeds"], strict=True):
+        for variant, seed in zip(variants, kept["seeds"], strict=True):
             start = starts.get(len(found))
-            found.append(Setting(collection["suite"], task, world, seed, collection["start_noise"], start))
+            found.append(Setting(collection["suite"], task, variant, seed, collection["start_noise"], start))
     return found
 
 
@@ -263,7 +263,7 @@ def _run[J: CollectJob](
 ) -> list[Collected]:
     """Collect the episodes that are not there yet; returns those of which every attempt was rejected."""
     missing = [job for job in jobs if not (scratch / job.file).exists()]
-    missing.sort(key=lambda job: job.world or 0)  # making one takes seconds
+    missing.sort(key=lambda job: job.variant or 0)  # making one takes seconds
     kept, tried, failures = Counter[int](), Counter[int](), []
     with Meter("episodes", len(jobs), done=len(jobs) - len(missing)) as meter:
         for outcome in spread(run, missing, workers, ray=ray):
@@ -355,8 +355,8 @@ def _summary(jobs: Sequence[CollectJob], scratch: Path) -> dict[str, Any]:
     per_task: dict[int, dict[str, Any]] = {}
     for job in jobs:
         with np.load(scratch / job.file, allow_pickle=False) as episode:
-            task = per_task.setdefault(job.task, {key: [] for key in ("steps", "seeds", "worlds", "instructions")})
-            task["worlds"].append(job.world)
+            task = per_task.setdefault(job.task, {key: [] for key in ("steps", "seeds", "variants", "instructions")})
+            task["variants"].append(job.variant)
             task["instructions"].append(job.instruction)
             task["seeds"].append(int(episode["seed"]))
             task["steps"].append(len(episode["action"]))
@@ -365,8 +365,12 @@ def _summary(jobs: Sequence[CollectJob], scratch: Path) -> dict[str, Any]:
             pairs = zip(episode["rejected_seeds"], episode["rejected_reasons"], strict=True)
             rejected += [Rejected(job.task, job.episode, int(seed), str(reason)) for seed, reason in pairs]
     failures = Counter(attempt.task for attempt in rejected)
-    own = {key for task in per_task.values() for key in task} - {"steps", "seeds", "worlds", "instructions"}
-    always = {"seeds": True, "worlds": bool(jobs[0].worlds), "instructions": bool(jobs[0].worlds) or jobs[0].reworded}
+    own = {key for task in per_task.values() for key in task} - {"steps", "seeds", "variants", "instructions"}
+    always = {
+        "seeds": True,
+        "variants": bool(jobs[0].variants),
+        "instructions": bool(jobs[0].variants) or jobs[0].reworded,
+    }
     rates = {
         str(index): {
             "kept": round(len(task["seeds"]) / (len(task["seeds"]) + failures[index]), 4),

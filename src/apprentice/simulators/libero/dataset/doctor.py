@@ -231,7 +231,7 @@ def _first_look(trial: Trial, scene: Setting) -> np.ndarray:
 
 def _begun(trial: Trial, scene: Setting) -> LiberoEnv:
     """The environment at the episode's start; in a scene that is not known, at its hand's start if within reach."""
-    env = environment(scene.suite, scene.task, scene.world, render=trial.render, size=trial.images.shape[-2])
+    env = environment(scene.suite, scene.task, scene.variant, render=trial.render, size=trial.images.shape[-2])
     env.reset(seed=scene.seed, start_noise=scene.start_noise)
     if scene.start is not None:
         env.resume(scene.start)

@@ -52,15 +52,15 @@ class FailureObserver:
     """Watches one episode: made after the reset, it looks after every control step, and names the kind at the end."""
 
     def __init__(self, env: LiberoEnv, goals: Sequence[Goal]):
-        self._world, self._goals = env.geometry(), goals
+        self._geometry, self._goals = env.geometry(), goals
         model, self._data = env.model, env.data
-        self._names = sorted(self._world.domain.objects_dict)
-        roots = [self._world.root[name] for name in self._names]
-        fixtures = self._world.domain.fixtures_dict
+        self._names = sorted(self._geometry.domain.objects_dict)
+        roots = [self._geometry.root[name] for name in self._names]
+        fixtures = self._geometry.domain.fixtures_dict
         self._joints = [
             joint
             for joint in range(model.njnt)
-            if model.jnt_type[joint] in HINGE_OR_SLIDE and self._world.owner[model.jnt_bodyid[joint]] in fixtures
+            if model.jnt_type[joint] in HINGE_OR_SLIDE and self._geometry.owner[model.jnt_bodyid[joint]] in fixtures
         ]
         self._bodies = np.array(roots + [int(model.jnt_bodyid[joint]) for joint in self._joints])
         self._objects = len(roots)
@@ -109,7 +109,7 @@ class FailureObserver:
 
     def kind(self) -> str:
         """The kind of failure, one of KINDS."""
-        met = [self._world.holds(tuple(goal)) for goal in self._goals]
+        met = [self._geometry.holds(tuple(goal)) for goal in self._goals]
         unmet = [thing for thing, holds in zip(self._handled, met, strict=True) if not holds]
         if any(self._busy(thing) for thing in unmet):
             return TIMED_OUT
@@ -157,15 +157,15 @@ class FailureObserver:
     def _box(self, thing: int) -> tuple[np.ndarray, np.ndarray]:
         """Middle and half extents (3,) of a thing in its body's axes; of a drawer, its handle alone."""
         body, data = self._bodies[thing], self._data
-        geoms = [geom for geom in self._world.solid if self._thing[geom] == thing]
+        geoms = [geom for geom in self._geometry.solid if self._thing[geom] == thing]
         rotation = data.xmat[body].reshape(3, 3)
         if (
             thing >= self._objects
-            and self._world.model.jnt_type[self._joints[thing - self._objects]] == HINGE_OR_SLIDE[1]
+            and self._geometry.model.jnt_type[self._joints[thing - self._objects]] == HINGE_OR_SLIDE[1]
         ):
             pull = -data.xaxis[self._joints[thing - self._objects]]
             geoms = [max(geoms, key=lambda geom: float(data.geom_xpos[geom] @ pull))]
-        corners = (self._world.fill(geoms, np.inf) - data.xpos[body]) @ rotation
+        corners = (self._geometry.fill(geoms, np.inf) - data.xpos[body]) @ rotation
         return (corners.max(axis=0) + corners.min(axis=0)) / 2, np.ptp(corners, axis=0) / 2
 
     def _owners(self, model: mujoco.MjModel) -> tuple[np.ndarray, np.ndarray]:
@@ -188,22 +188,22 @@ class FailureObserver:
         """The drawer or door that may have to be opened for a goal."""
         found = []
         for name in goal[2:]:
-            owner = self._world.parent(name) if self._world.is_site(name) else name
-            if owner in self._world.domain.fixtures_dict and (self._site_joints(name) or self._parts_of(owner) == 1):
+            owner = self._geometry.parent(name) if self._geometry.is_site(name) else name
+            if owner in self._geometry.domain.fixtures_dict and (self._site_joints(name) or self._parts_of(owner) == 1):
                 found.append(self._part(name if self._site_joints(name) else owner))
         return found
 
     def _part(self, name: str) -> int:
         """The part of a region (a drawer) or of a fixture (a door, a knob)."""
         if joints := self._site_joints(name):
-            joint = self._world.model.joint(joints[0]).id
+            joint = self._geometry.model.joint(joints[0]).id
         else:
-            bodies = self._world.model.jnt_bodyid
-            joint = next(joint for joint in self._joints if self._world.owner[bodies[joint]] == name)
+            bodies = self._geometry.model.jnt_bodyid
+            joint = next(joint for joint in self._joints if self._geometry.owner[bodies[joint]] == name)
         return self._objects + self._joints.index(joint)
 
     def _site_joints(self, name: str) -> list[str]:
-        return list(self._world.domain.object_sites_dict[name].joints) if self._world.is_site(name) else []
+        return list(self._geometry.domain.object_sites_dict[name].joints) if self._geometry.is_site(name) else []
 
     def _parts_of(self, owner: str) -> int:
-        return sum(self._world.owner[self._world.model.jnt_bodyid[joint]] == owner for joint in self._joints)
+        return sum(self._geometry.owner[self._geometry.model.jnt_bodyid[joint]] == owner for joint in self._joints)
