@@ -64,12 +64,12 @@ def test_drawn_layouts_agree_with_the_simulator(stage):
     """Centres lie on what is seen of the thing where it is not covered; objects stand on the table or their support;
     what is not shown is in no picture; colour, depth and geoms are those of MuJoCo's own renderer."""
     from apprentice.nano.scenes.layout import draw
-    from apprentice.nano.scenes.truth import CAMERAS, look, project
+    from apprentice.nano.scenes.truth import CAMERAS, project, render_labelled
 
     rng, inside, standing = np.random.default_rng(0), [], 0
     for _ in range(12):
         draw(stage, rng)
-        found = look(stage)
+        found = render_labelled(stage)
         shown = [thing for thing in found["facts"]["things"] if "of" not in thing]
         assert SHOWN[0] <= sum(thing["movable"] for thing in shown) <= SHOWN[1]
         for thing in shown:

@@ -21,7 +21,7 @@ from apprentice.common.process import end_with_parent, ordinary_priority
 from apprentice.common.progress import console
 from apprentice.common.watch import WorkerDied, busy, epitaph, keep_note
 
-PATIENCE = 2.0  # s between looks at the workers' health
+PATIENCE = 2.0  # s between checks of the workers' health
 STILLBORN = 3  # times that workers may die one after the other before they have begun a job
 RETRIES = 3  # machines or processes that may die under one and the same job
 LIMITS = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}

@@ -22,7 +22,7 @@ from apprentice.simulators.base import simulator
 ALL = "all"
 OTHER_TASK = "other task done"  # a kind of failure that every simulator has
 Key = tuple[str, str, str, int, int, str, int]  # policy, checkpoint, conditions, task, instructed, probe, initial state
-BLOCK = 5  # initial states of each task between two looks at a question that may end an evaluation
+BLOCK = 5  # initial states of each task between two interim analyses of a question that may end an evaluation
 
 
 @dataclass(frozen=True)

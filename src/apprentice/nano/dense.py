@@ -10,7 +10,7 @@ from apprentice.nano.scenes.catalogue import CATEGORIES, CELL
 
 FIRST_THING = CATEGORIES.index("gripper")  # categories before it fill the picture: they are not searched for
 ROOM = 0.25  # weight of a cell that shows the room or the arm, against one that shows a thing
-READER = 64  # width of a question's look at a token
+READER = 64  # width of a query and of a token's key
 
 
 class DenseHead(nn.Module):

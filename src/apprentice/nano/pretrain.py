@@ -43,7 +43,7 @@ class PretrainConfig:
         ema: how much of the moving average of the weights is kept at a step.
         seed: of weights, questions and order.
         checkpoint_every: time between checkpoints (s).
-        check_every: steps between looks at layouts that it is not trained on; log.jsonl has what they find.
+        check_every: validate on held-out layouts every so many steps; log.jsonl has the results.
         blind: grey images, for the text-only twin that scores are compared to.
         nano: sizes of the model.
     """

@@ -70,7 +70,7 @@ class Environment(Protocol):
 class Observer(Protocol):
     """Watches one episode, and names how it failed."""
 
-    def look(self, action: "np.ndarray") -> None:
+    def observe(self, action: "np.ndarray") -> None:
         """Take in what the last step did, with its action (A,)."""
 
     def kind(self) -> str:
@@ -84,7 +84,7 @@ class Watcher(Protocol):
     holding: bool
     mistake: int | None  # the step from which on nothing is usable
 
-    def look(self, action: "np.ndarray") -> None:
+    def observe(self, action: "np.ndarray") -> None:
         """Take in what the last step did, with its action (A,)."""
 
 

@@ -41,7 +41,7 @@ class Episode:
         def watched(env: LiberoEnv, action: np.ndarray) -> bool:
             success = step(env, action)
             for observer in self.observers.values():
-                observer.look(action)
+                observer.observe(action)
             return success
 
         monkeypatch.setattr(LiberoEnv, "step", watched)
@@ -107,14 +107,14 @@ def test_what_is_pulled_or_pushed_and_left(
     assert episode.kinds(task, STOVE_ON) == [ELSEWHERE, WRONG_OBJECT]
 
 
-def test_looking_costs_next_to_nothing(episode: Episode) -> None:
+def test_observing_costs_next_to_nothing(episode: Episode) -> None:
     """Against a bare control step; an episode also draws and plans."""
     observer, env = episode.observers[BOWL_ON_STOVE], episode.hand.env
     episode.observers = {}
     spent = {}
-    for name, run in (("look", lambda: observer.look(np.zeros(7))), ("step", lambda: env.step(np.zeros(7)))):
+    for name, run in (("observe", lambda: observer.observe(np.zeros(7))), ("step", lambda: env.step(np.zeros(7)))):
         start = time.process_time()
         for _ in range(40):
             run()
         spent[name] = time.process_time() - start
-    assert spent["look"] < 0.05 * spent["step"]
+    assert spent["observe"] < 0.05 * spent["step"]

@@ -24,7 +24,7 @@ from apprentice.common.progress import Meter, console
 from apprentice.distill.caches.store import About, frames_folder
 
 CHECKSUM = 4  # bytes of a row's CRC-32
-PATIENCE = 0.5  # s before another look at rows that another process is about to fill
+PATIENCE = 0.5  # s before another check of rows that another process is about to fill
 
 
 class Rows:

@@ -77,7 +77,7 @@ def act(
             run.plans.append((len(run.actions), clock.lap("policy")))
         run.success = env.step(actions[0])
         run.instructed_success = run.success if job.instructed == job.task else env.success_of(job.instructed)
-        observer.look(actions[0])
+        observer.observe(actions[0])
         run.actions.append(actions[0])
         run.states.append(env.proprioception())
         actions = actions[1:]

@@ -116,10 +116,10 @@ def _listening(probes: list[ProbeRow]) -> str:
     )
 
 
-def changes(subject: str, looks: Mapping[str, Sequence[tuple[Row, Paired]]]) -> list[str]:
+def changes(subject: str, probed: Mapping[str, Sequence[tuple[Row, Paired]]]) -> list[str]:
     """A sentence on what each probe costs a policy, if any was run: differences on the same episodes."""
     found = []
-    for probe, members in looks.items():
+    for probe, members in probed.items():
         for row, pair in members:
             if row.policy == subject and pair.pairs:
                 found.append(f"{probe} {points(pair.difference)} ({points_interval(pair)})")

@@ -121,7 +121,7 @@ def write_report(
     subject = chosen(rows).policy
     by_task, changed = tables.by_task(rows, subject, names), tables.perturbed(groups)
     pairs = tables.against(subject, list(main.policies), {name: groups[name] for name in changed})
-    looks, latencies, failing = tables.looks(groups), tables.latencies(main), tables.failing(groups)
+    probed, latencies, failing = tables.probed(groups), tables.latencies(main), tables.failing(groups)
     instructed_pairs: dict[str, list] = {}
     for row in instructed:
         instructed_pairs.setdefault(f"instructed “{names[row.instructed]}”", []).append(row)
@@ -142,7 +142,8 @@ def write_report(
             for against, pair in members
         ],
         "probes": {
-            probe: [asdict(row) | {"paired": asdict(pair)} for row, pair in members] for probe, members in looks.items()
+            probe: [asdict(row) | {"paired": asdict(pair)} for row, pair in members]
+            for probe, members in probed.items()
         },
         "latency": [asdict(row) for row in latencies],
         "failures": {name: [asdict(row) for row in members.values()] for name, members in failing.items()},
@@ -155,7 +156,7 @@ def write_report(
             today=date.today().isoformat(),
             findings=[
                 *findings(rows, instructed),
-                *changes(subject, looks),
+                *changes(subject, probed),
                 *perturbations(subject, main.protocol.suite, changed),
                 *failures(own.kinds if own else {}),
             ],
@@ -170,7 +171,7 @@ def write_report(
             success_chart=success_chart(dict(list(by_task.items())[: CHARTED + 1]), colours, "task"),
             charted=CHARTED,
             pairs=pairs,
-            looks=looks,
+            probed=probed,
             probes=instructed,
             probe_chart=probe_chart(instructed_pairs) if instructed else "",
             probe_films=films.other_instruction(evaluations),

@@ -100,7 +100,7 @@ def against(
     return table
 
 
-def looks(groups: dict[str, list[Episode]]) -> dict[str, list[tuple[Row, Paired]]]:
+def probed(groups: dict[str, list[Episode]]) -> dict[str, list[tuple[Row, Paired]]]:
     """What each probe does to each policy: its rate, and the unchanged episodes (A) beside the changed ones (B)."""
     table: dict[str, list[tuple[Row, Paired]]] = {}
     for probe in PROBES:

@@ -26,7 +26,7 @@ from apprentice.nano.scenes.layout import draw
 from apprentice.nano.scenes.mixtures import OWN, kept_for_tests, own_scenes
 from apprentice.nano.scenes.scene_model import SceneModel
 from apprentice.nano.scenes.shards import ShardedRows, mapped
-from apprentice.nano.scenes.truth import look
+from apprentice.nano.scenes.truth import render_labelled
 
 UNSEEN_LAYOUTS = 15  # a scene of LIBERO-90
 OWN_SHARDS = 6  # of each scene of ours; those that are kept for tests have one
@@ -45,15 +45,15 @@ def write_scene(job: tuple[str, str, list[int], int, int]) -> int:
     for number in missing:
         assert stage is not None
         rng = np.random.default_rng([seed, number])
-        looks: list[dict[str, Any]] = []
-        while len(looks) < count:
+        samples: list[dict[str, Any]] = []
+        while len(samples) < count:
             try:
                 draw(stage, rng)
             except RuntimeError:
                 continue
-            looks.append(look(stage))
-        text = json.dumps([look["facts"] for look in looks]).encode()
-        arrays = {key: np.stack([look[key] for look in looks]) for key in ARRAYS}
+            samples.append(render_labelled(stage))
+        text = json.dumps([sample["facts"] for sample in samples]).encode()
+        arrays = {key: np.stack([sample[key] for sample in samples]) for key in ARRAYS}
         with replacing(Path(folder) / f"{scene}-{number:03d}.npz") as fresh:
             np.savez(fresh, **arrays, facts=np.frombuffer(text, np.uint8))  # type: ignore[arg-type]
     if stage is not None:

@@ -42,7 +42,7 @@ class Thing:
 
 
 class SceneModel:
-    """One scene, to be laid out anew (`layout.draw`) and looked at (`truth.look`).
+    """One scene, to be laid out anew (`layout.draw`) and rendered with labels (`truth.render_labelled`).
 
     `things` and `objects` (those that can be moved) are what a layout shows, see `show`.
     """

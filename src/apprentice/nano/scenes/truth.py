@@ -10,7 +10,7 @@ from apprentice.nano.scenes.scene_model import SceneModel, rotation_z
 CAMERAS = ("agentview", "robot0_eye_in_hand")
 
 
-def look(stage: SceneModel) -> dict[str, Any]:
+def render_labelled(stage: SceneModel) -> dict[str, Any]:
     """Render: images (2, 128, 128, 3), category and depth (2, 32, 32), and the facts."""
     images, categories, depths, labels = [], [], [], []
     middle = slice(CELL // 2, None, CELL)

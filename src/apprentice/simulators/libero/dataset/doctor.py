@@ -41,7 +41,7 @@ from apprentice.simulators.libero.simulator.suites import tasks as tasks_of
 
 STATE, ACTION, EXECUTED = "observation.state", "action", "executed"
 SHAPES = {STATE: (8,), ACTION: (7,)}
-LOOKS = 4  # images of an episode that are compared, all from its first third: nothing has been moved yet
+COMPARED = 4  # images of an episode that are compared, all from its first third: nothing has been moved yet
 PASSES = 4  # replays of an episode, each with what was found in the one before repaired
 TRACKED = 0.02  # m that the hand may leave its recorded path in a scene that is not the recorded one
 ALIKE = 0.5  # correlation below which two images do not show the same
@@ -56,7 +56,7 @@ class Trial:
     known: bool
     states: np.ndarray  # (T, 8)
     actions: np.ndarray  # (T, 7), as executed
-    looks: np.ndarray  # (K,) steps whose images are compared
+    compared: np.ndarray  # (K,) steps whose images are compared
     images: np.ndarray  # (K, 2, H, W, 3)
     render: str
 
@@ -150,15 +150,15 @@ def _trials(root: Path, episodes: int) -> tuple[list[Trial], list[np.ndarray]]:
     for episode in sorted({int(e) for e in np.linspace(0, len(lengths) - 1, max(episodes, 1))}):
         begin = int(lengths[:episode].sum())
         span = slice(begin, begin + int(lengths[episode]))
-        looks = np.linspace(0, lengths[episode] // 3, LOOKS).astype(int)
+        compared = np.linspace(0, lengths[episode] // 3, COMPARED).astype(int)
         trials.append(
             Trial(
                 scenes=(recorded[episode],) if recorded else _scenes_named(texts[begin]),
                 known=bool(recorded),
                 states=states[span],
                 actions=executed[span],
-                looks=looks,
-                images=np.stack([each[begin + looks] for each in pictures], 1),
+                compared=compared,
+                images=np.stack([each[begin + compared] for each in pictures], 1),
                 render=Contract.of_dataset(root).render or "fast",
             )
         )
@@ -219,14 +219,14 @@ def _replay(job: tuple[int, Trial]) -> tuple[int, Replayed]:
     for step, action in enumerate(trial.actions):
         states.append(env.proprioception())
         near = np.linalg.norm(states[-1][:3] - trial.states[step, :3]) < TRACKED
-        if step in trial.looks and (near or step == 0):
-            alike.append(_looked(env, trial.images[list(trial.looks).index(step)]))
+        if step in trial.compared and (near or step == 0):
+            alike.append(_likenesses(env, trial.images[list(trial.compared).index(step)]))
         success = env.step(action)
     return index, Replayed(np.array(states), success, np.mean(alike, axis=0))
 
 
 def _first_look(trial: Trial, scene: Setting) -> np.ndarray:
-    return _looked(_begun(trial, scene), trial.images[0])
+    return _likenesses(_begun(trial, scene), trial.images[0])
 
 
 def _begun(trial: Trial, scene: Setting) -> LiberoEnv:
@@ -244,7 +244,7 @@ def _begun(trial: Trial, scene: Setting) -> LiberoEnv:
     return env
 
 
-def _looked(env: LiberoEnv, images: np.ndarray) -> np.ndarray:
+def _likenesses(env: LiberoEnv, images: np.ndarray) -> np.ndarray:
     """Likenesses (2, 2, 4) of recorded images (2, H, W, 3) to what the cameras see now."""
     drawn = env.observe()
     return np.array([[likeness(picture, drawn[camera]) for camera in CAMERAS] for picture in images])

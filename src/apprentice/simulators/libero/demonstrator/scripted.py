@@ -58,7 +58,7 @@ class Scripted:
 
 
 class Fingers:
-    """Watches what a policy's fingers do: `look` after every step."""
+    """Watches what a policy's fingers do: `observe` after every step."""
 
     def __init__(self, env: LiberoEnv):
         self._geometry = env.geometry()
@@ -69,7 +69,7 @@ class Fingers:
         self.usable, self.holding = True, False  # may the demonstrator take over? with an object in the hand?
         self.mistake: int | None = None  # the step from which on nothing is usable
 
-    def look(self, action: np.ndarray) -> None:
+    def observe(self, action: np.ndarray) -> None:
         """Take in what the last step did, with its action (7,)."""
         self._step += 1
         closed = bool(action[6] > 0 or (self._closed and action[6] == 0))

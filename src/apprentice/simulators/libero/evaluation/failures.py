@@ -49,7 +49,7 @@ Goal = Sequence[str]  # such as ("on", "bowl_1", "plate_1")
 
 
 class FailureObserver:
-    """Watches one episode: made after the reset, it looks after every control step, and names the kind at the end."""
+    """Watches one episode: made after the reset, it observes every control step, and names the kind at the end."""
 
     def __init__(self, env: LiberoEnv, goals: Sequence[Goal]):
         self._geometry, self._goals = env.geometry(), goals
@@ -88,7 +88,7 @@ class FailureObserver:
         self._first_reached = np.full(count, -1)
         self._held_at = np.full(count, -np.inf)  # m, height at which a thing was last held
 
-    def look(self, action: np.ndarray) -> None:
+    def observe(self, action: np.ndarray) -> None:
         """Take in what the last step did, with its action (7,)."""
         self._step += 1
         self._closing = action[6] > 0 or (self._closing and action[6] == 0)

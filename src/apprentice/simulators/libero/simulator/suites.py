@@ -25,7 +25,12 @@ SUITES: dict[str, int] = {
     "libero_90": 400,
 }
 # What LIBERO-PRO changes. For tests alone.
-PERTURBATIONS = {"lan": "other words", "object": "other looks", "swap": "exchanged places", "task": "another task"}
+PERTURBATIONS = {
+    "lan": "other words",
+    "object": "other looks",
+    "swap": "exchanged places",
+    "task": "another task",
+}
 FOUR = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 PRO: dict[str, int] = {f"{suite}_{kind}": SUITES[suite] for suite in FOUR for kind in PERTURBATIONS}
 STEP_LIMITS = SUITES | PRO
