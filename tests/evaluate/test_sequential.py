@@ -1,4 +1,4 @@
-"""A question that ends an evaluation: how often the answer is wrong, with any number of analyses, and what is counted."""
+"""A question that ends an evaluation: how often the answer is wrong, with any number of analyses, and what counts."""
 
 from dataclasses import replace
 

@@ -41,23 +41,23 @@ def write_scene(job: tuple[str, str, list[int], int, int]) -> int:
     """
     folder, scene, numbers, count, seed = job
     missing = [n for n in numbers if not (Path(folder) / f"{scene}-{n:03d}.npz").exists()]
-    stage = SceneModel(scene, seed) if missing else None
+    model = SceneModel(scene, seed) if missing else None
     for number in missing:
-        assert stage is not None
+        assert model is not None
         rng = np.random.default_rng([seed, number])
         samples: list[dict[str, Any]] = []
         while len(samples) < count:
             try:
-                draw(stage, rng)
+                draw(model, rng)
             except RuntimeError:
                 continue
-            samples.append(render_labelled(stage))
+            samples.append(render_labelled(model))
         text = json.dumps([sample["facts"] for sample in samples]).encode()
         arrays = {key: np.stack([sample[key] for sample in samples]) for key in ARRAYS}
         with replacing(Path(folder) / f"{scene}-{number:03d}.npz") as fresh:
             np.savez(fresh, **arrays, facts=np.frombuffer(text, np.uint8))  # type: ignore[arg-type]
-    if stage is not None:
-        stage.close()
+    if model is not None:
+        model.close()
     return len(numbers) * count
 
 
