@@ -31,7 +31,7 @@ from apprentice.evaluate.episode.trace import Trace
 from apprentice.evaluate.report.measured import record
 from apprentice.evaluate.report.report import write_report
 from apprentice.evaluate.results import Evaluation, probe_rows
-from apprentice.simulators.base import SIMULATORS, simulator, suites, suites_with, variant_of
+from apprentice.simulators.base import SIMULATORS, simulator_of, suites, suites_with, variant_of
 from apprentice.simulators.collection import gathering
 from apprentice.simulators.collection.collect import collect
 from apprentice.simulators.collection.doctor import recorded_in
@@ -81,11 +81,11 @@ def write_act(folder: Path, seed: int, actions: int = 2) -> Path:
 
 
 def test_its_suites_are_found_beside_the_others() -> None:
-    assert simulator("point_fog") is POINT and simulator("libero_goal") is not POINT
+    assert simulator_of("point_fog") is POINT and simulator_of("libero_goal") is not POINT
     assert {"point", "libero_goal"} <= set(suites())
     assert variant_of("point_fog") == ("point", "fog") and variant_of("point") == ("point", "")
     with pytest.raises(UserError, match=r"expected a suite of libero_spatial, .*point, point_fog, found 'pont'; fix"):
-        simulator("pont")
+        simulator_of("pont")
     assert next(suites_with({"push the point to the top", "push the point to the left"})) == ("point", [0, 2])
 
 

@@ -11,7 +11,7 @@ from apprentice.evaluate.episode.probes import PLAIN
 from apprentice.evaluate.episode.trace import write_table
 from apprentice.evaluate.protocol import differences
 from apprentice.evaluate.results import ALL, Episode, Evaluation, Row, rows_by, success_rows
-from apprentice.simulators.base import simulator
+from apprentice.simulators.base import simulator_of
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def _chosen(first: Evaluation, last: Evaluation, policies: Collection[str] | Non
 
 def _comparison(evaluation: Evaluation, rows: list[Paired], a: str, b: str, names: tuple[str, str]) -> str:
     where = "" if names[0] == names[1] else f" ({names[0]} and {names[1]})"
-    instructions = simulator(evaluation.protocol.suite).tasks(evaluation.protocol.suite)
+    instructions = simulator_of(evaluation.protocol.suite).tasks(evaluation.protocol.suite)
     lines = [["task", "A", "B", "only A", "only B", "B - A", "95 % interval", "p", ""]]
     for row in rows:
         lines.append(
@@ -148,7 +148,7 @@ def _comparison(evaluation: Evaluation, rows: list[Paired], a: str, b: str, name
 
 def summary(evaluation: Evaluation) -> str:
     """Success rates of every policy: the suite, then its tasks, the worst first; of a probe, over all tasks."""
-    instructions = simulator(evaluation.protocol.suite).tasks(evaluation.protocol.suite)
+    instructions = simulator_of(evaluation.protocol.suite).tasks(evaluation.protocol.suite)
     instructed = [e for e in evaluation.episodes if e.task != e.instructed and e.probe == PLAIN]
     rows = success_rows(evaluation.episodes) if not instructed else _instructed_rows(instructed)
     for probe in evaluation.protocol.probes or ():

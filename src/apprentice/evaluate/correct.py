@@ -23,7 +23,7 @@ from apprentice.evaluate.episode.job import EpisodeJob
 from apprentice.evaluate.protocol import Protocol
 from apprentice.evaluate.selfcheck.faults import watched
 from apprentice.serve.client import is_address
-from apprentice.simulators.base import Demonstration, Environment, Record, simulator
+from apprentice.simulators.base import Demonstration, Environment, Record, simulator_of
 from apprentice.simulators.collection.gathering import Collected, CollectJob, attempt, gather, settings_of
 
 NAME = "policy"
@@ -95,8 +95,8 @@ def correct(
 
     Raises UserError if the policy does not fit, and as `apprentice collect` does.
     """
-    played = simulator(suite)
-    known, most = played.tasks(suite), played.suites[suite]
+    simulator = simulator_of(suite)
+    known, most = simulator.tasks(suite), simulator.suites[suite]
     bounds = tuple(steps or (1, most // 2))
     if len(bounds) != 2 or not 1 <= bounds[0] <= bounds[1] <= most or noise < 0:
         raise UserError(
@@ -114,7 +114,7 @@ def correct(
         seed=seed,
         n_action_steps=n_action_steps,
     )
-    card = play.inspect(NAME, policy, played.contract(suite, size, render), protocol)
+    card = play.inspect(NAME, policy, simulator.contract(suite, size, render), protocol)
     shared = settings_of(suite, seed, render, size, variants, reworded)
     make = partial(
         Correction,
@@ -143,7 +143,7 @@ def _correct_one(job: Correction) -> Collected:
 
 def _corrected(job: Correction, env: Environment, seed: int) -> Demonstration:
     """Let the policy act, then the demonstrator; everything that varies is decided by `seed`."""
-    instruction, demonstrator = job.instruction, simulator(job.suite).demonstrator()
+    instruction, demonstrator = job.instruction, simulator_of(job.suite).demonstrator()
     player = EpisodeJob(NAME, job.place, job.checkpoint, job.task, job.task, 0, job.protocol)
     policy = play.load(player, instruction)
     demonstrator.begin(env, seed)

@@ -8,7 +8,7 @@ from typing import Any
 from apprentice.common.files import fingerprint
 from apprentice.evaluate.episode.probes import PLAIN, applies
 from apprentice.serve.card import Execution
-from apprentice.simulators.base import simulator
+from apprentice.simulators.base import simulator_of
 
 EXTENT = ("tasks", "episodes", "instructed", "probes", "until")  # which episodes; all other fields say how one is run
 
@@ -64,9 +64,9 @@ class Protocol:
     @classmethod
     def with_installed_versions(cls, *, suite: str, render: str, **fields: Any) -> "Protocol":
         """A protocol for the simulator installed here. Raises UserError if no simulator has the suite."""
-        played = simulator(suite)
-        fast = played.fast_version if render == "fast" else None
-        return cls(**fields, suite=suite, render=render, versions=played.versions(), fast_version=fast)
+        simulator = simulator_of(suite)
+        fast = simulator.fast_version if render == "fast" else None
+        return cls(**fields, suite=suite, render=render, versions=simulator.versions(), fast_version=fast)
 
     @property
     def execution(self) -> Execution:

@@ -17,7 +17,7 @@ from apprentice.common.intervals import wilson
 from apprentice.evaluate.episode.probes import PLAIN
 from apprentice.evaluate.protocol import Protocol
 from apprentice.serve.card import PolicyCard
-from apprentice.simulators.base import simulator
+from apprentice.simulators.base import simulator_of
 
 ALL = "all"
 OTHER_TASK = "other task done"  # a kind of failure that every simulator has
@@ -218,7 +218,7 @@ def append_episode(path: Path, episode: Episode) -> None:
 def failure_meanings(suite: str) -> dict[str, str]:
     """What each kind of failure in a suite means."""
     other = "Given another task's instruction, it did the task that the scene was set up for."
-    return {**simulator(suite).failures, OTHER_TASK: other}
+    return {**simulator_of(suite).failures, OTHER_TASK: other}
 
 
 def success_rows(episodes: Iterable[Episode], probe: str = PLAIN) -> list[Row]:

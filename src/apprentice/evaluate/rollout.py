@@ -23,7 +23,7 @@ from apprentice.evaluate.protocol import Protocol
 from apprentice.evaluate.results import Episode, Evaluation, append_episode, drop_half_line
 from apprentice.evaluate.selfcheck.selfcheck import before_hours
 from apprentice.evaluate.sequential import Claim, verdict
-from apprentice.simulators.base import simulator
+from apprentice.simulators.base import simulator_of
 
 FRESH_LAYOUTS = 10_000  # a task
 
@@ -86,14 +86,14 @@ def evaluate(
     policies = {name: str(place) for name, place in policies.items()}
     if rerun:
         check_rerun()
-    played = simulator(suite)
-    known = played.tasks(suite)
+    simulator = simulator_of(suite)
+    known = simulator.tasks(suite)
     protocol = Protocol.with_installed_versions(
         suite=suite,
         tasks=tuple(range(len(known)) if tasks is None else tasks),
         episodes=episodes,
         instructed=tuple((instruct or {}).items()),
-        step_limit=max_steps or played.suites[suite],
+        step_limit=max_steps or simulator.suites[suite],
         image_size=size,
         render=render,
         settle_steps=settle_steps,
@@ -106,7 +106,7 @@ def evaluate(
     )
     _check(protocol)
     question = Claim.parse(until, policies) if until else None
-    environment = played.contract(suite, size, render)
+    environment = simulator.contract(suite, size, render)
     cards = {name: inspect(name, place, environment, protocol) for name, place in policies.items()}
     with only_one(out_dir):
         evaluation = Evaluation(Path(out_dir), protocol, cards, [])
@@ -137,12 +137,12 @@ def _check(protocol: Protocol) -> None:
             f"expected at least 1 settle step and 1 action, found {protocol.settle_steps} and {protocol.step_limit}; "
             "fix: choose more (objects may hang in the air at first)"
         )
-    played = simulator(protocol.suite)
-    known = len(played.tasks(protocol.suite))
+    simulator = simulator_of(protocol.suite)
+    known = len(simulator.tasks(protocol.suite))
     for task in {task for pair in protocol.pairs for task in pair}:
         if task not in range(known):
             raise UserError(f"expected tasks 0 to {known - 1} of {protocol.suite}, found {task}; fix: choose another")
-        states = FRESH_LAYOUTS if protocol.layouts else played.test_states
+        states = FRESH_LAYOUTS if protocol.layouts else simulator.test_states
         if not 1 <= protocol.episodes <= states:
             raise UserError(
                 f"expected 1 to {states} episodes, one for each layout of {protocol.suite} task {task}, found "

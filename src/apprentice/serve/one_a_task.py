@@ -30,7 +30,7 @@ def inspect_by_task(
 
 
 def folder_of(name: str, place: str, instruction: str) -> Path:
-    """The checkpoint that an episode with this instruction is played by. Raises UserError if there is none."""
+    """The checkpoint that acts in an episode with this instruction. Raises UserError if there is none."""
     if not Path(place).is_file():
         return Path(place)
     known = read_tasks(place)

@@ -265,7 +265,7 @@ class Simulator(Protocol):
         """Hash of all that the answer of `examine` depends on."""
 
 
-def simulator(suite: str) -> Simulator:
+def simulator_of(suite: str) -> Simulator:
     """The simulator of a suite. Raises UserError if no simulator has it."""
     for each in _likely(suite):
         if suite in each.suites:
@@ -285,7 +285,7 @@ def suites() -> list[str]:
 
 def variant_of(suite: str) -> tuple[str, str]:
     """The suite that a suite is a variant of, and the ending of its name; itself and "" if it is no variant."""
-    known = simulator(suite)
+    known = simulator_of(suite)
     base, _, ending = suite.rpartition("_")
     return (base, ending) if ending in known.variants and base in known.suites else (suite, "")
 

@@ -32,7 +32,7 @@ from apprentice.evaluate.report.findings import (
     points_interval,
 )
 from apprentice.evaluate.results import ALL, Evaluation, failure_meanings, probe_rows, success_rows
-from apprentice.simulators.base import simulator
+from apprentice.simulators.base import simulator_of
 
 CHARTED = 12  # tasks in the chart; the table has all
 
@@ -102,8 +102,8 @@ def write_report(
     folders = dict.fromkeys(Path(folder).resolve() for folder in [*(probe or []), *(variants or [])])
     others = [folder for folder in folders if folder != Path(evaluation).resolve()]  # nothing counts twice
     evaluations = [main, *(Evaluation.load(folder) for folder in others)]
-    played, meanings = simulator(main.protocol.suite), failure_meanings(main.protocol.suite)
-    suites = (main.protocol.suite, *(f"{main.protocol.suite}_{kind}" for kind in played.variants))
+    simulator, meanings = simulator_of(main.protocol.suite), failure_meanings(main.protocol.suite)
+    suites = (main.protocol.suite, *(f"{main.protocol.suite}_{kind}" for kind in simulator.variants))
     for each in evaluations:
         if each.protocol.suite not in suites:
             raise UserError(
@@ -116,8 +116,9 @@ def write_report(
         raise UserError(f"expected episodes in {evaluation}, found none; fix: run `apprentice eval`")
     instructed = probe_rows(episode for episode in episodes if episode.suite == main.protocol.suite)
     stages = [TrainingRun.load(name, run) for name, run in (runs or {}).items()]
-    names = {task.index: task.instruction for task in played.tasks(main.protocol.suite)}
+    names = {task.index: task.instruction for task in simulator.tasks(main.protocol.suite)}
     colours = _colours([*main.policies, *(runs or {})])
+    contract = simulator.contract(main.protocol.suite, main.protocol.image_size, main.protocol.render)
     subject = chosen(rows).policy
     by_task, changed = tables.by_task(rows, subject, names), tables.perturbed(groups)
     pairs = tables.against(subject, list(main.policies), {name: groups[name] for name in changed})
@@ -191,8 +192,10 @@ def write_report(
             failure_films=films.failures(evaluations, meanings),
             planned=len(main.wanted),
             evaluation=main,
-            hertz=played.fps,
-            image_size=played.contract(main.protocol.suite, main.protocol.image_size, main.protocol.render).image_size,
+            hertz=simulator.fps,
+            image_size=simulator.contract(
+                main.protocol.suite, main.protocol.image_size, main.protocol.render
+            ).image_size,
             change=lambda episode: tables.aside(episode, main.protocol.suite),
         ),
     )

@@ -11,7 +11,7 @@ from apprentice.evaluate.compare import Paired, paired
 from apprentice.evaluate.episode.probes import PLAIN, PROBES
 from apprentice.evaluate.episode.trace import Trace
 from apprentice.evaluate.results import ALL, Episode, Evaluation, Row, failure_meanings, success_rows
-from apprentice.simulators.base import simulator, variant_of
+from apprentice.simulators.base import simulator_of, variant_of
 
 PUBLISHED, OTHER_INSTRUCTION = "as published", "given another task's instruction"
 PARTS = ("seconds", "reset_seconds", "policy_seconds", "render_seconds", "physics_seconds", "steps")
@@ -43,7 +43,7 @@ class Failing:
 def changed(episode: Episode, suite: str) -> str:
     """What was changed against the episodes as published of `suite`."""
     if episode.suite != suite:
-        return simulator(suite).variants[variant_of(episode.suite)[1]]
+        return simulator_of(suite).variants[variant_of(episode.suite)[1]]
     if episode.task != episode.instructed:
         return OTHER_INSTRUCTION
     return PUBLISHED if episode.probe == PLAIN else episode.probe
@@ -117,7 +117,7 @@ def latencies(evaluation: Evaluation) -> list[Latency]:
         paths = [evaluation.file("traces", e.trace) for e in evaluation.episodes if e.policy == name]
         seconds = [Trace.load(path).plan_seconds for path in paths if path]
         if seconds:
-            every, last = np.concatenate(seconds), card.n_action_steps / simulator(evaluation.protocol.suite).fps
+            every, last = np.concatenate(seconds), card.n_action_steps / simulator_of(evaluation.protocol.suite).fps
             p50, p99 = (float(x) for x in np.percentile(every, (50, 99)))
             rows.append(Latency(name, len(every), p50, p99, last, float(np.mean(every <= last))))
     return rows

@@ -19,7 +19,7 @@ from apprentice.evaluate.protocol import Protocol
 from apprentice.evaluate.selfcheck.faults import check_statistics, doubts
 from apprentice.experts import checkpoints
 from apprentice.serve.client import is_address
-from apprentice.simulators.base import DIFFERS, INVALID, PASSED, Check, simulator, simulators
+from apprentice.simulators.base import DIFFERS, INVALID, PASSED, Check, simulator_of, simulators
 
 COLOURS = {PASSED: "green", DIFFERS: "yellow", INVALID: "red"}
 
@@ -35,7 +35,7 @@ def selfcheck(suites: list[str] | None = None, render: Literal["fast", "exact"] 
     """
     valid = True
     for suite in suites or [suite for each in simulators() for suite in each.checked]:
-        checks = simulator(suite).examine(suite, render)
+        checks = simulator_of(suite).examine(suite, render)
         table = Table("", "check", "expected", "found", title=f"{suite}, {render}")
         for check in checks:
             colour = COLOURS[check.verdict]
@@ -53,7 +53,7 @@ def before_hours(protocol: Protocol, policies: dict[str, str]) -> None:
 
     Raises UserError if results would be invalid.
     """
-    known = simulator(protocol.suite)
+    known = simulator_of(protocol.suite)
     environment = known.contract(protocol.suite, protocol.image_size, protocol.render)
     usual = known.usual(protocol.suite)
     for name, place in policies.items():
@@ -66,7 +66,7 @@ def before_hours(protocol: Protocol, policies: dict[str, str]) -> None:
 
 def require(suite: str, render: str) -> None:
     """Check the simulator unless this has been done; warn of what differs. Raises UserError if results were invalid."""
-    asked = simulator(suite)
+    asked = simulator_of(suite)
     known = cache_folder() / "selfcheck" / f"{fingerprint(asked.setting(suite, render), Path(__file__))}.json"
     checks: list[Check] = []
     with suppress(OSError, FileError):  # a damaged file is written again

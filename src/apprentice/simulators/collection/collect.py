@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from apprentice.simulators.base import simulator
+from apprentice.simulators.base import simulator_of
 from apprentice.simulators.collection.gathering import Collected, CollectJob, attempt, gather, settings_of
 
 
@@ -59,4 +59,4 @@ def collect(
 
 def _collect_one(job: CollectJob) -> Collected:
     """Collect one episode in a worker."""
-    return attempt(job, simulator(job.suite).demonstrator().demonstrate)
+    return attempt(job, simulator_of(job.suite).demonstrator().demonstrate)

@@ -22,7 +22,7 @@ from apprentice.common.errors import FileError, UserError
 from apprentice.common.files import UNFINISHED, only_one, read_json, replacing, sweep, write_json
 from apprentice.common.pool import spread
 from apprentice.common.progress import Meter, console
-from apprentice.simulators.base import Demonstration, Environment, simulator
+from apprentice.simulators.base import Demonstration, Environment, simulator_of
 from apprentice.simulators.collection.writing import assemble
 
 ATTEMPTS = 10  # seeds an episode may use up
@@ -55,9 +55,9 @@ class CollectJob:
 
     @property
     def instruction(self) -> str:
-        played = simulator(self.suite)
-        said = played.task(self.suite, self.task, self.variant).instruction
-        others = played.paraphrases(said) if self.reworded else []
+        simulator = simulator_of(self.suite)
+        said = simulator.task(self.suite, self.task, self.variant).instruction
+        others = simulator.paraphrases(said) if self.reworded else []
         return str(np.random.default_rng([self.first_seed, 3]).choice(others)) if others else said
 
     def _number(self, episode: int) -> int:
@@ -133,8 +133,8 @@ def gather[J: CollectJob](
     Returns a summary. Raises UserError as `collect` does.
     """
     suite, seed, variants = settings["suite"], settings["seed"], settings.get("variants", 0)
-    played = simulator(suite)
-    known = played.tasks(suite)
+    simulator = simulator_of(suite)
+    known = simulator.tasks(suite)
     chosen = list(tasks or range(len(known)))
     finished = _finished(out, {**settings, "tasks": chosen, "episodes": episodes})
     if unknown := [task for task in chosen if not 0 <= task < len(known)]:
@@ -146,7 +146,7 @@ def gather[J: CollectJob](
         )
     jobs = [make(task=task, episode=episode) for task in chosen for episode in range(episodes)]
     for task in chosen:
-        played.task(suite, task, 0 if variants else None)
+        simulator.task(suite, task, 0 if variants else None)
     scratch = out.with_name(f".{out.name}.episodes")
     if finished is not None:  # a kill may have come between the last lines below
         sweep(out.parent, f".{out.name}.*{UNFINISHED}")
@@ -160,9 +160,9 @@ def gather[J: CollectJob](
         summary = {**settings, "tasks": chosen, "episodes": episodes, **_summary(jobs, scratch)}
         with replacing(out) as fresh:
             files = [scratch / job.file for job in jobs]
-            contract = played.contract(suite, jobs[0].size, jobs[0].render)
+            contract = simulator.contract(suite, jobs[0].size, jobs[0].render)
             given = list(zip(files, (job.instruction for job in jobs), strict=True))
-            assemble(given, fresh, contract, played.demonstrator(), images, max(played.suites.values()))
+            assemble(given, fresh, contract, simulator.demonstrator(), images, max(simulator.suites.values()))
             contract.save(fresh / "meta")
             write_json(fresh / "meta" / "collection.json", summary)
             _keep_starts(files, fresh / "meta" / STARTS)
@@ -177,8 +177,8 @@ def attempt(job: CollectJob, act: Callable[[Environment, int], Demonstration]) -
     What had to be tried again is no demonstration: a policy sees no difference between the grasp that missed, after
     which the hand opens and rises, and the next one, after which it does not.
     """
-    played = simulator(job.suite)
-    env = played.environment(job.suite, job.task, job.variant, render=job.render, size=job.size)
+    simulator = simulator_of(job.suite)
+    env = simulator.environment(job.suite, job.task, job.variant, render=job.render, size=job.size)
     rejected: list[Rejected] = []
     for seed in range(job.first_seed, job.first_seed + ATTEMPTS):
         try:
@@ -327,7 +327,7 @@ def _starts(path: Path, suite: str) -> dict[int, Any]:
         for key in arrays:
             index, _, name = key.partition(".")
             found.setdefault(int(index), {})[name] = arrays[key]
-    demonstrator = simulator(suite).demonstrator()
+    demonstrator = simulator_of(suite).demonstrator()
     return {index: demonstrator.state(fields) for index, fields in found.items()}
 
 
@@ -379,7 +379,7 @@ def _summary(jobs: Sequence[CollectJob], scratch: Path) -> dict[str, Any]:
         }
         for index, task in per_task.items()
     }
-    start_noise = simulator(jobs[0].suite).demonstrator().start_noise
+    start_noise = simulator_of(jobs[0].suite).demonstrator().start_noise
     return {"start_noise": start_noise, "per_task": rates, "rejected": [asdict(attempt) for attempt in rejected]}
 
 
@@ -393,4 +393,4 @@ def _show(summary: dict[str, Any]) -> None:
 
 
 def _instruction(suite: str, task: int) -> str:
-    return simulator(suite).tasks(suite)[task].instruction
+    return simulator_of(suite).tasks(suite)[task].instruction

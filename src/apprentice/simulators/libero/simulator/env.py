@@ -58,9 +58,9 @@ class LiberoEnv:
         if render not in ("fast", "exact"):
             raise UserError(f"expected render to be 'fast' or 'exact', found {render!r}; fix: name one of them")
         self.suite, self.task, self.variant, self.render, self.size = suite, task, variant, render, size
-        self.played = find_task(suite, task, variant)
-        self.instruction, self.max_steps = self.played.instruction, STEP_LIMITS[suite]
-        self.control = _make_control(str(self.played.bddl))
+        self.definition = find_task(suite, task, variant)
+        self.instruction, self.max_steps = self.definition.instruction, STEP_LIMITS[suite]
+        self.control = _make_control(str(self.definition.bddl))
         self.model: mujoco.MjModel = self.control.env.sim.model._model
         self.data: mujoco.MjData = self.control.env.sim.data._data
         self._robot = self.control.env.robots[0]
@@ -133,7 +133,7 @@ class LiberoEnv:
                 self._states = initial_states(self.suite, self.task)
             self.control.set_init_state(self._states[init_state])
         if self.variant is not None:
-            spread(self.geometry(), TaskText.of(self.played).loose, np.random.default_rng([seed, 4]))
+            spread(self.geometry(), TaskText.of(self.definition).loose, np.random.default_rng([seed, 4]))
         return self._objects()
 
     def step(self, action: np.ndarray) -> bool:
@@ -295,7 +295,7 @@ _kept: list[LiberoEnv] = []  # of this process, at most one
 def environment(suite: str, task: int, variant: int | None = None, *, render: str, size: int) -> LiberoEnv:
     """The environment of this process, made anew if it is another: that takes seconds, keeping one hundreds of MB."""
     wanted = (find_task(suite, task, variant), render, size)
-    if _kept and (_kept[0].played, _kept[0].render, _kept[0].size) != wanted:
+    if _kept and (_kept[0].definition, _kept[0].render, _kept[0].size) != wanted:
         _kept.pop().close()
     if not _kept:
         _kept.append(LiberoEnv(suite, task, variant, render=render, size=size))
