@@ -193,9 +193,7 @@ def write_report(
             planned=len(main.wanted),
             evaluation=main,
             hertz=simulator.fps,
-            image_size=simulator.contract(
-                main.protocol.suite, main.protocol.image_size, main.protocol.render
-            ).image_size,
+            image_size=contract.image_size,
             change=lambda episode: tables.aside(episode, main.protocol.suite),
         ),
     )
