@@ -20,7 +20,7 @@ from rich.table import Table
 
 from apprentice.common.progress import console
 from apprentice.simulators.collection import collect as collecting
-from apprentice.simulators.collection import gathering
+from apprentice.simulators.collection import episode_jobs
 from apprentice.simulators.libero.demonstrator.demonstrator import demonstrate
 from apprentice.simulators.libero.simulator.env import SETTLE_STEPS, LiberoEnv
 
@@ -54,18 +54,18 @@ class Plain(LiberoEnv):
 _kept: list[Plain] = []  # of this process, at most one
 
 
-def collect_plainly(job: gathering.CollectJob) -> gathering.Collected:
+def collect_plainly(job: episode_jobs.CollectJob) -> episode_jobs.Collected:
     """In place of `_collect_one`: plan and draw at once, rejected attempts included."""
     if not _kept:
         _kept.append(Plain(job.suite, job.task, render="exact", size=job.size))
     env = _kept[0]
-    rejected: list[gathering.Rejected] = []
-    for seed in range(job.first_seed, job.first_seed + gathering.ATTEMPTS):
+    rejected: list[episode_jobs.Rejected] = []
+    for seed in range(job.first_seed, job.first_seed + episode_jobs.ATTEMPTS):
         episode = demonstrate(env, seed)
         if episode.failure is None:
             steps = len(episode.record.actions)
-            return gathering.packed(job, seed, rejected, episode, env.frames[SETTLE_STEPS - 1 :][:steps])
-        rejected.append(gathering.Rejected(job.task, job.episode, seed, episode.failure))
+            return episode_jobs.packed(job, seed, rejected, episode, env.frames[SETTLE_STEPS - 1 :][:steps])
+        rejected.append(episode_jobs.Rejected(job.task, job.episode, seed, episode.failure))
     raise RuntimeError(f"no success at {job}")
 
 

@@ -34,7 +34,7 @@ from apprentice.simulators.libero.simulator.suites import FOUR, tasks
 OUT = Path("runs/benchmarks/grasp_window.jsonl")
 FIRST_SEED = 200_000  # nothing was tuned on these
 SOURCES = ("arm", "articulated", "controller", "demonstrator", "dragging", "env", "grasping", "inserting")
-SOURCES += ("resuming", "skills", "spots", "geometry")
+SOURCES += ("resuming", "skills", "placements", "geometry")
 LIFTED = 0.05  # m that an object must rise
 # What may be off -> by how much at most it is tried, and in which steps: mm, or control steps.
 DIRECTIONS = {

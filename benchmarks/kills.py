@@ -95,12 +95,12 @@ def run(words: list[str], here: bool, at: int = 0, count: Path | None = None, be
     import apprentice.distill.runs.tracking
     import apprentice.distill.trainer
     import apprentice.evaluate.rollout
-    import apprentice.simulators.collection.gathering
+    import apprentice.simulators.collection.episode_jobs
     from apprentice.cli import main
 
     apprentice.distill.trainer.SAVE_EVERY, apprentice.distill.runs.tracking.SAVE_SHARE = 0.0, math.inf
     if here:
-        apprentice.evaluate.rollout.spread = apprentice.simulators.collection.gathering.spread = spread_here  # type: ignore[assignment]
+        apprentice.evaluate.rollout.spread = apprentice.simulators.collection.episode_jobs.spread = spread_here  # type: ignore[assignment]
     seen: list[str] = []
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:

@@ -22,7 +22,7 @@ from apprentice.commands import COMMANDS, Command
 from apprentice.common.errors import UserError
 from apprentice.common.flags import LIMITS, Parser, parameters
 from apprentice.common.flags import _options as options_of
-from apprentice.simulators import drawing
+from apprentice.simulators import opengl
 
 HELP = """
 import sys
@@ -232,7 +232,7 @@ def test_what_flags_name_is_looked_for_first(
         (tmp_path / name).write_text("{}")
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.setattr("apprentice.cli._call", lambda *_: pytest.fail("its flags were to be refused"))
-    monkeypatch.setattr("apprentice.simulators.drawing.check_drawing", lambda: None)
+    monkeypatch.setattr("apprentice.simulators.opengl.check_drawing", lambda: None)
     assert main(words) == 2
     printed = capsys.readouterr().err
     assert message in printed and printed.count("\n") == 1
@@ -291,13 +291,13 @@ def test_what_cannot_draw_is_named_first(
 ) -> None:
     for name in ("MUJOCO_GL", "PYOPENGL_PLATFORM", "MUJOCO_EGL_DEVICE_ID", "DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
-    if sys.platform != "linux" or drawing._devices() is None:
+    if sys.platform != "linux" or opengl._devices() is None:
         pytest.skip("no EGL here")
-    drawing.check_drawing()
+    opengl.check_drawing()
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=message):
-        drawing.check_drawing()
+        opengl.check_drawing()
 
 
 def test_defaults_and_descriptions_are_shown(sample: list[object], capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,7 +27,7 @@ from apprentice.common.errors import UserError
 from apprentice.common.files import write_json
 from apprentice.common.untrusted import check_model, check_policy, place_of
 from apprentice.experts import load_expert
-from apprentice.nano.graft import graft
+from apprentice.nano.compose import graft
 from apprentice.nano.pretrain import PretrainConfig
 from apprentice.vlm.base import VLM
 

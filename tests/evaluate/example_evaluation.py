@@ -9,7 +9,7 @@ from apprentice.evaluate.episode.trace import Trace
 from apprentice.evaluate.episode.video import encode
 from apprentice.evaluate.protocol import Protocol
 from apprentice.evaluate.results import OTHER_TASK, Episode, Evaluation, append_episode
-from apprentice.serve.card import PolicyCard
+from apprentice.serve.policy_card import PolicyCard
 from apprentice.simulators.libero.evaluation.failures import KINDS
 from apprentice.simulators.libero.simulator.suites import tasks
 

@@ -17,7 +17,7 @@ from apprentice.data.dataset import column, open_dataset
 from apprentice.evaluate.correct import correct
 from apprentice.evaluate.episode.handover import BEFORE, DRAWN, EARLIER, SOLVED, Handover, hand_over
 from apprentice.simulators.base import Record
-from apprentice.simulators.collection import gathering
+from apprentice.simulators.collection import episode_jobs
 from apprentice.simulators.libero.dataset import doctor as doctors
 from apprentice.simulators.libero.demonstrator.controller import SLEW, Style
 from apprentice.simulators.libero.demonstrator.demonstrator import demonstrate, solve
@@ -142,7 +142,7 @@ def test_corrections_survive_a_kill_and_any_number_of_workers_and_replay(
         os.killpg(process.pid, signal.SIGKILL)
     assert not killed.exists()
 
-    for module in (gathering, doctors):
+    for module in (episode_jobs, doctors):
         monkeypatch.setattr(module, "spread", support.spread_here)
     monkeypatch.setattr(libero_env, "_kept", [env])
     with pytest.raises(UserError, match="policy_noise"):
@@ -154,7 +154,7 @@ def test_corrections_survive_a_kill_and_any_number_of_workers_and_replay(
     assert [file for file in files if (whole / file).read_bytes() != (killed / file).read_bytes()] == []
     assert all(check.passed for check in doctors.examine(killed, 2, 1))
 
-    dataset, kept = open_dataset(killed), gathering.scenes(killed)
+    dataset, kept = open_dataset(killed), episode_jobs.scenes(killed)
     begin = np.cumsum([0, *dataset.meta.episodes["length"]])[:2]
     np.testing.assert_array_equal(column(dataset, "observation.state")[begin], [s.start.state for s in kept])
     assert all(1_000_000_000 <= scene.seed < 2_000_000_000 for scene in kept)

@@ -26,7 +26,7 @@ from apprentice.common import pool
 from apprentice.common.errors import UserError
 from apprentice.evaluate import rollout
 from apprentice.evaluate.episode.job import EpisodeJob
-from apprentice.evaluate.episode.play import inspect, run_episode
+from apprentice.evaluate.episode.runner import inspect, run_episode
 from apprentice.evaluate.episode.trace import Trace
 from apprentice.evaluate.results import Evaluation, probe_rows, read_episodes
 from apprentice.evaluate.rollout import evaluate

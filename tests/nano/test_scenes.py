@@ -33,9 +33,9 @@ def stored(tmp_path_factory):
 @pytest.fixture(scope="module")
 def labelled(stored):
     """The layouts of that shard drawn again, and more: what was seen, and the simulator's poses at that moment."""
+    from apprentice.nano.scenes.labels import render_labelled
     from apprentice.nano.scenes.layout import draw
     from apprentice.nano.scenes.scene_model import SceneModel
-    from apprentice.nano.scenes.truth import render_labelled
 
     stage = SceneModel(SCENE, SEED)
     renderer = stage.mj.Renderer(stage.model, 128, 128)

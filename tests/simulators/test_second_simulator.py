@@ -25,14 +25,14 @@ from apprentice.evaluate import correct as correcting
 from apprentice.evaluate import rollout
 from apprentice.evaluate.compare import compare
 from apprentice.evaluate.episode.job import EpisodeJob
-from apprentice.evaluate.episode.play import run_episode
 from apprentice.evaluate.episode.probes import BLACK_WRIST, MOVED, PROBES
+from apprentice.evaluate.episode.runner import run_episode
 from apprentice.evaluate.episode.trace import Trace
 from apprentice.evaluate.report.measured import record
 from apprentice.evaluate.report.report import write_report
 from apprentice.evaluate.results import Evaluation, probe_rows
 from apprentice.simulators.base import SIMULATORS, simulator_of, suites, suites_with, variant_of
-from apprentice.simulators.collection import gathering
+from apprentice.simulators.collection import episode_jobs
 from apprentice.simulators.collection.collect import collect
 from apprentice.simulators.collection.doctor import recorded_in
 
@@ -42,7 +42,7 @@ SETTING = {"suite": "point", "tasks": [0, 2], "episodes": 2, "max_steps": 9, "wo
 @pytest.fixture(autouse=True)
 def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setitem(SIMULATORS, "point", "tests.simulators.point:POINT")
-    for module in (rollout, gathering):
+    for module in (rollout, episode_jobs):
         monkeypatch.setattr(module, "spread", support.spread_here)
     yield
 
@@ -161,5 +161,5 @@ def test_it_is_collected_from_and_its_policies_are_corrected(policies: dict[str,
         assert features["action"]["names"] == {"motors": ["ax", "ay"]} and features["action"]["shape"] == (2,)
         assert recorded_in(root) is POINT
         Contract.of_dataset(root).check(POINT.contract("point", 0, "fast"), "dataset", "simulator")
-    (scene,) = gathering.scenes(corrected)
+    (scene,) = episode_jobs.scenes(corrected)
     np.testing.assert_allclose(column(open_dataset(corrected), "observation.state")[0], scene.start.state, atol=1e-6)

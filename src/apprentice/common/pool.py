@@ -16,7 +16,7 @@ from typing import Any
 from rich.markup import escape
 
 from apprentice.common.errors import UserError
-from apprentice.common.garbage import collect_rarely
+from apprentice.common.garbage_collection import collect_rarely
 from apprentice.common.process import end_with_parent, ordinary_priority
 from apprentice.common.progress import console
 from apprentice.common.watch import WorkerDied, busy, epitaph, keep_note

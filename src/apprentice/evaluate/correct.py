@@ -17,14 +17,14 @@ import numpy as np
 
 from apprentice.common.errors import UserError
 from apprentice.common.progress import console
-from apprentice.evaluate.episode import play
+from apprentice.evaluate.episode import runner
 from apprentice.evaluate.episode.handover import hand_over
 from apprentice.evaluate.episode.job import EpisodeJob
 from apprentice.evaluate.protocol import Protocol
 from apprentice.evaluate.selfcheck.faults import watched
 from apprentice.serve.client import is_address
 from apprentice.simulators.base import Demonstration, Environment, Record, simulator_of
-from apprentice.simulators.collection.gathering import Collected, CollectJob, attempt, gather, settings_of
+from apprentice.simulators.collection.episode_jobs import Collected, CollectJob, attempt, gather, settings_of
 
 NAME = "policy"
 APART = 1_000_000_000  # from the seeds of collection, and from those of evaluation on fresh layouts
@@ -114,7 +114,7 @@ def correct(
         seed=seed,
         n_action_steps=n_action_steps,
     )
-    card = play.inspect(NAME, policy, simulator.contract(suite, size, render), protocol)
+    card = runner.inspect(NAME, policy, simulator.contract(suite, size, render), protocol)
     shared = settings_of(suite, seed, render, size, variants, reworded)
     make = partial(
         Correction,
@@ -145,7 +145,7 @@ def _corrected(job: Correction, env: Environment, seed: int) -> Demonstration:
     """Let the policy act, then the demonstrator; everything that varies is decided by `seed`."""
     instruction, demonstrator = job.instruction, simulator_of(job.suite).demonstrator()
     player = EpisodeJob(NAME, job.place, job.checkpoint, job.task, job.task, 0, job.protocol)
-    policy = play.load(player, instruction)
+    policy = runner.load(player, instruction)
     demonstrator.begin(env, seed)
     policy.reset(seed)
 

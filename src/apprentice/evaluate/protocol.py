@@ -7,7 +7,7 @@ from typing import Any
 
 from apprentice.common.files import fingerprint
 from apprentice.evaluate.episode.probes import PLAIN, applies
-from apprentice.serve.card import Execution
+from apprentice.serve.policy_card import Execution
 from apprentice.simulators.base import simulator_of
 
 EXTENT = ("tasks", "episodes", "instructed", "probes", "until")  # which episodes; all other fields say how one is run

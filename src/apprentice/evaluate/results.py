@@ -16,7 +16,7 @@ from apprentice.common.files import disk_full_at, fingerprint, inside, read_json
 from apprentice.common.intervals import wilson
 from apprentice.evaluate.episode.probes import PLAIN
 from apprentice.evaluate.protocol import Protocol
-from apprentice.serve.card import PolicyCard
+from apprentice.serve.policy_card import PolicyCard
 from apprentice.simulators.base import simulator_of
 
 ALL = "all"

@@ -16,8 +16,8 @@ from apprentice.common.pool import spread
 from apprentice.common.progress import Meter
 from apprentice.evaluate.compare import summary
 from apprentice.evaluate.episode.job import EpisodeJob
-from apprentice.evaluate.episode.play import inspect, run_episode
 from apprentice.evaluate.episode.recording import check_rerun
+from apprentice.evaluate.episode.runner import inspect, run_episode
 from apprentice.evaluate.episode.trace import write_table
 from apprentice.evaluate.protocol import Protocol
 from apprentice.evaluate.results import Episode, Evaluation, append_episode, drop_half_line

@@ -20,8 +20,8 @@ from apprentice.common.device import best_device, mixed_precision
 from apprentice.common.files import only_one, read_json, replacing, write_json
 from apprentice.common.progress import console, track
 from apprentice.nano.batches import Chat, Corpus, pack
-from apprentice.nano.graft import graft, language_model, projector
-from apprentice.nano.passes import answer_logits, image_tokens, pixels_of
+from apprentice.nano.compose import graft, language_model, projector
+from apprentice.nano.forward import answer_logits, image_tokens, pixels_of
 from apprentice.nano.scenes.catalogue import CATEGORIES
 from apprentice.nano.scenes.dataset import load
 from apprentice.nano.score.score import Exam, answers, constant_answers

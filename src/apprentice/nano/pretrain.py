@@ -16,11 +16,11 @@ from apprentice.common.device import best_device
 from apprentice.common.files import only_one, replacing, write_json
 from apprentice.common.untrusted import place_of, without_weights
 from apprentice.nano.batches import Chat, Corpus, special_values, texts
-from apprentice.nano.dense import DenseHead
+from apprentice.nano.dense_heads import DenseHead
+from apprentice.nano.forward import answer_logits, image_tokens
 from apprentice.nano.model import NanoConfig, build_model, build_processor
-from apprentice.nano.passes import answer_logits, image_tokens
 from apprentice.nano.scenes.dataset import available, load
-from apprentice.nano.score.checks import HeldOut
+from apprentice.nano.score.validation import HeldOut
 from apprentice.nano.tokenizer import train_tokenizer
 from apprentice.nano.trainer import Trainer, train
 

@@ -21,7 +21,7 @@ from apprentice.common.files import fingerprint
 from apprentice.data.contract import FILE as CONTRACT
 from apprentice.data.contract import Contract
 from apprentice.data.features import READ
-from apprentice.serve.card import PLAIN, Execution, PolicyCard
+from apprentice.serve.policy_card import PLAIN, Execution, PolicyCard
 
 
 def inspect_checkpoint(name: str, folder: Path, environment: Contract, execution: Execution = PLAIN) -> PolicyCard:

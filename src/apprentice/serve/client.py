@@ -21,8 +21,8 @@ from websockets.sync.client import ClientConnection, connect
 from apprentice.common.errors import UserError
 from apprentice.common.files import checked, fingerprint
 from apprentice.data.contract import Contract
-from apprentice.serve.card import Execution, PolicyCard
 from apprentice.serve.checkpoint import usable
+from apprentice.serve.policy_card import Execution, PolicyCard
 from apprentice.serve.wire import LARGEST, pack, unpack
 
 KEYS = {

@@ -34,9 +34,9 @@ from apprentice.common.progress import console
 from apprentice.data.contract import FILE as CONTRACT
 from apprentice.data.contract import Contract
 from apprentice.serve.checkpoint import Checkpoint, complete, configured, identity, longest_chunk
-from apprentice.serve.guard import Gate, GuardedConnection, one_line_log, report
+from apprentice.serve.limits import Gate, GuardedConnection, one_line_log, report
 from apprentice.serve.planner import COPIED, Planner, Session
-from apprentice.serve.questions import Control, Reader
+from apprentice.serve.requests import Control, Reader
 from apprentice.serve.wire import pack
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")

@@ -11,13 +11,13 @@ from apprentice.common.errors import UserError
 from apprentice.common.files import read_json
 from apprentice.data.dataset import instructions, open_dataset
 from apprentice.simulators.collection.collect import collect
-from apprentice.simulators.collection.gathering import CollectJob, scenes
+from apprentice.simulators.collection.episode_jobs import CollectJob, scenes
 from apprentice.simulators.libero.dataset.doctor import examine
 from apprentice.simulators.libero.simulator.env import LiberoEnv
 from apprentice.simulators.libero.simulator.layout import HIGH, LOW
+from apprentice.simulators.libero.simulator.paraphrases import paraphrases
 from apprentice.simulators.libero.simulator.suites import tasks
 from apprentice.simulators.libero.simulator.variants import find_task
-from apprentice.simulators.libero.simulator.wording import paraphrases
 
 TASK = tasks("libero_object")[0]
 

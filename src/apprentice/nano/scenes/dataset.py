@@ -22,11 +22,11 @@ from apprentice.common.files import replacing
 from apprentice.common.pool import spread
 from apprentice.common.progress import Meter
 from apprentice.nano.scenes.catalogue import HELD_OUT, problems
+from apprentice.nano.scenes.labels import render_labelled
 from apprentice.nano.scenes.layout import draw
-from apprentice.nano.scenes.mixtures import OWN, kept_for_tests, own_scenes
+from apprentice.nano.scenes.own_scenes import OWN, kept_for_tests, own_scenes
 from apprentice.nano.scenes.scene_model import SceneModel
 from apprentice.nano.scenes.shards import ShardedRows, mapped
-from apprentice.nano.scenes.truth import render_labelled
 
 UNSEEN_LAYOUTS = 15  # a scene of LIBERO-90
 OWN_SHARDS = 6  # of each scene of ours; those that are kept for tests have one

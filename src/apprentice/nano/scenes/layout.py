@@ -7,7 +7,7 @@ from collections import Counter
 
 import numpy as np
 
-from apprentice.nano.scenes.mixtures import OWN, SHOWN, forbidden, room_of
+from apprentice.nano.scenes.own_scenes import OWN, SHOWN, forbidden, room_of
 from apprentice.nano.scenes.scene_model import SceneModel, SceneObject, rotation_z, yaw_quat
 
 SUPPORTS = {  # where things can be put: type -> [(site, relation)]

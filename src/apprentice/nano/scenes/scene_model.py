@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from apprentice.nano.scenes.catalogue import CATEGORIES, DRAWERS, NAMES, SIZE, kind_of
-from apprentice.nano.scenes.mixtures import OWN, bddl
+from apprentice.nano.scenes.own_scenes import OWN, bddl
 
 AWAY = 30.0  # m, how high objects wait that a layout does not show
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from apprentice.nano.batches import ENTITIES, positions
-from apprentice.nano.passes import image_tokens, pixels_of
+from apprentice.nano.forward import image_tokens, pixels_of
 from apprentice.nano.scenes.dataset import load, rows_of_part
 
 FITTED = 3000  # at most so many layouts

@@ -18,12 +18,12 @@ from apprentice.common.files import read_json, write_text
 from apprentice.common.progress import track
 from apprentice.common.untrusted import place_of, without_weights
 from apprentice.nano.batches import Chat, Corpus, Item, pack
-from apprentice.nano.passes import answer_logits, image_tokens, pixels_of
+from apprentice.nano.forward import answer_logits, image_tokens, pixels_of
 from apprentice.nano.questions import KINDS
 from apprentice.nano.scenes.catalogue import CATEGORIES
 from apprentice.nano.scenes.dataset import available, load, rows_of_part
-from apprentice.nano.score.card import PARTS, Score, card
-from apprentice.nano.score.marks import Mark, Marker
+from apprentice.nano.score.grading import Mark, Marker
+from apprentice.nano.score.model_card import PARTS, Score, card
 from apprentice.nano.score.probe import probe
 
 LAYOUTS, QUESTIONS = 200, 16  # at most so many layouts of a part, and questions about each

@@ -1,7 +1,7 @@
 """Demonstrations by the scripted demonstrator, written as a LeRobotDataset v3.0.
 
 An episode is planned and acted without cameras; only if it succeeded are its recorded states drawn. How episodes are
-kept and written: `gathering.py`.
+kept and written: `episode_jobs.py`.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from apprentice.simulators.base import simulator_of
-from apprentice.simulators.collection.gathering import Collected, CollectJob, attempt, gather, settings_of
+from apprentice.simulators.collection.episode_jobs import Collected, CollectJob, attempt, gather, settings_of
 
 
 def collect(

@@ -21,7 +21,7 @@ from apprentice.common.progress import Meter, console
 from apprentice.data.contract import FILE, Contract
 from apprentice.data.dataset import column, instructions, open_dataset
 from apprentice.data.images import images
-from apprentice.simulators.collection.gathering import Setting, scenes
+from apprentice.simulators.collection.episode_jobs import Setting, scenes
 from apprentice.simulators.libero.convention import CAMERAS
 from apprentice.simulators.libero.convention import contract as convention
 from apprentice.simulators.libero.dataset.diagnosis import (

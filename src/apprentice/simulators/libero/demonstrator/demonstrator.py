@@ -3,7 +3,7 @@
 import numpy as np
 
 from apprentice.simulators.base import Demonstration, Record
-from apprentice.simulators.libero.demonstrator import articulated, dragging, spots
+from apprentice.simulators.libero.demonstrator import articulated, dragging, placements
 from apprentice.simulators.libero.demonstrator.controller import UP, Controller, Failure, Style
 from apprentice.simulators.libero.demonstrator.inserting import insert
 from apprentice.simulators.libero.demonstrator.resuming import holds
@@ -136,15 +136,15 @@ def _attempt(hand: Controller, geometry: Geometry, goal: Goal, goals: list[Goal]
                     hand.style.speed = 1.0  # or the step limit may come first
                     dragging.lead(hand, geometry, name, (geometry.position(name) + way)[:2], 0.012, tries=1)
                 articulated.open_drawer(hand, geometry, site, until=-0.14)
-            pick_and_place(hand, geometry, name, spots.in_drawer(geometry, name, site))
+            pick_and_place(hand, geometry, name, placements.in_drawer(geometry, name, site))
         case ("in", name, site):
-            pick_and_place(hand, geometry, name, spots.in_region(geometry, name, site, _slot(goal, goals)))
+            pick_and_place(hand, geometry, name, placements.in_region(geometry, name, site, _slot(goal, goals)))
         case ("on", name, site) if site.startswith("wine_rack"):
-            pick_and_place(hand, geometry, name, spots.on_rack(geometry, name, geometry.parent(site)))
+            pick_and_place(hand, geometry, name, placements.on_rack(geometry, name, geometry.parent(site)))
         case ("on", name, site) if geometry.is_site(site):
-            pick_and_place(hand, geometry, name, spots.on_region(geometry, name, site, _slot(goal, goals)))
+            pick_and_place(hand, geometry, name, placements.on_region(geometry, name, site, _slot(goal, goals)))
         case ("on", name, other):
-            pick_and_place(hand, geometry, name, spots.on_object(geometry, name, other))
+            pick_and_place(hand, geometry, name, placements.on_object(geometry, name, other))
         case _:
             raise NotImplementedError(f"no skill for the goal {' '.join(goal)}")
 

@@ -4,8 +4,8 @@ import numpy as np
 
 from apprentice.simulators.libero.demonstrator.controller import CLOSE, DOWN, UP, Controller, Failure
 from apprentice.simulators.libero.demonstrator.grasping import REACH, TIP
+from apprentice.simulators.libero.demonstrator.placements import Spot
 from apprentice.simulators.libero.demonstrator.skills import pick_and_place
-from apprentice.simulators.libero.demonstrator.spots import Spot
 from apprentice.simulators.libero.simulator.geometry import Geometry
 
 PUSHED = 0.012  # m that a dish may run into what it passes

@@ -17,8 +17,8 @@ from apprentice.simulators.libero.demonstrator.grasping import (
     reachable,
     wrapped,
 )
+from apprentice.simulators.libero.demonstrator.placements import Spot
 from apprentice.simulators.libero.demonstrator.resuming import comes_down_on, is_over, present_grasp
-from apprentice.simulators.libero.demonstrator.spots import Spot
 from apprentice.simulators.libero.simulator.geometry import Geometry
 
 LAST, FIRST = 0.038, 0.008  # m: slow before a grasp (the hand needs some way to slow down), and after it

@@ -9,7 +9,7 @@ import mujoco
 import numpy as np
 
 from apprentice.common.errors import UserError
-from apprentice.simulators.libero.simulator.detail import AGENT, WRIST, lighter, put, shrink_textures
+from apprentice.simulators.libero.simulator.level_of_detail import AGENT, WRIST, lighter, put, shrink_textures
 
 CAMERAS = {"image": "agentview", "image2": "robot0_eye_in_hand"}
 DETAIL = {"agentview": AGENT, "robot0_eye_in_hand": WRIST}

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from apprentice.nano.batches import Chat, Corpus
-from apprentice.nano.dense import FIRST_THING, DenseHead
-from apprentice.nano.passes import image_tokens
+from apprentice.nano.dense_heads import FIRST_THING, DenseHead
+from apprentice.nano.forward import image_tokens
 from apprentice.nano.scenes.catalogue import CATEGORIES
 from apprentice.nano.scenes.dataset import rows_of_part
 from apprentice.nano.score.score import Exam, answers

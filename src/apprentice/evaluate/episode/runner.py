@@ -1,4 +1,4 @@
-"""One closed-loop episode: a policy is loaded, acts (`loop.py`), and what is kept of it is made (`keeping.py`)."""
+"""One closed-loop episode: a policy is loaded, acts (`loop.py`), and what is kept of it is made (`outcome.py`)."""
 
 from contextlib import closing
 from pathlib import Path
@@ -6,15 +6,15 @@ from pathlib import Path
 from apprentice.common.device import best_device
 from apprentice.data.contract import Contract
 from apprentice.evaluate.episode.job import EpisodeJob, Policy
-from apprentice.evaluate.episode.keeping import kept
 from apprentice.evaluate.episode.loop import Stopwatch, act
+from apprentice.evaluate.episode.outcome import kept
 from apprentice.evaluate.episode.probes import MOVED, said
 from apprentice.evaluate.protocol import Protocol
 from apprentice.evaluate.results import Episode
-from apprentice.serve.card import PolicyCard
 from apprentice.serve.checkpoint import Checkpoint, inspect_checkpoint
 from apprentice.serve.client import RemotePolicy, inspect_server, is_address
-from apprentice.serve.one_a_task import folder_of, inspect_by_task
+from apprentice.serve.policy_card import PolicyCard
+from apprentice.serve.policy_per_task import folder_of, inspect_by_task
 from apprentice.simulators.base import Environment, Simulator, simulator_of
 
 FRESH_SEED = 2_000_000_000  # beyond those of collection

@@ -6,12 +6,12 @@ import torch
 from tests.nano.tiny_nano import TINY
 
 from apprentice.nano.batches import ENTITIES, Chat
-from apprentice.nano.dense import DenseHead, heat_loss
+from apprentice.nano.dense_heads import DenseHead, heat_loss
 from apprentice.nano.model import build_model, build_processor
 from apprentice.nano.scenes.catalogue import CATEGORIES, CELL
 from apprentice.nano.scenes.dataset import load
-from apprentice.nano.score.checks import HeldOut
 from apprentice.nano.score.probe import _ridge, linear
+from apprentice.nano.score.validation import HeldOut
 
 PLATE, BOWL = CATEGORIES.index("plate"), CATEGORIES.index("black bowl")
 

@@ -23,7 +23,7 @@ from apprentice.common.files import UNFINISHED, only_one, read_json, replacing, 
 from apprentice.common.pool import spread
 from apprentice.common.progress import Meter, console
 from apprentice.simulators.base import Demonstration, Environment, simulator_of
-from apprentice.simulators.collection.writing import assemble
+from apprentice.simulators.collection.dataset import assemble
 
 ATTEMPTS = 10  # seeds an episode may use up
 LAST_SEED = 999  # of a dataset: the seeds of evaluation on fresh layouts lie beyond

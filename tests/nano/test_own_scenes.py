@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from apprentice.nano.scenes.catalogue import HELD_OUT, NAMES, SIZE, problems
-from apprentice.nano.scenes.mixtures import (
+from apprentice.nano.scenes.own_scenes import (
     OBJECTS,
     SHOWN,
     bddl,
@@ -63,8 +63,8 @@ def scene():
 def test_drawn_layouts_agree_with_the_simulator(scene):
     """Centres lie on what is seen of the thing where it is not covered; objects stand on the table or their support;
     what is not shown is in no picture; colour, depth and geoms are those of MuJoCo's own renderer."""
+    from apprentice.nano.scenes.labels import CAMERAS, project, render_labelled
     from apprentice.nano.scenes.layout import draw
-    from apprentice.nano.scenes.truth import CAMERAS, project, render_labelled
 
     rng, inside, standing = np.random.default_rng(0), [], 0
     for _ in range(12):
@@ -91,8 +91,8 @@ def test_drawn_layouts_agree_with_the_simulator(scene):
 
 def test_a_point_projects_to_where_a_sphere_there_is_drawn(scene):
     """Geometry against MuJoCo: the hand's body is drawn around the pixel that its geoms' places project to."""
+    from apprentice.nano.scenes.labels import CAMERAS, project
     from apprentice.nano.scenes.layout import draw
-    from apprentice.nano.scenes.truth import CAMERAS, project
 
     rng, off = np.random.default_rng(3), []
     for _ in range(8):

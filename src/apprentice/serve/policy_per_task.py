@@ -7,8 +7,8 @@ from apprentice.common.errors import UserError
 from apprentice.common.files import fingerprint
 from apprentice.data.contract import Contract
 from apprentice.experts import checkpoints, read_tasks
-from apprentice.serve.card import Execution, PolicyCard
 from apprentice.serve.checkpoint import inspect_checkpoint
+from apprentice.serve.policy_card import Execution, PolicyCard
 
 
 def inspect_by_task(
