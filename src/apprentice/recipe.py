@@ -121,9 +121,9 @@ def run_recipe(path: Path | str, out: Path | str | None = None, force: list[str]
     """Run the steps of the recipe at `path` that are not up to date, in order.
 
     Args:
-        path: the YAML file.
-        out: output folder, instead of the one that the recipe names.
-        force: names of steps to do again, from their beginning.
+        path: the recipe, a YAML file.
+        out: output folder, instead of the recipe's own.
+        force: names of steps to run again from their beginning.
 
     Raises UserError with the step, its log and how to resume if a step fails, KeyboardInterrupt likewise.
     """

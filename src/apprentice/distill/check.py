@@ -59,9 +59,9 @@ def expert_check(
     """Find out whether a policy can teach on a dataset, and what to do about it if it cannot.
 
     Args:
-        checkpoint: the policy's checkpoint folder, or a YAML file with one for each instruction.
+        checkpoint: folder of the policy's checkpoint, or a YAML file with one checkpoint for each instruction.
         dataset: folder of a LeRobotDataset v3.0.
-        frames: how many frames, spread over the dataset, its actions are compared on.
+        frames: number of frames, spread over the dataset, on which its actions are compared.
         rename: new names of the dataset's features, such as observation.images.top=observation.images.image.
         resize: sizes (px) in which cameras are read, such as observation.images.image=240x320 (height x width).
 

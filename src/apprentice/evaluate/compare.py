@@ -67,10 +67,10 @@ def compare(runs: list[Path], *, policies: list[str] | None = None, across: list
     """Compare policies of two evaluations, or of one, on the same episodes, and print it.
 
     Args:
-        runs: one or two folders that `apprentice eval` wrote.
-        policies: names of two policies, A of the first run and B of the last; if not given, those of the same name
-            in both, or the only ones there are.
-        across: fields of the protocol that may differ, because they are what is compared, such as render.
+        runs: one or two folders, written by `apprentice eval`.
+        policies: names of two policies, A of the first run and B of the last. If not given: policies of the same name
+            in both runs, or the only two.
+        across: fields of the protocol that may differ between the runs, such as render.
 
     Raises UserError if the protocols differ otherwise, or if there is nothing to compare.
     """
@@ -166,7 +166,7 @@ def rates(runs: list[Path]) -> None:
     """Print the success rates of evaluations, and of all of them together, the worst suites and tasks first.
 
     Args:
-        runs: folders that `apprentice eval` wrote, one a suite.
+        runs: folders, written by `apprentice eval`, one for each suite.
 
     Raises UserError if there is no evaluation in one of them.
     """

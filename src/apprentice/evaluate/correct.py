@@ -72,26 +72,26 @@ def correct(
     fresh scenes, never from the test states, nor from those of demonstrations.
 
     Args:
-        policy: who acts first: a LeRobot checkpoint folder, an experts.yaml with one a task, or an address
-            ws://HOST:PORT.
-        suite: such as libero_goal.
-        episodes: successful ones of each task, at most 1000.
-        out: folder to write, which must not exist.
-        tasks: their indices in the suite; all of them if not given.
-        steps: the policy acts for a number of steps drawn from LEAST to MOST, fewer if it would make a mistake; if not
+        policy: the policy that acts first: a LeRobot checkpoint folder, an experts.yaml with one checkpoint a task, or
+            an address ws://HOST:PORT.
+        suite: name of a simulator's suite, such as libero_goal.
+        episodes: number of successful corrections of each task, at most 1000.
+        out: folder to write; it must not exist, or must hold the same dataset.
+        tasks: indices of the tasks in the suite; all tasks if not given.
+        steps: the policy acts for a number of steps drawn from LEAST to MOST; it stops earlier before a mistake. If not
             given, from 1 to half of the suite's limit, about as long as a demonstration.
-        noise: standard deviation of what disturbs the policy's arm, such as 0.2 (the largest action is 1).
-        n_action_steps: actions of a chunk that are executed before the policy plans again, instead of what its
-            checkpoint says.
-        workers: processes.
+        noise: standard deviation of the noise on the policy's actions, such as 0.2 (the largest action is 1).
+        n_action_steps: execute so many actions of each chunk before the policy plans again, instead of the number in
+            its checkpoint.
+        workers: number of processes.
         ray: address of a Ray cluster whose processes do the work, such as auto.
-        seed: decides everything that varies.
+        seed: seed of everything that varies.
         render: "fast" (simplified meshes) or "exact".
-        size: of the images (px).
-        images: keep each image as PNG in place of videos: exact and quick to read, many times larger.
+        size: height and width of the images (px).
+        images: keep each image as PNG instead of videos: exact and quick to read, many times larger.
         variants: number of variants of each task to play: its objects are exchanged and spread over the table;
             0 plays the task as published.
-        reworded: say each instruction in other words.
+        reworded: give each instruction in other words.
 
     Raises UserError if the policy does not fit, and as `apprentice collect` does.
     """

@@ -54,31 +54,31 @@ def evaluate(
     """Run policies in closed loop on a benchmark's initial states; every finished episode is kept in `out_dir`.
 
     Args:
-        policies: by name, LeRobot checkpoint folders, an experts.yaml with one a task (lines `instruction: folder`), or
-            addresses ws://HOST:PORT of policy servers (openpi's).
+        policies: name=place of each policy; a place is a LeRobot checkpoint folder, an experts.yaml with one checkpoint
+            a task (lines `instruction: folder`), or the address ws://HOST:PORT of a policy server (openpi's protocol).
         suite: name of a simulator's suite, such as libero_goal, or of a variant, such as libero_goal_swap.
-        tasks: indices of its tasks; all if not given.
-        episodes: initial states 0 .. episodes - 1 of each task are run, the same ones for every policy.
-        out_dir: folder of the evaluation; one that was begun there is continued.
-        workers: processes.
-        ray: address of a Ray cluster whose machines do the work ("auto": the one that this machine belongs to).
-        instruct: language probe instead: 1=8 sets up task 1 (scene, initial states) and gives the policy the
-            instruction of task 8.
-        probes: what to change in the episodes, one or more of plain (nothing), paraphrase, empty (no words),
-            black-agent, black-wrist (a camera is black) and moved (what is carried stands elsewhere); tasks that a
-            probe does not suit are left out of it.
-        render: "fast" draws simplified meshes, "exact" those of the benchmark, for numbers to be published.
+        tasks: indices of the tasks; all tasks if not given.
+        episodes: run the initial states 0 to N - 1 of each task, the same for every policy.
+        out_dir: folder of the evaluation; an evaluation in it is continued.
+        workers: number of processes.
+        ray: address of a Ray cluster whose machines do the work ("auto": the cluster of this machine).
+        instruct: run the language probe instead: 1=8 sets up task 1 (scene, initial states) and gives the instruction
+            of task 8.
+        probes: change one thing in the episodes; one or more of plain (nothing), paraphrase, empty (no words),
+            black-agent, black-wrist (a camera is black) and moved (the object to carry stands elsewhere). A probe
+            leaves out the tasks that it does not suit.
+        render: "fast" draws simplified meshes; "exact" draws the benchmark's meshes, for numbers to publish.
         size: height and width of the images (px).
-        max_steps: actions before an episode counts as failed, instead of the suite's own limit.
-        settle_steps: no-op actions before the policy's first.
-        seed: episode k resets with seed + k and seeds the policy's sampling likewise.
-        n_action_steps: actions of a chunk that are executed before a policy plans again, instead of what its
-            checkpoint says.
-        ensembling: coefficient of temporal ensembling, instead of what the checkpoint says; 0.01 is ACT's.
+        max_steps: an episode fails after so many actions, instead of the suite's limit.
+        settle_steps: number of no-op actions before the policy's first action.
+        seed: episode k resets with seed + k, which also seeds the policy's sampling.
+        n_action_steps: execute so many actions of each chunk before a policy plans again, instead of the number in its
+            checkpoint.
+        ensembling: coefficient of temporal ensembling, instead of the checkpoint's; 0.01 is ACT's.
         until: stop when the question is decided, such as "B>A+0.05": is policy B better than A by 5 points?
-        layouts: "test" runs the benchmark's initial states; "fresh" draws as many layouts anew, from seeds that neither
+        layouts: "test" runs the benchmark's initial states. "fresh" draws as many new layouts, from seeds that neither
             the benchmark nor `apprentice collect` uses: choose settings and checkpoints on these.
-        film: "some" films failures and the first two initial states of each task.
+        film: "some" keeps films of failures and of the first two initial states of each task.
         rerun: also write a Rerun recording of each episode.
 
     Raises UserError if a checkpoint does not fit, a policy's actions are unusable, or a worker process dies.

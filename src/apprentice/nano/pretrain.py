@@ -30,21 +30,21 @@ class PretrainConfig:
     """What to train on, where to write, how long.
 
     Attributes:
-        data: folder of scenes, made by `apprentice scenes`.
-        output: folder to write; the VLM will be OUTPUT/model.
-        steps: of the optimizer.
-        vision_share: share of the steps, at the beginning, in which the vision tower learns alone. Until it sees
-            something, questions cost half of the time and teach nothing.
-        batch: layouts a step.
-        questions: asked about each of them.
+        data: folder of scenes, written by `apprentice scenes`.
+        output: folder to write; the VLM is OUTPUT/model.
+        steps: number of optimizer steps.
+        vision_share: share of the steps, at the beginning, in which the vision tower is trained alone. Questions teach
+            nothing before the tower has learned, and take half of the time.
+        batch: number of layouts in a step.
+        questions: number of questions about each layout.
         lr: peak learning rate.
-        warmup: share of the steps in which the rate rises.
-        weight_decay: of AdamW, on matrices but the embeddings.
-        ema: how much of the moving average of the weights is kept at a step.
-        seed: of weights, questions and order.
+        warmup: share of the steps in which the learning rate rises.
+        weight_decay: weight decay of AdamW, for all matrices but the embeddings.
+        ema: decay of the moving average of the weights.
+        seed: seed of weights, questions and their order.
         checkpoint_every: time between checkpoints (s).
-        check_every: validate on held-out layouts every so many steps; log.jsonl has the results.
-        blind: grey images, for the text-only twin that scores are compared to.
+        check_every: validate on held-out layouts every N steps; log.jsonl has the results.
+        blind: train on grey images: the text-only twin that scores are compared with.
         nano: sizes of the model.
     """
 

@@ -53,9 +53,9 @@ def serve(checkpoint: Path, *, port: int = 8000, host: str = "127.0.0.1", client
 
     Args:
         checkpoint: folder of a LeRobot checkpoint.
-        port: where to listen; 0 takes a free one and prints it.
-        host: address to listen at; the default is reached from this machine alone. There is no password.
-        clients: connections at a time; each keeps what its policy remembers.
+        port: port to listen on; 0 takes a free one and prints it.
+        host: address to listen on; by default only this machine can connect. There is no password.
+        clients: largest number of connections at a time; the policy's memory is kept for each.
 
     Raises UserError if the checkpoint is incomplete, or the port is taken.
     """

@@ -136,10 +136,10 @@ def cache(
     """List what was computed once for the frames of datasets, or remove some of it; False if some could not be.
 
     Args:
-        action: ls lists caches, rm removes some; one that a running process uses is never removed.
-        names: of the caches to remove, as ls shows them.
-        older_than: remove what was not used for so many days.
-        all: remove all.
+        action: ls lists caches, rm removes them; a cache that a running process uses is never removed.
+        names: names of the caches to remove, as ls lists them.
+        older_than: remove caches that were not used for so many days.
+        all: remove all caches.
 
     Raises UserError if it is not said what to remove, or there is no such cache.
     """

@@ -89,11 +89,12 @@ def write_report(
 
     Args:
         out: the HTML file to write.
-        evaluation: folder written by `apprentice eval`.
-        runs: folders of training stages by name; the fine-tuned ones are named as the policies are.
-        probe: folders of probes, written by `apprentice eval --instruct` or `--probes`, if they have their own.
+        evaluation: folder, written by `apprentice eval`.
+        runs: folders of training stages by name; a fine-tuned stage has the name of its policy.
+        probe: folders of probes, written by `apprentice eval --instruct` or `--probes`, if probes have folders of their
+            own.
         variants: folders of evaluations on variants of the suite, such as libero_goal_swap.
-        title: stands above the headline.
+        title: text above the headline.
 
     Raises UserError if a folder is missing or of another suite, a stage is not finished, or there is no episode yet.
     """

@@ -28,8 +28,8 @@ def selfcheck(suites: list[str] | None = None, render: Literal["fast", "exact"] 
     """Check the simulator against its references, print a table, and say whether results made with it are valid.
 
     Args:
-        suites: names of suites (default: all that have references).
-        render: as `apprentice eval` draws.
+        suites: names of suites (default: all with references).
+        render: renderer, as in `apprentice eval`.
 
     Raises UserError if there is no simulator, or one whose physics is known to differ.
     """

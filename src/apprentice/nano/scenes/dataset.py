@@ -68,11 +68,11 @@ def generate(folder: Path | str, layouts: int = 40_000, workers: int = 2, shard:
     one shard. More layouts asked for later come on top of those that are there.
 
     Args:
-        folder: where to write.
-        layouts: how many to train on; those of the held-out scenes come on top.
-        workers: processes.
-        shard: layouts a file.
-        seed: of everything that varies.
+        folder: folder to write.
+        layouts: number of layouts to train on; layouts of the held-out scenes are added.
+        workers: number of processes.
+        shard: number of layouts in a file.
+        seed: seed of everything that varies.
     """
     os.environ.setdefault("MUJOCO_GL", "egl")
     os.environ.setdefault("PYOPENGL_PLATFORM", "egl")

@@ -35,9 +35,9 @@ def score(data: Path | str, run: Path | str, twin: Path | str) -> list[Score]:
     """Score a pre-trained VLM on held-out pictures and write its model card, RUN/model/README.md.
 
     Args:
-        data: folder of the scenes that both were trained on, made by `apprentice scenes`.
-        run: the VLM's folder, made by `apprentice pretrain-vlm`.
-        twin: the text-only twin's folder, made by `apprentice pretrain-vlm --blind`.
+        data: folder of the scenes that both models were trained on, written by `apprentice scenes`.
+        run: folder of the VLM, written by `apprentice pretrain-vlm`.
+        twin: folder of the text-only twin, written by `apprentice pretrain-vlm --blind`.
 
     Raises UserError if a model is missing, if the VLM is blind or if the twin is not.
     """

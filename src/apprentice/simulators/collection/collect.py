@@ -33,19 +33,19 @@ def collect(
     fresh scenes, never from the test states.
 
     Args:
-        suite: such as libero_goal.
-        episodes: successful ones of each task, at most 1000.
-        out: folder to write, which must not exist, or be what is asked for.
-        tasks: their indices in the suite; all of them if not given.
-        workers: processes.
+        suite: name of a simulator's suite, such as libero_goal.
+        episodes: number of successful demonstrations of each task, at most 1000.
+        out: folder to write; it must not exist, or must hold the same dataset.
+        tasks: indices of the tasks in the suite; all tasks if not given.
+        workers: number of processes.
         ray: address of a Ray cluster whose processes do the work, such as auto.
-        seed: decides everything that varies.
+        seed: seed of everything that varies.
         render: "fast" (simplified meshes) or "exact".
-        size: of the images (px).
-        images: keep each image as PNG in place of videos: exact and quick to read, many times larger.
+        size: height and width of the images (px).
+        images: keep each image as PNG instead of videos: exact and quick to read, many times larger.
         variants: number of variants of each task to play: its objects are exchanged and spread over the table;
             0 plays the task as published.
-        reworded: say each instruction in other words.
+        reworded: give each instruction in other words.
 
     Raises UserError if `out` exists, if what waits beside it was collected with other settings, if a task can have no
     variant, or, when all else is done, if a task could not be demonstrated.

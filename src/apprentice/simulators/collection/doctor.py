@@ -15,8 +15,8 @@ def doctor(dataset: Path | str, episodes: int = 6, workers: int = 2) -> bool:
     """Replay episodes of a dataset in its simulator, print a table of checks, and say whether all of them passed.
 
     Args:
-        dataset: a LeRobotDataset folder.
-        episodes: how many to replay, spread evenly over the dataset.
+        dataset: folder of a LeRobotDataset.
+        episodes: number of episodes to replay, spread evenly over the dataset.
         workers: processes.
 
     Raises UserError if the dataset is of no simulator that can replay it.
