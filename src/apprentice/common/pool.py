@@ -39,10 +39,10 @@ def spread[J, R](
     machine end with this one, however it ends.
     """
     workers = max(1, min(workers, len(jobs)))
-    return _here(run, jobs, workers, renew) if ray is None else _across(ray, run, jobs, workers, renew)
+    return _locally(run, jobs, workers, renew) if ray is None else _across(ray, run, jobs, workers, renew)
 
 
-def _here[J, R](run: Callable[[J], R], jobs: Sequence[J], workers: int, renew: int | None) -> Iterator[R]:
+def _locally[J, R](run: Callable[[J], R], jobs: Sequence[J], workers: int, renew: int | None) -> Iterator[R]:
     left, died, stillborn = dict(enumerate(jobs)), set[str](), list[WorkerDied]()
     while left:
         try:

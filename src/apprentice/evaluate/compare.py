@@ -55,12 +55,12 @@ def paired(a: list[Episode], b: list[Episode]) -> list[Paired]:
     """All tasks together, then task by task, first where B falls behind A most; of episodes that both have."""
     mine, theirs = ({(e.task, e.instructed, e.init_state): e.instructed_success for e in side} for side in (a, b))
     common = sorted(mine.keys() & theirs.keys())
-    by_task = [
+    per_task = [
         Paired.of(task, instructed, [(mine[key], theirs[key]) for key in keys])
         for (task, instructed), keys in groupby(common, key=lambda key: key[:2])
     ]
-    by_task.sort(key=lambda row: (row.difference, row.b))
-    return [Paired.of(ALL, ALL, [(mine[key], theirs[key]) for key in common]), *by_task]
+    per_task.sort(key=lambda row: (row.difference, row.b))
+    return [Paired.of(ALL, ALL, [(mine[key], theirs[key]) for key in common]), *per_task]
 
 
 def compare(runs: list[Path], *, policies: list[str] | None = None, across: list[str] | None = None) -> None:

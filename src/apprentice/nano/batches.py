@@ -78,7 +78,7 @@ class Chat:
         drawn = questions(facts, rng, count)
         return drawn if self.points else [q for q in drawn if q.image < 0 and "<" not in q.answer]
 
-    def asked(self, item: Item) -> str:
+    def question_text(self, item: Item) -> str:
         """A question's words."""
         return "".join(self.tokenizer.batch_decode(item.ask)).split(self.close)[0].strip()
 

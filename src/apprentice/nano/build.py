@@ -140,9 +140,9 @@ def begin_with_words(model: Any, tokenizer: Any, corpus: Corpus) -> None:
     for start in track(range(0, len(corpus), 16), "what image tokens show"):
         image_tokens(model, pixels_of(corpus.images[start : start + 16], model.device))
         features = seen.pop()
-        shown = _shown(corpus.category[start : start + 16], features.shape[1]).to(model.device) @ names
+        coverage = _coverage(corpus.category[start : start + 16], features.shape[1]).to(model.device) @ names
         squares = squares + features.flatten(0, 1).T @ features.flatten(0, 1)
-        products = products + features.flatten(0, 1).T @ shown.flatten(0, 1)
+        products = products + features.flatten(0, 1).T @ coverage.flatten(0, 1)
     handle.remove()
     ridge = RIDGE * squares.diagonal().mean() * torch.eye(len(squares), device=model.device)
     linear.weight.copy_(torch.linalg.solve(squares + ridge, products).T)
@@ -150,7 +150,7 @@ def begin_with_words(model: Any, tokenizer: Any, corpus: Corpus) -> None:
         linear.bias.zero_()
 
 
-def _shown(category: np.ndarray, tokens: int) -> Tensor:
+def _coverage(category: np.ndarray, tokens: int) -> Tensor:
     """How much each image token is about each category (2 B, T, C), of categories (B, 2, S, S) of cells; what is in
     every picture (background, table, arm, gripper) counts a tenth.
     """

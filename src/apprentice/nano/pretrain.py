@@ -114,7 +114,7 @@ class PretrainTrainer(Trainer):
             losses["answer"] = self.targets(answer_logits(self.model, tokens, batch), batch["target"])
         return losses
 
-    def asked(self, step: int) -> int:
+    def questions_at(self, step: int) -> int:
         return self.config.questions if self.blind or step >= self.first_answers else 1
 
     def check(self) -> dict[str, float]:

@@ -65,13 +65,13 @@ class RemotePolicy:
     def __init__(self, name: str, address: str, action_dim: int, n_action_steps: int | None = None):
         self.name, self.address, self.metadata = name, address, dict[str, Any]()
         self.action_dim = action_dim
-        self._asked = n_action_steps
+        self._n_action_steps = n_action_steps
         self._connection: ClientConnection | None = None
 
     @property
     def n_action_steps(self) -> int:
         """Actions of a chunk that are executed: as asked for, or as the server says, or as openpi's example does."""
-        return self._asked or self.metadata.get("n_action_steps", REPLAN)
+        return self._n_action_steps or self.metadata.get("n_action_steps", REPLAN)
 
     def reset(self, seed: int) -> None:
         """Begin an episode. A server of ours samples from `seed`; others ignore it. Raises UserError."""

@@ -182,13 +182,13 @@ class PolicyServer:
     async def _answer(self, connection: ServerConnection, episode: Session, message: bytes | str) -> tuple[Any, bool]:
         """What is sent back, a text if it is an error, and whether a plan was made."""
         try:
-            asked = self.reader.read(message)
-            if isinstance(asked, Control):
-                known = asked.kind in ACKNOWLEDGED
+            value = self.reader.read(message)
+            if isinstance(value, Control):
+                known = value.kind in ACKNOWLEDGED
                 if known:
                     episode.begin()
-                return pack({"__ack__": asked.kind if known else "ignored"}), False
-            planned = await self.planner.plan(episode, asked, lambda: connection.state is State.OPEN)
+                return pack({"__ack__": value.kind if known else "ignored"}), False
+            planned = await self.planner.plan(episode, value, lambda: connection.state is State.OPEN)
         except Exception as error:  # of whatever was asked: the next question may be a good one
             ours = isinstance(error, ValueError | UserError)
             return f"{'' if ours else type(error).__name__ + ': '}{error}"[:LONGEST_ANSWER], False
@@ -204,10 +204,10 @@ def _refused(connection: ServerConnection, status: http.HTTPStatus, said: str) -
 
 def _seed(request: Request) -> int:
     """The number in the address, 0 if there is none. Raises ValueError."""
-    asked = parse_qs(urlsplit(request.path).query, max_num_fields=16).get("seed", ["0"])[0]
-    if not asked.isascii() or not asked.isdigit() or len(asked) > 18:
-        raise ValueError(asked[:60])
-    return int(asked)
+    value = parse_qs(urlsplit(request.path).query, max_num_fields=16).get("seed", ["0"])[0]
+    if not value.isascii() or not value.isdigit() or len(value) > 18:
+        raise ValueError(value[:60])
+    return int(value)
 
 
 def _metadata(folder: Path, config: Any, n_action_steps: int) -> dict[str, Any]:

@@ -295,7 +295,7 @@ def suites_with(instructions: Collection[str]) -> Iterator[tuple[str, list[int]]
 
     Raises UserError if there are none and a simulator is not installed.
     """
-    wanted, missing, some = set(instructions), None, False
+    wanted, missing, matched = set(instructions), None, False
     for each in simulators():
         for suite in each.suites:
             if variant_of(suite) != (suite, ""):
@@ -306,9 +306,9 @@ def suites_with(instructions: Collection[str]) -> Iterator[tuple[str, list[int]]
                 missing = error
                 break
             if {task.instruction for task in found} == wanted:
-                some = True
+                matched = True
                 yield suite, [task.index for task in found]
-    if missing and not some:
+    if missing and not matched:
         raise missing
 
 

@@ -156,9 +156,9 @@ def cache(
 
 def table(found: Sequence[Entry]) -> Table:
     """Caches for a reader, and how large they are together."""
-    shown = Table(title=f"caches in {frames_folder()}", title_justify="left")
+    listing = Table(title=f"caches in {frames_folder()}", title_justify="left")
     for column in ("name", "what", "dataset", "model", "rows", "MB", "state", "last used"):
-        shown.add_column(column, justify="right" if column in ("rows", "MB") else "left", overflow="fold")
+        listing.add_column(column, justify="right" if column in ("rows", "MB") else "left", overflow="fold")
     for entry in found:
         about = entry.about
         what, dataset, model, rows = "of an older version", "", "", ""
@@ -167,10 +167,10 @@ def table(found: Sequence[Entry]) -> Table:
             dataset, model = about.dataset[-SHOWN:], about.model[-SHOWN:]
             rows = f"{entry.done:,}" + ("" if entry.done == about.count else f" of {about.count:,}")
         used = datetime.fromtimestamp(entry.used).isoformat(" ", "minutes")
-        shown.add_row(entry.path.name, what, dataset, model, rows, _megabytes(entry.size), entry.state, used)
-    shown.add_section()
-    shown.add_row("total", *[""] * 4, _megabytes(sum(entry.size for entry in found)))
-    return shown
+        listing.add_row(entry.path.name, what, dataset, model, rows, _megabytes(entry.size), entry.state, used)
+    listing.add_section()
+    listing.add_row("total", *[""] * 4, _megabytes(sum(entry.size for entry in found)))
+    return listing
 
 
 def _chosen(names: Sequence[str], older_than: float | None) -> list[Entry]:

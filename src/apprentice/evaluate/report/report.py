@@ -121,7 +121,7 @@ def write_report(
     colours = _colours([*main.policies, *(runs or {})])
     contract = simulator.contract(main.protocol.suite, main.protocol.image_size, main.protocol.render)
     subject = chosen(rows).policy
-    by_task, changed = tables.by_task(rows, subject, names), tables.perturbed(groups)
+    rows_by_task, changed = tables.rows_by_task(rows, subject, names), tables.perturbed(groups)
     pairs = tables.against(subject, list(main.policies), {name: groups[name] for name in changed})
     probed, latencies, failing = tables.probed(groups), tables.latencies(main), tables.failing(groups)
     instructed_pairs: dict[str, list] = {}
@@ -165,12 +165,12 @@ def write_report(
             subject=subject,
             policies=list(main.policies),
             overall=[row for row in rows if row.task == ALL],
-            groups=by_task,
+            groups=rows_by_task,
             perturbations=changed,
             perturbation_chart=success_chart(changed, colours, "perturbation"),
             meanings=PROBES,
             swatches={name: f"var(--c{SERIES.index(colour)})" for name, colour in colours.items()},
-            success_chart=success_chart(dict(list(by_task.items())[: CHARTED + 1]), colours, "task"),
+            success_chart=success_chart(dict(list(rows_by_task.items())[: CHARTED + 1]), colours, "task"),
             charted=CHARTED,
             pairs=pairs,
             probed=probed,

@@ -72,7 +72,7 @@ def perturbed(groups: dict[str, list[Episode]]) -> dict[str, list[Row]]:
     return rows
 
 
-def by_task(rows: list[Row], subject: str, names: dict[int, str]) -> dict[str, list[Row]]:
+def rows_by_task(rows: list[Row], subject: str, names: dict[int, str]) -> dict[str, list[Row]]:
     """Rows of all tasks together, then task by task: the worst for `subject` first, then the worst for all."""
     tasks: dict[int, list[Row]] = {}
     for row in rows:

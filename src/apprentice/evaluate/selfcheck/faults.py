@@ -162,8 +162,8 @@ def _cameras(images: list[dict[str, np.ndarray]], colours: np.ndarray) -> str | 
         return None
     off = np.array([[np.abs(mean - seen).mean() for seen in colours] for mean in means])
     said = " and ".join(f"{', '.join(f'{level:.2f}' for level in mean)}" for mean in means)
-    here = " and ".join(f"{', '.join(f'{level:.2f}' for level in seen)}" for seen in colours)
-    expectation = f"expected images whose mean colours are near those of the scene's and the wrist's camera ({here})"
+    levels = " and ".join(f"{', '.join(f'{level:.2f}' for level in seen)}" for seen in colours)
+    expectation = f"expected images whose mean colours are near those of the scene's and the wrist's camera ({levels})"
     if off[0, 1] + off[1, 0] < off[0, 0] + off[1, 1] - CLEARLY:
         return f"{expectation}, found {said}: cameras swapped? fix: exchange them where it was trained, or rename them"
     if np.diag(off).mean() > OTHER_ROOM:

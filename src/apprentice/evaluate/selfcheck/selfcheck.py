@@ -66,13 +66,13 @@ def before_hours(protocol: Protocol, policies: dict[str, str]) -> None:
 
 def require(suite: str, render: str) -> None:
     """Check the simulator unless this has been done; warn of what differs. Raises UserError if results were invalid."""
-    asked = simulator_of(suite)
-    known = cache_folder() / "selfcheck" / f"{fingerprint(asked.setting(suite, render), Path(__file__))}.json"
+    simulator = simulator_of(suite)
+    known = cache_folder() / "selfcheck" / f"{fingerprint(simulator.setting(suite, render), Path(__file__))}.json"
     checks: list[Check] = []
     with suppress(OSError, FileError):  # a damaged file is written again
         checks = read_json(known, list[Check])
     done = bool(checks)
-    checks = checks or list(asked.examine(suite, render))
+    checks = checks or list(simulator.examine(suite, render))
     wrong = [str(check) for check in checks if check.verdict == INVALID]
     if wrong:
         raise UserError("\n  ".join(["the simulator is not the one that its references were made with:", *wrong]))

@@ -51,13 +51,13 @@ def facts_of(scene: SceneModel, labels: list[np.ndarray]) -> dict[str, Any]:
             if joint_name.startswith(obj.name):
                 body = joint.bodyid[0]
                 category = scene.category[int(np.flatnonzero(m.geom_bodyid == body)[0])]
-                shown = [mask & (scene.category[label] == category) for mask, label in zip(masks, labels, strict=True)]
+                seen = [mask & (scene.category[label] == category) for mask, label in zip(masks, labels, strict=True)]
                 amount = abs(float(d.qpos[joint.qposadr[0]])) / float(np.abs(joint.range).max())
                 part_entry = {
                     "id": m.body(body).name, "name": CATEGORIES[category], "of": obj.name, "open": round(amount, 3),
                     "position": d.xpos[body].round(4).tolist(),
                 }  # fmt: skip
-                things.append(part_entry | _visible(shown))
+                things.append(part_entry | _visible(visible))
     gripper = {
         "position": d.site_xpos[scene.grip].round(4).tolist(),
         "axes": d.site_xmat[scene.grip].round(4).tolist(),

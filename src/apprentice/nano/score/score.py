@@ -81,7 +81,7 @@ class Exam:
         names = [Counter(thing["name"] for thing in corpus.facts[row]["things"]) for row in rows]
         self.single = [{CATEGORIES.index(name) for name, count in held.items() if count == 1} for held in names]
         longest_first = sorted((item for items in self.items for item in items), key=lambda item: -len(item.ask))
-        self.examples = {KINDS[item.kind]: chat.asked(item) for item in longest_first}
+        self.examples = {KINDS[item.kind]: chat.question_text(item) for item in longest_first}
 
     def marks(self, guesses: list[list[np.ndarray]]) -> list[Mark]:
         """Judge an answer to every question."""

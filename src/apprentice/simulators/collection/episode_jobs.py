@@ -234,14 +234,14 @@ def scenes(root: Path) -> list[Setting]:
     return found
 
 
-def _finished(out: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
-    """What `out` tells of itself if it is what is asked for. Raises UserError if something else is there."""
+def _finished(out: Path, required: dict[str, Any]) -> dict[str, Any] | None:
+    """The summary in `out` if it has the required settings. Raises UserError if something else is there."""
     if not out.exists():
         return None
     found: dict[str, Any] = {}
     with suppress(OSError, FileError):
         found = read_json(out / "meta" / "collection.json", dict[str, Any])
-    if {key: found.get(key) for key in asked} != asked:
+    if {key: found.get(key) for key in required} != required:
         raise UserError(f"expected no {out}, found one; fix: remove it or choose another folder")
     return found
 

@@ -116,14 +116,14 @@ def examine(root: Path, episodes: int, workers: int) -> list[Finding]:
             if rest == Fault() or attempt == PASSES - 1:
                 break
             fault = fault.then(rest)
-    learnt = fault.then(replace(label_fault(labels, [t.actions for t in trials]), columns=Fault().columns))
+    labelled = fault.then(replace(label_fault(labels, [t.actions for t in trials]), columns=Fault().columns))
     alike = np.mean([outcome.alike for outcome in outcomes], axis=0)
     return [
         _agrees("simulator", Contract(versions=contract.versions), trials),
         _agrees("contract", replace(contract, versions={}), trials),
         _state_check(fault),
-        _gripper_check(learnt),
-        _action_check(learnt, followed(replays)),
+        _gripper_check(labelled),
+        _action_check(labelled, followed(replays)),
         *_view_checks(alike),
         _success_check(outcomes, replays, fault) if trials[0].known else _path_check(replays, fault),
     ]

@@ -97,8 +97,8 @@ def _in_the_way(geometry: Geometry, name: str, way: np.ndarray) -> list[str]:
 
 def _aside(geometry: Geometry, name: str, other: str, way: np.ndarray) -> Spot:
     """The nearest place on the table for an object where it touches nothing and the dish passes by."""
-    here, points = geometry.position(other), geometry.points(other, 0.01)
-    room = float(np.linalg.norm((points - here)[:, :2], axis=1).max()) + 0.005
+    origin, points = geometry.position(other), geometry.points(other, 0.01)
+    room = float(np.linalg.norm((points - origin)[:, :2], axis=1).max()) + 0.005
     around = geometry.obstacles((other,), 0.012)
     places = np.stack(np.meshgrid(np.arange(-0.3, 0.2, 0.02), np.arange(-0.34, 0.35, 0.02)), -1).reshape(-1, 2)
     free = [
@@ -110,8 +110,8 @@ def _aside(geometry: Geometry, name: str, other: str, way: np.ndarray) -> Spot:
     ]
     if not free:
         raise Failure(f"no way for {name}, and no place for {other}, which is in it")
-    xy = min(free, key=lambda place: float(np.linalg.norm(place - here[:2])))
-    return Spot(xy, geometry.table_height() + float(here[2] - points[:, 2].min()) + 0.003)
+    xy = min(free, key=lambda place: float(np.linalg.norm(place - origin[:2])))
+    return Spot(xy, geometry.table_height() + float(origin[2] - points[:, 2].min()) + 0.003)
 
 
 def _beside(points: np.ndarray, way: np.ndarray) -> float:
