@@ -57,7 +57,7 @@ def facts_of(scene: SceneModel, labels: list[np.ndarray]) -> dict[str, Any]:
                     "id": m.body(body).name, "name": CATEGORIES[category], "of": obj.name, "open": round(amount, 3),
                     "position": d.xpos[body].round(4).tolist(),
                 }  # fmt: skip
-                things.append(part_entry | _visible(visible))
+                things.append(part_entry | _visible(seen))
     gripper = {
         "position": d.site_xpos[scene.grip].round(4).tolist(),
         "axes": d.site_xmat[scene.grip].round(4).tolist(),
