@@ -160,7 +160,7 @@ def _run_step(step: Step, label: str, out: Path, force: bool, resume: str, lock:
         if before := state.key:
             changed = [f"{part} changed" for part in key | before if key.get(part) != before.get(part)]
             reasons = ["--force"] if force else changed or [f"{path} missing" for path in missing]
-            _say(f"{label}: from its beginning ({', '.join(reasons)})")
+            _say(f"{label}: starts from its beginning ({', '.join(reasons)})")
         write_json(state_file, asdict(State(None, False)))  # half-deleted outputs are not to be trusted
         for path in step.outputs:
             _delete(Path(path))

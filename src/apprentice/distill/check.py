@@ -77,8 +77,8 @@ def expert_check(
             actions, findings = action_table(expert, data), compared(expert, data, frames)
             console.print(actions)
             console.print(
-                f"decoded latents and its own actions differ by {findings.difference:.1e} scales\n"
-                f"error against the recorded actions: {findings.relative_error:.2f} of a constant answer's"
+                f"largest difference between its actions and its decoded latents: {findings.difference:.1e} of the actions' scale\n"
+                f"error on the recorded actions: {findings.relative_error:.2f} of the error of a constant action"
             )
             problems = unfit(findings)
     except UserError as error:

@@ -87,7 +87,7 @@ def pack(
     table.add_section()
     table.add_row("together", "", f"{sum(file.stat().st_size for file in written) / 1e6:,.1f}")
     console.print(table)
-    console.print(f"copy all of {out} to the other machine, then there: sh run.sh", highlight=False, soft_wrap=True)
+    console.print(f"copy all of {out} to the other machine, and run there: sh run.sh", highlight=False, soft_wrap=True)
 
 
 def _source() -> dict[str, Path]:

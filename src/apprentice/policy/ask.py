@@ -63,7 +63,7 @@ def ask(model: str, images: list[str], question: str, tokens: int = 64) -> Resul
     try:
         original = VLM.from_pretrained(policy.config.vlm, local=True).to(best_device()).eval()
     except UserError:
-        say(f"the original, {policy.config.vlm}, is not at hand: no drift")
+        say(f"the original, {policy.config.vlm}, was not found: drift is not measured")
         return Result({"answer": said})
     expected = answer(original, inputs, tokens)
     found = drift(student, original, inputs, expected)

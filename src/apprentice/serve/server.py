@@ -66,7 +66,7 @@ def serve(checkpoint: Path, *, port: int = 8000, host: str = "127.0.0.1", client
     def ready(port: int) -> None:
         console.print(f"serving {server.metadata['type']} at ws://{host}:{port}", highlight=False, soft_wrap=True)
         if host not in LOOPBACK:
-            console.print("whoever reaches this address can use the policy", highlight=False)
+            console.print("anyone who can reach this address can use the policy", highlight=False)
 
     gc.freeze()  # what is loaded stays: to search it for garbage would hold up all for a second
     try:
@@ -198,7 +198,7 @@ class PolicyServer:
 
 
 def _refused(connection: ServerConnection, status: http.HTTPStatus, said: str) -> Response:
-    connection.logger.warning("sent away: %s", said)
+    connection.logger.warning("refused: %s", said)
     return connection.respond(status, said + "\n")
 
 
