@@ -77,7 +77,8 @@ def expert_check(
             actions, findings = action_table(expert, data), compared(expert, data, frames)
             console.print(actions)
             console.print(
-                f"largest difference between its actions and its decoded latents: {findings.difference:.1e} of the actions' scale\n"
+                "largest difference between its actions and its decoded latents: "
+                f"{findings.difference:.1e} of the actions' scale\n"
                 f"error on the recorded actions: {findings.relative_error:.2f} of the error of a constant action"
             )
             problems = unfit(findings)
