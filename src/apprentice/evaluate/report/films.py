@@ -47,14 +47,14 @@ def failures(evaluations: Iterable[Evaluation], kinds: Iterable[str]) -> dict[st
     return {kind: [film for film in found if film.episode.failure == kind] for kind in kinds}
 
 
-def _by_turns[T](things: list[T], group: Callable[[T], object]) -> list[T]:
+def _by_turns[T](entries: list[T], group: Callable[[T], object]) -> list[T]:
     """The first of each group, then the second of each, and so on."""
     seen: Counter[object] = Counter()
     turns = []
-    for thing in things:
-        seen[group(thing)] += 1
-        turns.append(seen[group(thing)])
-    return [thing for _, thing in sorted(zip(turns, things, strict=True), key=lambda pair: pair[0])]
+    for entry in entries:
+        seen[group(entry)] += 1
+        turns.append(seen[group(entry)])
+    return [entry for _, entry in sorted(zip(turns, entries, strict=True), key=lambda pair: pair[0])]
 
 
 def _films(evaluation: Evaluation, episodes: list[Episode], most: int) -> list[Film]:

@@ -73,7 +73,7 @@ def variant_task(task: Task, seed: int) -> Task:
     several = {category for category in wanted if list(scene.categories.values()).count(category) > 1}
     if several:
         raise UserError(
-            f"expected one of each kind of thing in '{task.instruction}', found several {', '.join(sorted(several))}; "
+            f"expected one object of each kind in '{task.instruction}', found several {', '.join(sorted(several))}; "
             "fix: a task that does not tell them apart by their places"
         )
     swaps = _exchange(scene, np.random.default_rng(seed))
