@@ -1,6 +1,6 @@
 """Why an episode failed, found from the simulator's own state: what the hand reached, held and moved.
 
-A *thing* is an object, or a part that a joint moves: a drawer, a door, a knob. It was
+An *item* is an object, or a part that a joint moves: a drawer, a door, a knob. It was
 
 - reached once the point between the finger tips came within REACH of the box around it, or the robot touched it;
 - held while both fingers touched it and were commanded to close;
@@ -9,15 +9,15 @@ A *thing* is an object, or a part that a joint moves: a drawer, a door, a knob. 
 
 Only goals that do not hold in the end are asked about, and the first line that is true names the kind:
 
-    timed out             at the end it still held the thing, or was still moving the part or the plate
-    dropped               the thing had been lifted, and fell by more than FALL after it was last held
-    left elsewhere        the thing had been moved, and was left where the goal does not hold: a bowl beside its plate,
+    timed out             at the end it still held the item, or was still moving the part or the plate
+    dropped               the item had been lifted, and fell by more than FALL after it was last held
+    left elsewhere        the item had been moved, and was left where the goal does not hold: a bowl beside its plate,
                           a drawer half open
-    wrong object          what should be moved was not, but another thing was, be it where the first should go; drawers
+    wrong object          what should be moved was not, but another item was, be it where the first should go; drawers
                           and doors that may have to be opened first do not count
-    timed out             less than RECENT steps before the end it had first reached the thing, or had last handled
+    timed out             less than RECENT steps before the end it had first reached the item, or had last handled
                           another one whose goal does hold: it was on its way
-    missed the grasp      the thing was reached, and never moved
+    missed the grasp      the item was reached, and never moved
     never reached         nor that
 """
 
@@ -36,7 +36,7 @@ MEANINGS = {
     MISSED: "The hand got there, but never lifted the object, or never moved the drawer, the knob or the plate.",
     DROPPED: "The object was lifted, and fell by more than 3 cm before it was where it belongs.",
     ELSEWHERE: "It was moved and left where the goal does not hold: set down beside its place, a drawer half open.",
-    WRONG_OBJECT: "Another thing was lifted or moved, and nothing that should be.",
+    WRONG_OBJECT: "Another object was lifted or moved, and nothing that should be.",
     TIMED_OUT: "The steps ran out while it was in the hand or being moved, or within 2 s of getting there.",
 }
 KINDS = tuple(MEANINGS)
@@ -49,10 +49,7 @@ Goal = Sequence[str]  # such as ("on", "bowl_1", "plate_1")
 
 
 class FailureObserver:
-    """Watches one episode: made after the reset, it observes every control step, and names the kind at the end.
-
-    An item is an object, or a part of a fixture that moves on a joint: objects have the first numbers, then parts.
-    """
+    """Watches one episode: made after the reset, it observes every control step, and names the kind at the end."""
 
     def __init__(self, env: LiberoEnv, goals: Sequence[Goal]):
         self._geometry, self._goals = env.geometry(), goals
