@@ -34,7 +34,7 @@ from apprentice.data.dataset import open_dataset
 from apprentice.distill.caches.cache import cached
 from apprentice.distill.config import CacheConfig
 from apprentice.distill.stages import StageConfig, align, finetune
-from apprentice.evaluate.results import ALL, success_rows
+from apprentice.evaluate.results import ALL, Evaluation, success_rows
 from apprentice.evaluate.rollout import evaluate
 from apprentice.policy.modeling_apprentice import ApprenticePolicy
 
@@ -103,8 +103,8 @@ def measure(kind: str, budget: float, seed: int, out: Path, caches: dict[str, fl
     folder = out / f"{kind}_{budget}_{seed}"
     samples = train(kind, budget, seed, folder)
     student = str(folder / "student" / "checkpoint")
-    episodes = evaluate({kind: student}, "libero_goal", folder / "evaluation", tasks=TASKS, episodes=EPISODES)
-    row = next(row for row in success_rows(episodes) if row.task == ALL)
+    evaluate({kind: student}, "libero_goal", folder / "evaluation", tasks=TASKS, episodes=EPISODES)
+    row = next(row for row in success_rows(Evaluation.load(folder / "evaluation").episodes) if row.task == ALL)
     price = {stage: float(np.median(values)) for stage, values in seconds_of_samples(folder).items()}
     return {
         "kind": kind,
@@ -175,7 +175,8 @@ def main() -> None:
             console.rule("{}, budget {}, seed {}".format(*job) + f": {number} of {len(jobs)}")
             with POINTS.open("a") as file:
                 file.write(json.dumps(measure(*job, out, caches)) + "\n")
-    expert = evaluate({"expert": EXPERT}, "libero_goal", out / "expert", tasks=TASKS, episodes=EPISODES)
+    evaluate({"expert": EXPERT}, "libero_goal", out / "expert", tasks=TASKS, episodes=EPISODES)
+    expert = Evaluation.load(out / "expert").episodes
     console.print(f"wrote {picture(measured(), sum(e.success for e in expert) / len(expert))}")
 
 

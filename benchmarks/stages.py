@@ -30,6 +30,7 @@ from apprentice.common.progress import console
 from apprentice.data.batch import EXPERT_LATENTS, IMAGE_TOKENS, PREFIX
 from apprentice.data.dataset import open_dataset
 from apprentice.data.items import Items
+from apprentice.evaluate.results import Evaluation
 from apprentice.evaluate.rollout import evaluate
 from apprentice.policy.configuration_apprentice import ApprenticeConfig
 from apprentice.policy.inputs import camera_images
@@ -189,7 +190,8 @@ def profile_episode(policy: ApprenticePolicy) -> None:
         for processor in make_apprentice_pre_post_processors(policy.config):
             processor.save_pretrained(folder)
         where, settings = Path(name) / "out", {"tasks": [8], "episodes": 1, "workers": 1, "max_steps": STEP_COUNT}
-        (episode,) = evaluate({"student": str(folder)}, "libero_goal", where, **settings, film="none")
+        evaluate({"student": str(folder)}, "libero_goal", where, **settings, film="none")
+        (episode,) = Evaluation.load(where).episodes
     parts = {part: getattr(episode, f"{part}_seconds") for part in ("reset", "physics", "render", "policy")}
     table = Table("an episode", "s", "share", title=f"{episode.steps} steps, {episode.seconds:.1f} s")
     for part, seconds in parts.items():

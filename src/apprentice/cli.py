@@ -47,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         return _complain(*explained(error))
+    finally:
+        console.stderr = False
 
 
 def explained(error: Exception) -> tuple[str, int]:

@@ -54,6 +54,7 @@ COMMANDS = {
         "data",
         "replay a dataset's actions in the simulator and report faults of the dataset",
         "apprentice.simulators.collection.doctor:doctor",
+        found=True,
     ),
     "train-expert": Command(
         "experts",
@@ -118,16 +119,20 @@ COMMANDS = {
         "apprentice.distill.stages:finetune",
         "apprentice.distill.stages:StageConfig",
     ),
-    "eval": Command("evaluate", "run policies in closed loop on a benchmark", "apprentice.evaluate.rollout:evaluate"),
+    "eval": Command(
+        "evaluate", "run policies in closed loop on a benchmark", "apprentice.evaluate.rollout:evaluate", found=True
+    ),
     "compare": Command(
         "evaluate",
         "compare two policies on the same episodes, the worst tasks first",
         "apprentice.evaluate.compare:compare",
+        found=True,
     ),
     "rates": Command(
         "evaluate",
         "print the success rates of evaluations, one by one and together",
         "apprentice.evaluate.compare:rates",
+        found=True,
     ),
     "record": Command(
         "evaluate",
@@ -151,11 +156,13 @@ COMMANDS = {
         "maintenance",
         "compare the simulator with the references of our results (`eval` starts with this)",
         "apprentice.evaluate.selfcheck.selfcheck:selfcheck",
+        found=True,
     ),
     "cache": Command(
         "maintenance",
         "list or remove the caches of datasets' frames",
         "apprentice.distill.caches.store:cache",
+        found=True,
     ),
     "pack": Command(
         "maintenance",

@@ -59,6 +59,21 @@ def test_the_command_prints_them(run, capsys):
     assert (run / "episodes.parquet").exists()
 
 
+def test_results_are_printed_as_data(run, capsys):
+    assert main(["compare", str(run), "--policies", "two-stage", "only-ft", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert "A = two-stage" in printed.err
+    (pair,) = json.loads(printed.out)["compared"]
+    assert (pair["suite"], pair["a"], pair["b"]) == ("libero_goal", "two-stage", "only-ft")
+    assert [row["task"] for row in pair["rows"]] == ["all", 8, 1, 4] and pair["rows"][0]["only_a"] == 8
+    assert main(["rates", str(run), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    done = {row["policy"]: (row["successes"], row["episodes"]) for row in found["together"]}
+    assert done["two-stage"] == (57, 60) and done["only-ft"] == (51, 60)
+    assert found["runs"][0]["suite"] == "libero_goal"
+    assert sum(row["successes"] for row in found["runs"][0]["rates"] if row["task"] in (1, 4, 8)) == 57 + 51 + 55
+
+
 def test_same_names_in_two_runs_are_compared(run, other, capsys):
     compare([run, other])
     assert capsys.readouterr().out.count("B = ") == len(FAILS)

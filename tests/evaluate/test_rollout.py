@@ -140,7 +140,7 @@ def test_one_process_finds_what_two_found(evaluation, policies):
 
 def test_finished_episodes_are_not_run_again(evaluation, policies):
     before = evaluation.log.read_bytes()
-    assert evaluate(policies, out_dir=evaluation.folder, **SETTING) == evaluation.episodes
+    evaluate(policies, out_dir=evaluation.folder, **SETTING)
     assert evaluation.log.read_bytes() == before
 
 
@@ -166,7 +166,8 @@ def test_a_killed_run_goes_on(evaluation, policies, tmp_path, monkeypatch):
     with log.open("a") as stream:
         stream.write('{"policy": "expert", "che')
     monkeypatch.setattr(rollout, "spread", support.spread_here)
-    finished = evaluate(policies, out_dir=tmp_path, **SETTING)
+    evaluate(policies, out_dir=tmp_path, **SETTING)
+    finished = Evaluation.load(tmp_path).episodes
     assert [outcome(e) for e in finished] == [outcome(e) for e in evaluation.episodes]
     assert finished[: len(kept)] == kept
     assert len(read_episodes(log)) == len(finished)
@@ -275,7 +276,8 @@ def test_one_checkpoint_a_task_is_evaluated_as_one_policy(policies, evaluation, 
     monkeypatch.setattr(rollout, "spread", support.spread_here)
     file = tmp_path / "experts.yaml"
     file.write_text(f"put the bowl on the stove: {policies['expert']}\nopen the drawer: {policies['two-stage']}\n")
-    played = evaluate({"expert": file}, out_dir=tmp_path, **SETTING)
+    evaluate({"expert": file}, out_dir=tmp_path, **SETTING)
+    played = Evaluation.load(tmp_path).episodes
     before = [episode for episode in evaluation.episodes if episode.policy == "expert"]
     assert [replace(outcome(e), checkpoint="", video="", trace="") for e in played] == [
         replace(outcome(e), checkpoint="", video="", trace="") for e in before

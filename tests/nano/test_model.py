@@ -1,5 +1,6 @@
 """The nano VLM as a Hugging Face model: folders, prompts, packing and exact resume, at a tiny size."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from safetensors.torch import load_file
 from tests.nano.tiny_nano import TINY
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from apprentice.common.errors import UserError
+from apprentice.common.errors import FileError, UserError
 from apprentice.nano.batches import Chat, Corpus, Item, pack
 from apprentice.nano.forward import answer_logits, image_tokens
 from apprentice.nano.model import NanoConfig, build_model, build_processor
@@ -110,6 +111,11 @@ def test_killed_and_resumed_training_ends_with_the_same_weights(fake_scenes, tmp
     torch.set_num_threads(threads)
     assert steps == [3] and whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    longer = replace(config("longer"), start=broken.output, steps=1, lr=0.0)  # at a rate of 0 nothing changes
+    started = load_file(pretrain(longer) / "model.safetensors")
+    assert all(torch.equal(whole[name], started[name]) for name in whole)
+    with pytest.raises(FileError, match=r"expected the state of a training in .*; fix: give the output folder"):
+        pretrain(replace(longer, output=str(tmp_path / "other"), nano=replace(TINY, text_mlp=TINY.text_mlp + 8)))
 
 
 def test_every_row_comes_once_an_epoch():

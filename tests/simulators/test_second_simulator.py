@@ -126,7 +126,8 @@ def test_it_is_evaluated_probed_compared_and_reported(
 
 def test_a_server_of_its_policy_does_as_the_policy(policies: dict[str, str], tmp_path: Path) -> None:
     """Pictures are sent as they are drawn, under LeRobot's own names, and actions come back in their size."""
-    (before, *_) = rollout.evaluate({"expert": policies["expert"]}, out_dir=tmp_path, film="none", **SETTING)
+    rollout.evaluate({"expert": policies["expert"]}, out_dir=tmp_path, film="none", **SETTING)
+    (before, *_) = Evaluation.load(tmp_path).episodes
     running = Running(Path(policies["expert"]))
     protocol = Evaluation.load(tmp_path).protocol
     after, files = run_episode(EpisodeJob("expert", running.address, before.checkpoint, 0, 0, 0, protocol, film="none"))

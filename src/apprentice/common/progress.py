@@ -10,6 +10,11 @@ console = Console()
 LINE_EVERY = 30.0  # s
 
 
+def show(text: str) -> None:
+    """Print a text as it is; to stderr while a command prints its result as JSON."""
+    console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
 class Meter:
     """Counts work done and shows it with an ETA. Use as a context manager and call `advance`."""
 

@@ -4,9 +4,12 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from apprentice.common.errors import UserError
 from apprentice.common.intervals import mcnemar, tango, wilson
+from apprentice.common.progress import show
+from apprentice.common.result import Result
 from apprentice.evaluate.episode.probes import PLAIN
 from apprentice.evaluate.episode.trace import write_table
 from apprentice.evaluate.protocol import differences
@@ -63,7 +66,7 @@ def paired(a: list[Episode], b: list[Episode]) -> list[Paired]:
     return [Paired.of(ALL, ALL, [(mine[key], theirs[key]) for key in common]), *per_task]
 
 
-def compare(runs: list[Path], *, policies: list[str] | None = None, across: list[str] | None = None) -> None:
+def compare(runs: list[Path], *, policies: list[str] | None = None, across: list[str] | None = None) -> Result:
     """Compare policies of two evaluations, or of one, on the same episodes, and print it.
 
     Args:
@@ -88,7 +91,8 @@ def compare(runs: list[Path], *, policies: list[str] | None = None, across: list
     for evaluation in {run.folder: run for run in (first, last)}.values():
         write_table(evaluation)
         if len(evaluation.episodes) < len(evaluation.wanted):
-            print(_caution(evaluation))
+            show(_caution(evaluation))
+    compared = []
     for a, b in _chosen(first, last, policies):
         episodes = [
             [e for e in run.episodes if e.policy == name and e.probe == PLAIN] for run, name in ((first, a), (last, b))
@@ -96,7 +100,9 @@ def compare(runs: list[Path], *, policies: list[str] | None = None, across: list
         rows = paired(*episodes)
         if not rows[0].pairs:
             raise UserError(f"expected episodes that {a} and {b} have both run, found none; fix: evaluate them alike")
-        print(_comparison(first, rows, a, b, names))
+        show(_comparison(first, rows, a, b, names))
+        compared.append({"suite": first.protocol.suite, "a": a, "b": b, "rows": rows})
+    return Result({"runs": list(names), "compared": compared})
 
 
 def _caution(evaluation: Evaluation) -> str:
@@ -149,20 +155,15 @@ def _comparison(evaluation: Evaluation, rows: list[Paired], a: str, b: str, name
 def summary(evaluation: Evaluation) -> str:
     """Success rates of every policy: the suite, then its tasks, the worst first; of a probe, over all tasks."""
     instructions = simulator_of(evaluation.protocol.suite).tasks(evaluation.protocol.suite)
-    instructed = [e for e in evaluation.episodes if e.task != e.instructed and e.probe == PLAIN]
-    rows = success_rows(evaluation.episodes) if not instructed else _instructed_rows(instructed)
-    for probe in evaluation.protocol.probes or ():
-        probed = success_rows(evaluation.episodes, probe) if probe != PLAIN else []
-        rows += [replace(row, task=probe) for row in probed if row.task == ALL]
     lines = [["policy", "task", "successes", "rate", "95 % interval", ""]]
-    for row in sorted(rows, key=lambda row: (row.policy, isinstance(row.task, int), row.task != ALL, row.rate)):
+    for row in _rows(evaluation):
         name = instructions[row.task].instruction if isinstance(row.task, int) else ""
         lines.append([row.policy, str(row.task), *_rate(row), name])
     layouts = f", {evaluation.protocol.layouts} layouts" if evaluation.protocol.layouts else ""
     return f"{evaluation.protocol.suite}{layouts}, protocol {evaluation.protocol.hash}\n" + _table(lines)
 
 
-def rates(runs: list[Path]) -> None:
+def rates(runs: list[Path]) -> Result:
     """Print the success rates of evaluations, and of all of them together, the worst suites and tasks first.
 
     Args:
@@ -172,7 +173,8 @@ def rates(runs: list[Path]) -> None:
     """
     evaluations = [Evaluation.load(run) for run in runs]
     for evaluation in evaluations:
-        print(summary(evaluation), end="\n\n")
+        show(summary(evaluation) + "\n")
+    whole: list[Row] = []
     lines = [["policy", "suite", "successes", "rate", "95 % interval", ""]]
     for policy in dict.fromkeys(name for evaluation in evaluations for name in evaluation.policies):
         found = [
@@ -181,9 +183,32 @@ def rates(runs: list[Path]) -> None:
         total, done = sum(row.episodes for row in found), sum(row.successes for row in found)
         seconds = sum(row.seconds for row in found)
         found.sort(key=lambda row: row.rate)
-        for row in (Row(policy, ALL, ALL, total, done, *wilson(done, total), seconds), *found):
-            lines.append([policy, row.suite, *_rate(row), ""])
-    print(_table(lines))
+        whole.append(Row(policy, ALL, ALL, total, done, *wilson(done, total), seconds))
+        lines.extend([policy, row.suite, *_rate(row), ""] for row in (whole[-1], *found))
+    show(_table(lines))
+    return Result({"together": whole, "runs": [rates_of(evaluation) for evaluation in evaluations]})
+
+
+def rates_of(evaluation: Evaluation) -> dict[str, Any]:
+    """What `summary` shows, as data."""
+    protocol = evaluation.protocol
+    named = {
+        "folder": evaluation.folder,
+        "suite": protocol.suite,
+        "layouts": protocol.layouts,
+        "protocol": protocol.hash,
+    }
+    return named | {"rates": _rows(evaluation)}
+
+
+def _rows(evaluation: Evaluation) -> list[Row]:
+    """Of each policy: the suite, its probes, then its tasks, the worst first."""
+    instructed = [e for e in evaluation.episodes if e.task != e.instructed and e.probe == PLAIN]
+    rows = success_rows(evaluation.episodes) if not instructed else _instructed_rows(instructed)
+    for probe in evaluation.protocol.probes or ():
+        probed = success_rows(evaluation.episodes, probe) if probe != PLAIN else []
+        rows += [replace(row, task=probe) for row in probed if row.task == ALL]
+    return sorted(rows, key=lambda row: (row.policy, isinstance(row.task, int), row.task != ALL, row.rate))
 
 
 def _rate(row: Row) -> list[str]:

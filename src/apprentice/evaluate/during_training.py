@@ -41,9 +41,9 @@ def closed_loop(config: StageConfig) -> Callable[[Path, Path], float]:
 
 def _success(suite: str, indices: list[int], episodes: int, size: int, student: Path, folder: Path) -> float:
     """The share of episodes that a student solves."""
+    from apprentice.evaluate.results import Evaluation
     from apprentice.evaluate.rollout import evaluate
 
-    done = evaluate(
-        {"student": str(student)}, suite, folder, tasks=indices, episodes=episodes, size=size, layouts="fresh"
-    )
+    evaluate({"student": str(student)}, suite, folder, tasks=indices, episodes=episodes, size=size, layouts="fresh")
+    done = Evaluation.load(folder).episodes
     return sum(episode.instructed_success for episode in done) / len(done)

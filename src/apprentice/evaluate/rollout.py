@@ -13,8 +13,9 @@ from typing import Literal, cast
 from apprentice.common.errors import UserError
 from apprentice.common.files import only_one, replacing
 from apprentice.common.pool import spread
-from apprentice.common.progress import Meter
-from apprentice.evaluate.compare import summary
+from apprentice.common.progress import Meter, show
+from apprentice.common.result import Result
+from apprentice.evaluate.compare import rates_of, summary
 from apprentice.evaluate.episode.job import EpisodeJob
 from apprentice.evaluate.episode.recording import check_rerun
 from apprentice.evaluate.episode.runner import inspect, run_episode
@@ -50,7 +51,7 @@ def evaluate(
     layouts: Literal["test", "fresh"] = "test",
     film: Literal["some", "all", "none"] = "some",
     rerun: bool = False,
-) -> list[Episode]:
+) -> Result:
     """Run policies in closed loop on a benchmark's initial states; every finished episode is kept in `out_dir`.
 
     Args:
@@ -124,10 +125,11 @@ def evaluate(
             _run(jobs, evaluation, min(workers, len(jobs)), question, ray)
         evaluation = Evaluation.load(out_dir)
         write_table(evaluation)
-    print(summary(evaluation))
-    if question:
-        print(verdict(question, evaluation).text(question))
-    return evaluation.episodes
+    show(summary(evaluation))
+    answer = verdict(question, evaluation).text(question) if question else None
+    if answer:
+        show(answer)
+    return Result(rates_of(evaluation) | {"verdict": answer})
 
 
 def _check(protocol: Protocol) -> None:

@@ -22,7 +22,7 @@ from apprentice.nano.model import NanoConfig, build_model, build_processor
 from apprentice.nano.scenes.dataset import available, load
 from apprentice.nano.score.validation import HeldOut
 from apprentice.nano.tokenizer import train_tokenizer
-from apprentice.nano.trainer import Trainer, train
+from apprentice.nano.trainer import CHECKPOINT, Trainer, train
 
 
 @dataclass
@@ -32,6 +32,7 @@ class PretrainConfig:
     Attributes:
         data: folder of scenes, written by `apprentice scenes`.
         output: folder to write; the VLM is OUTPUT/model.
+        start: OUTPUT of an earlier run of the same sizes: begin with its weights and its tokenizer.
         steps: number of optimizer steps.
         vision_share: share of the steps, at the beginning, in which the vision tower is trained alone. Questions teach
             nothing before the tower has learned, and take half of the time.
@@ -50,6 +51,7 @@ class PretrainConfig:
 
     data: str
     output: str
+    start: str | None = None
     steps: int = 24_000
     vision_share: float = 0.4
     batch: int = 16
@@ -142,6 +144,8 @@ def _pretrain(config: PretrainConfig, output: Path) -> Path:
     tokenizer = tokenizer_of(config, output / "tokenizer")
     processor = build_processor(config.nano, tokenizer)
     trainer, chat = PretrainTrainer(config, tokenizer), Chat.of(processor)
+    if config.start:
+        trainer.begin_with(Path(config.start) / CHECKPOINT)
     if config.check_every and not config.blind:
         trainer.checks = [HeldOut(config.data, part, chat) for part in available(config.data, ("layouts", "own"))]
         trainer.check_every = config.check_every
@@ -153,8 +157,12 @@ def _pretrain(config: PretrainConfig, output: Path) -> Path:
 
 
 def tokenizer_of(config: PretrainConfig, folder: Path) -> PreTrainedTokenizerBase:
-    """The run's tokenizer, trained once."""
-    if not folder.exists():
+    """The run's tokenizer: that of the run it starts from, or else trained once."""
+    if not folder.exists() and config.start:
+        known = PreTrainedTokenizerFast.from_pretrained(**without_weights(place_of(Path(config.start) / "tokenizer")))
+        with replacing(folder) as fresh:
+            known.save_pretrained(fresh)
+    elif not folder.exists():
         facts = load(config.data, "layouts", ())["facts"]
         with replacing(folder) as fresh:
             train_tokenizer(texts(facts, config.seed)).save_pretrained(fresh)

@@ -118,15 +118,17 @@ class Trainer(ABC):
 
     def resume(self, path: Path) -> None:
         """Continue from a checkpoint, if there is one. Raises FileError if it is damaged."""
-        if not path.exists():
-            return
-        try:
-            self._read(path)
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise FileError(
-                f"expected what a training goes on from in {path}, found: {type(error).__name__} "
-                f"{str(error).splitlines()[0]}; fix: remove that file, then the training begins again"
-            ) from error
+        if path.exists():
+            with _named(path, "remove that file, then the training begins again"):
+                self._read(path)
+
+    def begin_with(self, path: Path) -> None:
+        """Take the averaged weights of another training's checkpoint. Raises FileError if they do not fit."""
+        fix = "give the output folder of a training of the same sizes"
+        with _named(path, fix), safe_open(path, "pt") as stored, torch.no_grad():
+            for name, parameter in self.named.items():
+                parameter.copy_(stored.get_tensor(f"average/{name}"))
+                self.average[name].copy_(parameter)
 
     def _read(self, path: Path) -> None:
         with safe_open(path, "pt") as stored, torch.no_grad():
@@ -140,6 +142,18 @@ class Trainer(ABC):
                 self.optimizer.state[parameter] = {
                     s: stored.get_tensor(f"{s}/{name}").to("cpu" if s == "step" else self.device) for s in states
                 }
+
+
+@contextmanager
+def _named(path: Path, fix: str) -> Iterator[None]:
+    """Raise FileError with `fix` if what is read in the context is no such checkpoint."""
+    try:
+        yield
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise FileError(
+            f"expected the state of a training in {path}, found: {type(error).__name__} {str(error).splitlines()[0]}; "
+            f"fix: {fix}"
+        ) from error
 
 
 def rows_of(step: int, config: Settings, size: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from apprentice.common.files import read_json
 from apprentice.data.contract import Contract
 from apprentice.data.dataset import open_dataset
 from apprentice.data.images import images as stored
-from apprentice.simulators.base import Demonstration, Record
+from apprentice.simulators.base import Demonstration, Demonstrator, Record
 from apprentice.simulators.collection import collect as collecting
 from apprentice.simulators.collection import episode_jobs
 from apprentice.simulators.libero.convention import contract as libero_contract
@@ -114,14 +114,21 @@ def test_collecting_survives_a_kill_and_any_number_of_workers(
     first, second = scratch / "08_0000.npz", scratch / "08_0001.npz"
     kept, checked = first.stat().st_mtime_ns, []
 
-    def assemble(episodes: list[tuple[Path, str]], root: Path, size: int, images: bool) -> None:
+    def assemble(
+        episodes: list[tuple[Path, str]],
+        root: Path,
+        contract: Contract,
+        robot: Demonstrator,
+        images: bool,
+        longest: int,
+    ) -> None:
         after = np.load(second)
         assert first.stat().st_mtime_ns == kept
         for key, values in before.items():
             np.testing.assert_array_equal(values, after[key])
         checked.append(True)
-        original(episodes, tmp_path / "as images", size, True)
-        original(episodes, root, size, images)
+        original(episodes, tmp_path / "as images", contract, robot, True, longest)
+        original(episodes, root, contract, robot, images, longest)
 
     original = episode_jobs.assemble
     monkeypatch.setattr(episode_jobs, "assemble", assemble)
@@ -155,7 +162,7 @@ def test_a_task_that_fails_ends_nothing_but_itself(
 
     monkeypatch.setattr(collecting, "_collect_one", attempt)
     monkeypatch.setattr(episode_jobs, "spread", lambda run, jobs, workers, ray: map(run, jobs))
-    monkeypatch.setattr(episode_jobs, "assemble", lambda episodes, root, size, images: root.mkdir())
+    monkeypatch.setattr(episode_jobs, "assemble", lambda episodes, root, *what: root.mkdir())
     with pytest.raises(UserError, match="task 4, 'put the bowl on top of the cabinet': 10 x out of steps"):
         collecting.collect("libero_goal", 2, out)
     assert len(asked) == 20 and not out.exists()

@@ -11,13 +11,14 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich.table import Table
 
 from apprentice.common.errors import FileError, UserError
 from apprentice.common.files import Lock, cache_folder, read_json, write_json
 from apprentice.common.progress import console
+from apprentice.common.result import Result
 
 DAY = 86400.0  # s
 SHOWN = 40  # characters of a path
@@ -97,6 +98,19 @@ class Entry:
             return "unknown"
         return "complete" if (self.path / "rows").exists() and self.done == self.about.count else "partial"
 
+    def described(self) -> dict[str, Any]:
+        """What the table shows, in bytes and seconds since 1970."""
+        about = None if self.about is None else asdict(self.about)
+        size, state = self.size, self.state
+        return {
+            "name": self.path.name,
+            "about": about,
+            "rows": self.done,
+            "bytes": size,
+            "state": state,
+            "used": self.used,
+        }
+
     def remove(self) -> bool:
         """Remove it, unless a process uses it."""
         if self.path.is_file():
@@ -132,8 +146,8 @@ def entries() -> Iterator[Entry]:
 
 def cache(
     action: Literal["ls", "rm"], names: Sequence[str] = (), older_than: float | None = None, all: bool = False
-) -> bool:
-    """List what was computed once for the frames of datasets, or remove some of it; False if some could not be.
+) -> Result:
+    """List what was computed once for the frames of datasets, or remove some of it.
 
     Args:
         action: ls lists caches, rm removes them; a cache that a running process uses is never removed.
@@ -144,8 +158,9 @@ def cache(
     Raises UserError if it is not said what to remove, or there is no such cache.
     """
     if action == "ls":
-        console.print(table(list(entries())))
-        return True
+        found = list(entries())
+        console.print(table(found))
+        return Result([entry.described() for entry in found])
     if sum((bool(names), older_than is not None, all)) != 1:
         raise UserError(
             "expected what to remove, found none or more than one of names, --older-than and --all; fix: apprentice "
@@ -186,7 +201,7 @@ def _chosen(names: Sequence[str], older_than: float | None) -> list[Entry]:
     return [entry for entry in found.values() if entry.used <= latest]
 
 
-def _remove(chosen: Sequence[Entry]) -> bool:
+def _remove(chosen: Sequence[Entry]) -> Result:
     freed, kept = 0, 0
     for entry in chosen:
         size = entry.size
@@ -196,7 +211,7 @@ def _remove(chosen: Sequence[Entry]) -> bool:
             kept += 1
             console.print(f"{entry.path.name} is kept: a running process uses it")
     console.print(f"{len(chosen) - kept} removed, {_megabytes(freed)} MB freed")
-    return not kept
+    return Result({"removed": len(chosen) - kept, "in_use": kept, "bytes": freed}, good=not kept)
 
 
 def _megabytes(size: int) -> str:

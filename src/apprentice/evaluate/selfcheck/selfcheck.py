@@ -4,6 +4,7 @@ The simulator examines itself (`Simulator.examine`). What passes is remembered, 
 environment and references.
 """
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +16,7 @@ from rich.table import Table
 from apprentice.common.errors import FileError, UserError
 from apprentice.common.files import cache_folder, fingerprint, read_json, write_json
 from apprentice.common.progress import console
+from apprentice.common.result import Result
 from apprentice.evaluate.protocol import Protocol
 from apprentice.evaluate.selfcheck.faults import check_statistics, doubts
 from apprentice.experts import checkpoints
@@ -24,8 +26,8 @@ from apprentice.simulators.base import DIFFERS, INVALID, PASSED, Check, simulato
 COLOURS = {PASSED: "green", DIFFERS: "yellow", INVALID: "red"}
 
 
-def selfcheck(suites: list[str] | None = None, render: Literal["fast", "exact"] = "fast") -> bool:
-    """Check the simulator against its references, print a table, and say whether results made with it are valid.
+def selfcheck(suites: list[str] | None = None, render: Literal["fast", "exact"] = "fast") -> Result:
+    """Check the simulator against its references, print a table, and find whether results made with it are valid.
 
     Args:
         suites: names of suites (default: all with references).
@@ -33,9 +35,9 @@ def selfcheck(suites: list[str] | None = None, render: Literal["fast", "exact"] 
 
     Raises UserError if there is no simulator, or one whose physics is known to differ.
     """
-    valid = True
+    found: dict[str, Sequence[Check]] = {}
     for suite in suites or [suite for each in simulators() for suite in each.checked]:
-        checks = simulator_of(suite).examine(suite, render)
+        checks = found[suite] = simulator_of(suite).examine(suite, render)
         table = Table("", "check", "expected", "found", title=f"{suite}, {render}")
         for check in checks:
             colour = COLOURS[check.verdict]
@@ -44,8 +46,7 @@ def selfcheck(suites: list[str] | None = None, render: Literal["fast", "exact"] 
         for check in checks:
             if check.verdict != PASSED:
                 console.print(f"{check.name}: {check.fix}", highlight=False, soft_wrap=True)
-        valid &= all(check.verdict != INVALID for check in checks)
-    return valid
+    return Result(found, good=all(check.verdict != INVALID for checks in found.values() for check in checks))
 
 
 def before_hours(protocol: Protocol, policies: dict[str, str]) -> None:

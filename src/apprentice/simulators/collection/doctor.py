@@ -1,18 +1,20 @@
 """`apprentice doctor`: finds the simulator that a dataset was recorded in, and lets it replay the dataset."""
 
 import importlib
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from apprentice.common.errors import FileError, UserError
 from apprentice.common.files import read_json
+from apprentice.common.result import Result
 from apprentice.data.info import read_info
 from apprentice.simulators.base import Simulator, simulator_of, simulators
 
 
-def doctor(dataset: Path | str, episodes: int = 6, workers: int = 2) -> bool:
-    """Replay episodes of a dataset in its simulator, print a table of checks, and say whether all of them passed.
+def doctor(dataset: Path | str, episodes: int = 6, workers: int = 2) -> Result:
+    """Replay episodes of a dataset in its simulator, and print a table of checks.
 
     Args:
         dataset: folder of a LeRobotDataset.
@@ -25,7 +27,8 @@ def doctor(dataset: Path | str, episodes: int = 6, workers: int = 2) -> bool:
     if found.doctor is None:
         raise UserError(f"expected a simulator that replays datasets, found {found.name}; fix: another dataset")
     module, _, name = found.doctor.partition(":")
-    return bool(getattr(importlib.import_module(module), name)(dataset, episodes, workers))
+    replay: Callable[..., Result] = getattr(importlib.import_module(module), name)
+    return replay(dataset, episodes, workers)
 
 
 def recorded_in(root: Path) -> Simulator:

@@ -18,6 +18,7 @@ from scipy.spatial.transform import Rotation
 from apprentice.common.errors import UserError
 from apprentice.common.pool import spread
 from apprentice.common.progress import Meter, console
+from apprentice.common.result import Result
 from apprentice.data.contract import FILE, Contract
 from apprentice.data.dataset import column, instructions, open_dataset
 from apprentice.data.images import images
@@ -79,8 +80,8 @@ class Finding:
     fix: str
 
 
-def doctor(dataset: Path | str, episodes: int = 6, workers: int = 2) -> bool:
-    """Replay episodes of a LIBERO dataset, print a table of checks, and say whether all of them passed.
+def doctor(dataset: Path | str, episodes: int = 6, workers: int = 2) -> Result:
+    """Replay episodes of a LIBERO dataset, and print a table of checks.
 
     Args:
         dataset: a LeRobotDataset folder.
@@ -98,7 +99,7 @@ def doctor(dataset: Path | str, episodes: int = 6, workers: int = 2) -> bool:
     for check in checks:
         if not check.passed:
             console.print(f"{check.name}: {check.fix}", highlight=False, soft_wrap=True)
-    return all(check.passed for check in checks)
+    return Result(checks, good=all(check.passed for check in checks))
 
 
 def examine(root: Path, episodes: int, workers: int) -> list[Finding]:
