@@ -21,6 +21,7 @@ from rich.table import Table
 from apprentice.common.progress import console
 from apprentice.simulators.collection import collect as collecting
 from apprentice.simulators.collection import episode_jobs
+from apprentice.simulators.collection.config import CollectConfig
 from apprentice.simulators.libero.demonstrator.demonstrator import demonstrate
 from apprentice.simulators.libero.simulator.env import SETTLE_STEPS, LiberoEnv
 
@@ -72,7 +73,7 @@ def collect_plainly(job: episode_jobs.CollectJob) -> episode_jobs.Collected:
 def timed(suite: str, task: int, episodes: int, out: Path, workers: int) -> tuple[float, float]:
     """Seconds of the clock and of the processors."""
     clock, cpu = time.monotonic(), cpu_seconds()
-    collecting.collect(suite, episodes, out, [task], workers)
+    collecting.collect(CollectConfig(suite=suite, episodes=episodes, out=out, tasks=[task], workers=workers))
     return time.monotonic() - clock, cpu_seconds() - cpu
 
 
@@ -86,7 +87,9 @@ def compare(suite: str, task: int, episodes: int, folder: Path) -> list[tuple[fl
     """Seconds of the clock and of the processors of one worker, of two, and of one that draws every step exactly."""
     from apprentice.data.dataset import column, open_dataset  # LeRobot is not for the workers, who import this file
 
-    collecting.collect(suite, 1, folder / "warm", [task], 1)  # meshes are simplified once
+    collecting.collect(
+        CollectConfig(suite=suite, episodes=1, out=folder / "warm", tasks=[task], workers=1)
+    )  # meshes are simplified once
     rows = [timed(suite, task, episodes, folder / str(workers), workers) for workers in (1, 2)]
     fast, collecting._collect_one = collecting._collect_one, collect_plainly
     rows.append(timed(suite, task, episodes, folder / "exact", 1))

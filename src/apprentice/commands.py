@@ -44,11 +44,13 @@ COMMANDS = {
         "data",
         "write demonstrations of a simulator's tasks with its scripted demonstrator",
         "apprentice.simulators.collection.collect:collect",
+        "apprentice.simulators.collection.config:CollectConfig",
     ),
     "correct": Command(
         "data",
         "let a policy act first, let the demonstrator finish, and write the demonstrator's part as demonstrations",
         "apprentice.evaluate.correct:correct",
+        "apprentice.evaluate.correct:CorrectConfig",
     ),
     "doctor": Command(
         "data",

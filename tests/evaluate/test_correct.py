@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from tests import support
 
 from apprentice.common.errors import UserError
 from apprentice.data.dataset import column, open_dataset
-from apprentice.evaluate.correct import correct
+from apprentice.evaluate.correct import CorrectConfig, correct
 from apprentice.evaluate.episode.handover import BEFORE, DRAWN, EARLIER, SOLVED, Handover, hand_over
 from apprentice.simulators.base import Record
 from apprentice.simulators.collection import episode_jobs
@@ -131,7 +132,9 @@ def test_corrections_survive_a_kill_and_any_number_of_workers_and_replay(
     tmp_path: Path, env: LiberoEnv, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    setting = {"tasks": [TASK], "episodes": 2, "steps": [5, 60], "noise": 0.2}
+    setting = CorrectConfig(
+        policy=POLICY, suite="libero_goal", out=killed, tasks=[TASK], episodes=2, steps=[5, 60], noise=0.2
+    )
     words = f"--suite libero_goal --tasks {TASK} --episodes 2 --steps 5 60 --noise 0.2 --workers 2".split()
     command = [sys.executable, "-m", "apprentice", "correct", "--policy", POLICY, "--out", str(killed), *words]
     waiting = killed.with_name(".killed.episodes")
@@ -146,9 +149,9 @@ def test_corrections_survive_a_kill_and_any_number_of_workers_and_replay(
         monkeypatch.setattr(module, "spread", support.spread_here)
     monkeypatch.setattr(libero_env, "_kept", [env])
     with pytest.raises(UserError, match="policy_noise"):
-        correct(POLICY, "libero_goal", out=killed, **{**setting, "noise": 0.1})
-    summary = correct(POLICY, "libero_goal", out=killed, **setting)
-    assert correct(POLICY, "libero_goal", out=whole, **setting) == summary
+        correct(replace(setting, noise=0.1))
+    summary = correct(setting)
+    assert correct(replace(setting, out=whole)) == summary
     files = sorted(file.relative_to(whole) for file in whole.rglob("*") if file.is_file())
     assert Path("meta/starts.npz") in files
     assert [file for file in files if (whole / file).read_bytes() != (killed / file).read_bytes()] == []
@@ -166,4 +169,4 @@ def test_corrections_survive_a_kill_and_any_number_of_workers_and_replay(
 @pytest.mark.parametrize("steps", [[5], [9, 5], [0, 5], [5, 1000]])
 def test_a_range_of_steps_that_is_none_is_refused(steps: list[int], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="steps"):
-        correct(POLICY, "libero_goal", 1, tmp_path / "out", steps=steps)
+        correct(CorrectConfig(policy=POLICY, suite="libero_goal", episodes=1, out=tmp_path / "out", steps=steps))

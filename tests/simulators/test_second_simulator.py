@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -34,6 +35,7 @@ from apprentice.evaluate.results import Evaluation, probe_rows
 from apprentice.simulators.base import SIMULATORS, simulator_of, suites, suites_with, variant_of
 from apprentice.simulators.collection import episode_jobs
 from apprentice.simulators.collection.collect import collect
+from apprentice.simulators.collection.config import CollectConfig
 from apprentice.simulators.collection.doctor import recorded_in
 
 SETTING = {"suite": "point", "tasks": [0, 2], "episodes": 2, "max_steps": 9, "workers": 1}
@@ -151,9 +153,12 @@ def test_policies_of_another_robot_are_refused(policies: dict[str, str], tmp_pat
 
 def test_it_is_collected_from_and_its_policies_are_corrected(policies: dict[str, str], tmp_path: Path) -> None:
     out, corrected = tmp_path / "demonstrations", tmp_path / "corrections"
-    collect("point", 2, out, tasks=[1], workers=1, images=True)
+    setting: dict[str, Any] = {"suite": "point", "tasks": [1], "workers": 1, "images": True}
+    collect(CollectConfig(episodes=2, out=out, **setting))
     correcting.correct(
-        policies["expert"], "point", 1, corrected, tasks=[1], steps=[4, 4], noise=0.1, workers=1, images=True
+        correcting.CorrectConfig(
+            policy=policies["expert"], episodes=1, out=corrected, steps=[4, 4], noise=0.1, **setting
+        )
     )
     for root in (out, corrected):
         dataset = open_dataset(root)

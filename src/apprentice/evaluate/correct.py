@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +23,8 @@ from apprentice.evaluate.protocol import Protocol
 from apprentice.evaluate.selfcheck.faults import watched
 from apprentice.serve.client import is_address
 from apprentice.simulators.base import Demonstration, Environment, Record, simulator_of
-from apprentice.simulators.collection.episode_jobs import Collected, CollectJob, attempt, gather, settings_of
+from apprentice.simulators.collection.config import CollectConfig
+from apprentice.simulators.collection.episode_jobs import Collected, CollectJob, attempt, gather
 
 NAME = "policy"
 APART = 1_000_000_000  # from the seeds of collection, and from those of evaluation on fresh layouts
@@ -48,56 +48,38 @@ class Correction(CollectJob):
         return f"{self.suite} task {self.task}, correction {self.episode}"
 
 
-def correct(
-    policy: str,
-    suite: str,
-    episodes: int,
-    out: Path | str,
-    tasks: Sequence[int] | None = None,
-    steps: Sequence[int] | None = None,
-    noise: float = 0.0,
-    n_action_steps: int | None = None,
-    workers: int = 2,
-    ray: str | None = None,
-    seed: int = 0,
-    render: Literal["fast", "exact"] = "fast",
-    size: int = 128,
-    images: bool = False,
-    variants: int = 0,
-    reworded: bool = False,
-) -> dict[str, Any]:
-    """Write `episodes` successful corrections of each task into the dataset folder `out`; returns a summary.
+@dataclass(frozen=True, kw_only=True)
+class CorrectConfig(CollectConfig):
+    """Which policy to correct, and from where on.
 
-    Finished episodes wait in a folder beside `out` until all are there: start again to go on after a kill. Starts from
-    fresh scenes, never from the test states, nor from those of demonstrations.
-
-    Args:
+    Attributes:
         policy: the policy that acts first: a LeRobot checkpoint folder, an experts.yaml with one checkpoint a task, or
             an address ws://HOST:PORT.
-        suite: name of a simulator's suite, such as libero_goal.
-        episodes: number of successful corrections of each task, at most 1000.
-        out: folder to write; it must not exist, or must hold the same dataset.
-        tasks: indices of the tasks in the suite; all tasks if not given.
         steps: the policy acts for a number of steps drawn from LEAST to MOST; it stops earlier before a mistake. If not
             given, from 1 to half of the suite's limit, about as long as a demonstration.
         noise: standard deviation of the noise on the policy's actions, such as 0.2 (the largest action is 1).
         n_action_steps: execute so many actions of each chunk before the policy plans again, instead of the number in
             its checkpoint.
-        workers: number of processes.
-        ray: address of a Ray cluster whose processes do the work, such as auto.
-        seed: seed of everything that varies.
-        render: "fast" (simplified meshes) or "exact".
-        size: height and width of the images (px).
-        images: keep each image as PNG instead of videos: exact and quick to read, many times larger.
-        variants: number of variants of each task to play: its objects are exchanged and spread over the table;
-            0 plays the task as published.
-        reworded: give each instruction in other words.
+    """
+
+    policy: str
+    steps: Sequence[int] | None = None
+    noise: float = 0.0
+    n_action_steps: int | None = None
+
+
+def correct(config: CorrectConfig) -> dict[str, Any]:
+    """Write successful corrections of each task into a dataset; returns a summary.
+
+    Finished episodes wait in a folder beside `out` until all are there: start again to go on after a kill. Starts from
+    fresh scenes, never from the test states, nor from those of demonstrations.
 
     Raises UserError if the policy does not fit, and as `apprentice collect` does.
     """
+    suite, noise = config.suite, config.noise
     simulator = simulator_of(suite)
     known, most = simulator.tasks(suite), simulator.suites[suite]
-    bounds = tuple(steps or (1, most // 2))
+    bounds = tuple(config.steps or (1, most // 2))
     if len(bounds) != 2 or not 1 <= bounds[0] <= bounds[1] <= most or noise < 0:
         raise UserError(
             f"expected two numbers of steps from 1 to {most} and a noise from 0 on, found "
@@ -105,30 +87,27 @@ def correct(
         )
     protocol = Protocol.with_installed_versions(
         suite=suite,
-        tasks=tuple(tasks or range(len(known))),
+        tasks=tuple(config.tasks or range(len(known))),
         episodes=1,
         instructed=(),
         step_limit=most,
-        image_size=size,
-        render=render,
-        seed=seed,
-        n_action_steps=n_action_steps,
+        image_size=config.size,
+        render=config.render,
+        seed=config.seed,
+        n_action_steps=config.n_action_steps,
     )
-    card = runner.inspect(NAME, policy, simulator.contract(suite, size, render), protocol)
-    shared = settings_of(suite, seed, render, size, variants, reworded)
+    card = runner.inspect(NAME, config.policy, simulator.contract(suite, config.size, config.render), protocol)
     make = partial(
         Correction,
-        **shared,
-        place=policy,
+        **config.shared,
+        place=config.policy,
         checkpoint=card.checkpoint,
         protocol=protocol,
         steps=bounds,
         noise=noise,
     )
-    settings = shared | {"policy": vars(card), "policy_steps": list(bounds), "policy_noise": noise}
-    summary = gather(
-        Path(out), make, _correct_one, settings, tasks=tasks, episodes=episodes, workers=workers, ray=ray, images=images
-    )
+    settings = config.shared | {"policy": vars(card), "policy_steps": list(bounds), "policy_noise": noise}
+    summary = gather(config, make, _correct_one, settings)
     kinds = Counter(kind for task in summary["per_task"].values() for kind in task["handed_over"])
     held = sum(sum(task["held"]) for task in summary["per_task"].values())
     said = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())

@@ -11,6 +11,7 @@ from apprentice.common.errors import UserError
 from apprentice.common.files import read_json
 from apprentice.data.dataset import instructions, open_dataset
 from apprentice.simulators.collection.collect import collect
+from apprentice.simulators.collection.config import CollectConfig
 from apprentice.simulators.collection.episode_jobs import CollectJob, scenes
 from apprentice.simulators.libero.dataset.doctor import examine
 from apprentice.simulators.libero.simulator.env import LiberoEnv
@@ -39,8 +40,8 @@ def test_variants_survive_a_kill_and_replay(tmp_path: Path, interrupted: Callabl
     out = tmp_path / "demonstrations"
     _, before = interrupted("libero_object", 0, out, workers=1, variants=2, reworded=True)
     with pytest.raises(UserError, match="'variants': 2"):
-        collect("libero_object", 2, out, [0], variants=1, reworded=True)
-    summary = collect("libero_object", 2, out, [0], variants=2, reworded=True)
+        collect(CollectConfig(suite="libero_object", episodes=2, out=out, tasks=[0], variants=1, reworded=True))
+    summary = collect(CollectConfig(suite="libero_object", episodes=2, out=out, tasks=[0], variants=2, reworded=True))
 
     dataset, kept = open_dataset(out), read_json(out / "meta" / "collection.json")
     assert kept == {**summary, "per_task": {str(task): found for task, found in summary["per_task"].items()}}
@@ -62,7 +63,7 @@ def test_variants_survive_a_kill_and_replay(tmp_path: Path, interrupted: Callabl
 )
 def test_what_has_no_variant_is_said_before_anything_is_done(suite: str, task: int, found: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=found):
-        collect(suite, 1, tmp_path / "out", [task], variants=1)
+        collect(CollectConfig(suite=suite, episodes=1, out=tmp_path / "out", tasks=[task], variants=1))
     assert not list(tmp_path.iterdir())
 
 

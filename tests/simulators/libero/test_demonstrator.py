@@ -1,6 +1,7 @@
 """Demonstrations: they replay, they vary, and the dataset is the same however it came about."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from apprentice.data.images import images as stored
 from apprentice.simulators.base import Demonstration, Demonstrator, Record
 from apprentice.simulators.collection import collect as collecting
 from apprentice.simulators.collection import episode_jobs
+from apprentice.simulators.collection.config import CollectConfig
 from apprentice.simulators.libero.convention import contract as libero_contract
 from apprentice.simulators.libero.demonstrator import skills
 from apprentice.simulators.libero.demonstrator.controller import Controller
@@ -109,8 +111,9 @@ def test_collecting_survives_a_kill_and_any_number_of_workers(
 ) -> None:
     out = tmp_path / "demonstrations"
     scratch, before = interrupted("libero_goal", 8, out, workers=2)
+    config = CollectConfig(suite="libero_goal", episodes=2, out=out, tasks=[8])
     with pytest.raises(UserError, match="seed"):
-        collecting.collect("libero_goal", 2, out, [8], seed=1)
+        collecting.collect(replace(config, seed=1))
     first, second = scratch / "08_0000.npz", scratch / "08_0001.npz"
     kept, checked = first.stat().st_mtime_ns, []
 
@@ -132,7 +135,7 @@ def test_collecting_survives_a_kill_and_any_number_of_workers(
 
     original = episode_jobs.assemble
     monkeypatch.setattr(episode_jobs, "assemble", assemble)
-    summary = collecting.collect("libero_goal", 2, out, [8])
+    summary = collecting.collect(config)
     assert checked and not scratch.exists() and summary["per_task"]["8"]["kept"] > 0
     seeds = [episode_jobs.CollectJob("libero_goal", 8, n, 0, "fast", 128).first_seed for n in (0, 1)]
     assert episode_jobs.scenes(out) == [
@@ -149,6 +152,7 @@ def test_a_task_that_fails_ends_nothing_but_itself(
 ) -> None:
     """Task 4 of this suite finds no success in episode 1; what the others gave is there when it is left out."""
     out, asked = tmp_path / "demonstrations", []
+    config = CollectConfig(suite="libero_goal", episodes=2, out=out)
 
     def attempt(job: episode_jobs.CollectJob) -> episode_jobs.Collected:
         asked.append((job.task, job.episode))
@@ -164,9 +168,9 @@ def test_a_task_that_fails_ends_nothing_but_itself(
     monkeypatch.setattr(episode_jobs, "spread", lambda run, jobs, workers, ray: map(run, jobs))
     monkeypatch.setattr(episode_jobs, "assemble", lambda episodes, root, *what: root.mkdir())
     with pytest.raises(UserError, match="task 4, 'put the bowl on top of the cabinet': 10 x out of steps"):
-        collecting.collect("libero_goal", 2, out)
+        collecting.collect(config)
     assert len(asked) == 20 and not out.exists()
-    collecting.collect("libero_goal", 2, out, [1, 8])
+    collecting.collect(replace(config, tasks=[1, 8]))
     assert len(asked) == 20 and episode_jobs.scenes(out)[0].seed == 10001
     assert read_json(out / "meta" / "collection.json")["per_task"]["8"]["kept"] == 0.5
     assert "50%" in capsys.readouterr().out

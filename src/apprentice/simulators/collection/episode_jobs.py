@@ -23,6 +23,7 @@ from apprentice.common.files import UNFINISHED, only_one, read_json, replacing, 
 from apprentice.common.pool import spread
 from apprentice.common.progress import Meter, console
 from apprentice.simulators.base import Demonstration, Environment, simulator_of
+from apprentice.simulators.collection.config import CollectConfig
 from apprentice.simulators.collection.dataset import assemble
 
 ATTEMPTS = 10  # seeds an episode may use up
@@ -99,54 +100,34 @@ class Collected:
     rejected: list[Rejected]
 
 
-def settings_of(suite: str, seed: int, render: str, size: int, variants: int, reworded: bool) -> dict[str, Any]:
-    """What episodes of one dataset share, as fields of their jobs; what is not asked for is left out."""
-    settings: dict[str, Any] = {"suite": suite, "seed": seed, "render": render, "size": size}
-    return settings | {key: value for key, value in {"variants": variants, "reworded": reworded}.items() if value}
-
-
 def gather[J: CollectJob](
-    out: Path,
-    make: Callable[..., J],
-    run: Callable[[J], Collected],
-    settings: dict[str, Any],
-    *,
-    tasks: Sequence[int] | None,
-    episodes: int,
-    workers: int,
-    ray: str | None,
-    images: bool,
+    config: CollectConfig, make: Callable[..., J], run: Callable[[J], Collected], settings: dict[str, Any]
 ) -> dict[str, Any]:
-    """Make `episodes` successful episodes of each task and write them into the dataset folder `out`.
+    """Make successful episodes of each task and write them into the dataset folder `config.out`.
 
     Args:
-        out: folder to write, which must not exist, or be what is asked for; finished episodes wait in a folder beside.
+        config: what to collect; finished episodes wait in a folder beside `out`.
         make: the job of a `task` and an `episode`.
         run: does a job, in a worker.
         settings: what all jobs share and the dataset should tell, JSON.
-        tasks: their indices in the suite; all of them if not given.
-        episodes: successful ones of each task, at most 1000.
-        workers: processes.
-        ray: address of a Ray cluster whose processes do the work.
-        images: keep each image as PNG in place of videos.
 
     Returns a summary. Raises UserError as `collect` does.
     """
-    suite, seed, variants = settings["suite"], settings["seed"], settings.get("variants", 0)
+    out, suite = Path(config.out), config.suite
     simulator = simulator_of(suite)
     known = simulator.tasks(suite)
-    chosen = list(tasks or range(len(known)))
-    finished = _finished(out, {**settings, "tasks": chosen, "episodes": episodes})
+    chosen = list(config.tasks or range(len(known)))
+    finished = _finished(out, {**settings, "tasks": chosen, "episodes": config.episodes})
     if unknown := [task for task in chosen if not 0 <= task < len(known)]:
         raise UserError(f"expected tasks 0 to {len(known) - 1} of {suite}, found {unknown}; fix: name existing tasks")
-    if not 0 < episodes <= 1000 or not 0 <= seed <= LAST_SEED or variants < 0:
+    if not 0 < config.episodes <= 1000 or not 0 <= config.seed <= LAST_SEED or config.variants < 0:
         raise UserError(
             f"expected 1 to 1000 episodes, a seed from 0 to {LAST_SEED} and a number of variants from 0 on, "
-            f"found {episodes}, {seed} and {variants}; fix: change them"
+            f"found {config.episodes}, {config.seed} and {config.variants}; fix: change them"
         )
-    jobs = [make(task=task, episode=episode) for task in chosen for episode in range(episodes)]
+    jobs = [make(task=task, episode=episode) for task in chosen for episode in range(config.episodes)]
     for task in chosen:
-        simulator.task(suite, task, 0 if variants else None)
+        simulator.task(suite, task, 0 if config.variants else None)
     scratch = out.with_name(f".{out.name}.episodes")
     if finished is not None:  # a kill may have come between the last lines below
         sweep(out.parent, f".{out.name}.*{UNFINISHED}")
@@ -155,14 +136,14 @@ def gather[J: CollectJob](
         return finished
     with only_one(scratch):
         _check_settings(scratch, settings)
-        if failures := _run(run, jobs, scratch, workers, ray):
+        if failures := _run(run, jobs, scratch, config.workers, config.ray):
             raise UserError(_explained(failures, scratch))
-        summary = {**settings, "tasks": chosen, "episodes": episodes, **_summary(jobs, scratch)}
+        summary = {**settings, "tasks": chosen, "episodes": config.episodes, **_summary(jobs, scratch)}
         with replacing(out) as fresh:
             files = [scratch / job.file for job in jobs]
             contract = simulator.contract(suite, jobs[0].size, jobs[0].render)
             given = list(zip(files, (job.instruction for job in jobs), strict=True))
-            assemble(given, fresh, contract, simulator.demonstrator(), images, max(simulator.suites.values()))
+            assemble(given, fresh, contract, simulator.demonstrator(), config.images, max(simulator.suites.values()))
             contract.save(fresh / "meta")
             write_json(fresh / "meta" / "collection.json", summary)
             _keep_starts(files, fresh / "meta" / STARTS)
