@@ -42,7 +42,7 @@ from apprentice.distill.config import CacheConfig
 from apprentice.distill.learner import decay
 from apprentice.distill.samples import Samples, order
 from apprentice.distill.stages import StageConfig, fresh_student
-from apprentice.nano.graft import SMOLVLM_MARKS, smolvlm_processor
+from apprentice.nano.compose import SMOLVLM_MARKS, smolvlm_processor
 from apprentice.nano.tokenizer import CHAT_TEMPLATE
 from apprentice.policy.modeling_apprentice import ApprenticePolicy
 

@@ -186,7 +186,7 @@ def target_of(folder: Path, port: int) -> Target:
     """What the checkpoint reads, as its configuration says."""
     from apprentice.serve.checkpoint import configured
     from apprentice.serve.client import KEYS
-    from apprentice.serve.questions import Reader
+    from apprentice.serve.requests import Reader
 
     reader = Reader(configured("policy", folder))
     images = {key: shape for key, shape in reader.needed.items() if len(shape) == 3}

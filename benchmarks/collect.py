@@ -20,7 +20,8 @@ from rich.table import Table
 
 from apprentice.common.progress import console
 from apprentice.simulators.collection import collect as collecting
-from apprentice.simulators.collection import gathering
+from apprentice.simulators.collection import episode_jobs
+from apprentice.simulators.collection.config import CollectConfig
 from apprentice.simulators.libero.demonstrator.demonstrator import demonstrate
 from apprentice.simulators.libero.simulator.env import SETTLE_STEPS, LiberoEnv
 
@@ -54,25 +55,25 @@ class Plain(LiberoEnv):
 _kept: list[Plain] = []  # of this process, at most one
 
 
-def collect_plainly(job: gathering.CollectJob) -> gathering.Collected:
+def collect_plainly(job: episode_jobs.CollectJob) -> episode_jobs.Collected:
     """In place of `_collect_one`: plan and draw at once, rejected attempts included."""
     if not _kept:
         _kept.append(Plain(job.suite, job.task, render="exact", size=job.size))
     env = _kept[0]
-    rejected: list[gathering.Rejected] = []
-    for seed in range(job.first_seed, job.first_seed + gathering.ATTEMPTS):
+    rejected: list[episode_jobs.Rejected] = []
+    for seed in range(job.first_seed, job.first_seed + episode_jobs.ATTEMPTS):
         episode = demonstrate(env, seed)
         if episode.failure is None:
             steps = len(episode.record.actions)
-            return gathering.packed(job, seed, rejected, episode, env.frames[SETTLE_STEPS - 1 :][:steps])
-        rejected.append(gathering.Rejected(job.task, job.episode, seed, episode.failure))
+            return episode_jobs.packed(job, seed, rejected, episode, env.frames[SETTLE_STEPS - 1 :][:steps])
+        rejected.append(episode_jobs.Rejected(job.task, job.episode, seed, episode.failure))
     raise RuntimeError(f"no success at {job}")
 
 
 def timed(suite: str, task: int, episodes: int, out: Path, workers: int) -> tuple[float, float]:
     """Seconds of the clock and of the processors."""
     clock, cpu = time.monotonic(), cpu_seconds()
-    collecting.collect(suite, episodes, out, [task], workers)
+    collecting.collect(CollectConfig(suite=suite, episodes=episodes, out=out, tasks=[task], workers=workers))
     return time.monotonic() - clock, cpu_seconds() - cpu
 
 
@@ -86,7 +87,9 @@ def compare(suite: str, task: int, episodes: int, folder: Path) -> list[tuple[fl
     """Seconds of the clock and of the processors of one worker, of two, and of one that draws every step exactly."""
     from apprentice.data.dataset import column, open_dataset  # LeRobot is not for the workers, who import this file
 
-    collecting.collect(suite, 1, folder / "warm", [task], 1)  # meshes are simplified once
+    collecting.collect(
+        CollectConfig(suite=suite, episodes=1, out=folder / "warm", tasks=[task], workers=1)
+    )  # meshes are simplified once
     rows = [timed(suite, task, episodes, folder / str(workers), workers) for workers in (1, 2)]
     fast, collecting._collect_one = collecting._collect_one, collect_plainly
     rows.append(timed(suite, task, episodes, folder / "exact", 1))

@@ -34,7 +34,7 @@ from apprentice.simulators.libero.simulator.suites import FOUR, tasks
 OUT = Path("runs/benchmarks/grasp_window.jsonl")
 FIRST_SEED = 200_000  # nothing was tuned on these
 SOURCES = ("arm", "articulated", "controller", "demonstrator", "dragging", "env", "grasping", "inserting")
-SOURCES += ("resuming", "skills", "spots", "world")
+SOURCES += ("resuming", "skills", "placements", "geometry")
 LIFTED = 0.05  # m that an object must rise
 # What may be off -> by how much at most it is tried, and in which steps: mm, or control steps.
 DIRECTIONS = {
@@ -105,11 +105,11 @@ class Mistimed(Controller):
 class Probe:
     """One grasp, tried from above with whatever is off."""
 
-    def __init__(self, hand: Controller, world: Geometry, position: np.ndarray, rotation: np.ndarray):
-        self.world, self.position, self.rotation = world, position, rotation
+    def __init__(self, hand: Controller, geometry: Geometry, position: np.ndarray, rotation: np.ndarray):
+        self.geometry, self.position, self.rotation = geometry, position, rotation
         self.env, self.moment = hand.env, hand.env.capture()
         self.last = np.array([*hand._last, OPEN])
-        self.names = list(world.domain.objects_dict)
+        self.names = list(geometry.domain.objects_dict)
         self.name = ""
         before = self.heights()
         self.aimed = self._grasp("up", 0)
@@ -118,10 +118,10 @@ class Probe:
         if risen.max() > LIFTED:
             self.name = self.names[int(risen.argmax())]
         self.env.resume(self.moment)
-        self.before = world.position(self.name)[2] if self.name else 0.0
+        self.before = geometry.position(self.name)[2] if self.name else 0.0
 
     def heights(self) -> np.ndarray:
-        return np.array([self.world.position(name)[2] for name in self.names])
+        return np.array([self.geometry.position(name)[2] for name in self.names])
 
     def holds(self, direction: str, off: int) -> bool:
         """Does a grasp that is off by `off` mm or steps hold?"""
@@ -130,7 +130,7 @@ class Probe:
         except Failure:
             return False
         finally:
-            higher, held = self.world.position(self.name)[2] - self.before, self.world.held(self.name)
+            higher, held = self.geometry.position(self.name)[2] - self.before, self.geometry.held(self.name)
             self.env.resume(self.moment)
         return bool(higher > LIFTED and held)
 
@@ -193,12 +193,12 @@ def measure_task(job: Job) -> Result:
         lifted: list[str] = []  # at each grasp, the object or none
 
         def measure(hand: Controller, position: np.ndarray, rotation: np.ndarray, lifted: list[str] = lifted) -> None:
-            world = env.geometry()
-            probe = Probe(hand, world, position, rotation)
+            geometry = env.geometry()
+            probe = Probe(hand, geometry, position, rotation)
             lifted.append(probe.name)
             if not probe.name or probe.name in lifted[:-1]:
                 return
-            height = 1000 * float(position[2] - world.table_height())
+            height = 1000 * float(position[2] - geometry.table_height())
             window = windows.setdefault(probe.name, Window(probe.name, height, probe.width))
             window.held += "" not in lifted[-2:]  # a grasp that followed a miss was not the first
             probe.narrow(window)

@@ -32,7 +32,7 @@ from apprentice.common.progress import console
 from apprentice.experts.seer.configuration_seer import SeerConfig
 from apprentice.experts.seer.modeling_seer import SeerPolicy
 from apprentice.experts.seer.processor_seer import make_seer_pre_post_processors
-from apprentice.nano.graft import SMOLVLM_MARKS, smolvlm_processor
+from apprentice.nano.compose import SMOLVLM_MARKS, smolvlm_processor
 from apprentice.nano.tokenizer import CHAT_TEMPLATE, train_tokenizer
 from apprentice.policy.configuration_apprentice import ApprenticeConfig
 from apprentice.policy.modeling_apprentice import ApprenticePolicy

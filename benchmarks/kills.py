@@ -16,6 +16,7 @@ process, they do their jobs in that process; at random moments they have workers
 
 import argparse
 import hashlib
+import importlib
 import json
 import math
 import os
@@ -95,12 +96,12 @@ def run(words: list[str], here: bool, at: int = 0, count: Path | None = None, be
     import apprentice.distill.runs.tracking
     import apprentice.distill.trainer
     import apprentice.evaluate.rollout
-    import apprentice.simulators.collection.gathering
+    import apprentice.simulators.collection.episode_jobs
     from apprentice.cli import main
 
     apprentice.distill.trainer.SAVE_EVERY, apprentice.distill.runs.tracking.SAVE_SHARE = 0.0, math.inf
     if here:
-        apprentice.evaluate.rollout.spread = apprentice.simulators.collection.gathering.spread = spread_here  # type: ignore[assignment]
+        apprentice.evaluate.rollout.spread = apprentice.simulators.collection.episode_jobs.spread = spread_here  # type: ignore[assignment]
     seen: list[str] = []
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
@@ -264,10 +265,13 @@ def import_all() -> None:
     """What the commands need, once for all forks. Nothing here may start a thread: forks do not have them."""
     import torch
 
+    from apprentice.commands import modules_of
+
     torch.set_num_threads(1)
-    for module in ("distill.expert", "train", "libero.collect", "libero.demonstrator", "evaluate.rollout", "recipe"):
-        __import__(f"apprentice.{module}")
-    __import__("tests.support")
+    for words in COMMANDS.values():
+        own, of_simulators = modules_of([word.format(inputs="in", out="out") for word in words])
+        for module in (*own, *of_simulators, "tests.support"):
+            importlib.import_module(module)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from apprentice.common.progress import console
 from apprentice.nano.batches import Chat, Corpus
 from apprentice.nano.model import NanoConfig, build_model, build_processor
 from apprentice.nano.pretrain import PretrainConfig, PretrainTrainer, tokenizer_of
-from apprentice.nano.score.checks import HeldOut
+from apprentice.nano.score.validation import HeldOut
 from apprentice.nano.trainer import batches
 
 TOWERS = {

@@ -1,3 +1,3 @@
-from apprentice.common.garbage import collect_rarely
+from apprentice.common.garbage_collection import collect_rarely
 
 collect_rarely()

@@ -244,17 +244,19 @@ def grid(side: int, width: int) -> Tensor:
     return torch.tensor([waves(x, width // 2) + waves(y, width // 2) for y in range(side) for x in range(side)])
 
 
-def seer(w: Weights, images: tuple[Tensor, Tensor], arm: Tensor, gripper: Tensor, told: Tensor) -> dict[str, Tensor]:
+def seer(
+    w: Weights, images: tuple[Tensor, Tensor], arm: Tensor, gripper: Tensor, instructions: Tensor
+) -> dict[str, Tensor]:
     """Seer's forward pass.
 
     Args:
         images: of the two cameras, prepared (B, S, 3, h, w).
         arm, gripper: the state (B, S, 6) and (B, S, 2).
-        told: features of the instructions (B, F).
+        instructions: features of the instructions (B, F).
     """
     size, steps = arm.shape[:2]
     width = w["text_projector.weight"].shape[0]
-    text = dense(w, "text_projector", told)[:, None, None].expand(-1, steps, -1, -1)
+    text = dense(w, "text_projector", instructions)[:, None, None].expand(-1, steps, -1, -1)
     felt = torch.cat([dense(w, "arm_state_encoder", arm), dense(w, "gripper_state_encoder", gripper)], -1)
     parts = [text, dense(w, "state_projector", felt)[:, :, None]]
     seen = [mae(w, camera.flatten(0, 1)) for camera in images]

@@ -22,7 +22,7 @@ from apprentice.commands import COMMANDS, Command
 from apprentice.common.errors import UserError
 from apprentice.common.flags import LIMITS, Parser, parameters
 from apprentice.common.flags import _options as options_of
-from apprentice.simulators import drawing
+from apprentice.simulators import opengl
 
 HELP = """
 import sys
@@ -80,7 +80,7 @@ class Config:
         size: of an image (px).
         tasks, others: indices.
         loss: which.
-        told: pairs.
+        instruct: pairs.
         resume: or not.
         limit: at most so many.
     """
@@ -90,7 +90,7 @@ class Config:
     tasks: list[int] | None = None
     others: tuple[int, ...] = (1, 2)
     loss: Literal["mse", "l2"] = "mse"
-    told: dict[int, int] | None = None
+    instruct: dict[int, int] | None = None
     resume: bool = True
     limit: float | None = None
     nested: dict[str, int] = field(default_factory=dict)
@@ -124,10 +124,10 @@ def sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 
 def test_flags_become_the_fields_of_a_dataclass(sample: list[object]) -> None:
-    words = shlex.split("do --dataset a/b --tasks 1 4 --loss l2 --told 1=8 4=1 --no-resume --limit 0.5")
+    words = shlex.split("do --dataset a/b --tasks 1 4 --loss l2 --instruct 1=8 4=1 --no-resume --limit 0.5")
     assert main(words) == 0
     config = importlib.import_module("sample").Config
-    expected = config(Path("a/b"), tasks=[1, 4], loss="l2", told={1: 8, 4: 1}, resume=False, limit=0.5)
+    expected = config(Path("a/b"), tasks=[1, 4], loss="l2", instruct={1: 8, 4: 1}, resume=False, limit=0.5)
     assert sample == [expected]
 
 
@@ -148,7 +148,7 @@ def test_flags_become_the_arguments_of_a_function(sample: list[object]) -> None:
         ("do --dataset a --limit nan", "--limit: expected a finite number above 0, found nan"),
         ("do --dataset a --limit inf", "--limit: expected a finite number above 0, found inf"),
         ("do --dataset a --loss l3", "--loss: expected one of mse, l2, found l3"),
-        ("do --dataset a --told 1=x", "--told: expected a whole number from 0 on, found x"),
+        ("do --dataset a --instruct 1=x", "--instruct: expected a whole number from 0 on, found x"),
         ("call --policies a", "--policies: expected KEY=VALUE, found a"),
         ("call --policies a=", "--policies: expected KEY=VALUE, found a="),
         ("call --policies a=1 a=2", "--policies: expected each name once, found a twice"),
@@ -180,7 +180,7 @@ TRAINED = ["--dataset", "data", "--out", "new"]
         (["eval", *CHECKED, "a=expert", "--suite", "libero_gaol"], "found libero_gaol; fix: did you mean libero_goal?"),
         (["eval", *CHECKED, "a=expert", "--tasks", "10"], "expected tasks 0 to 9 of libero_goal, found 10"),
         (["eval", *CHECKED, "a=expert", "--tasks", "1", "1"], "expected each task once"),
-        (["eval", *CHECKED, "a=expert", "--told", "1=10"], "found 10"),
+        (["eval", *CHECKED, "a=expert", "--instruct", "1=10"], "found 10"),
         (["eval", *CHECKED, "a=expert", "--episodes", "51"], "expected 1 to 50"),
         (["eval", *CHECKED, "a=expert", "--probes", "blak-agent"], "did you mean black-agent?"),
         (["eval", *CHECKED, "a=exprt"], "at exprt, found nothing; fix: did you mean expert?"),
@@ -232,7 +232,7 @@ def test_what_flags_name_is_looked_for_first(
         (tmp_path / name).write_text("{}")
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.setattr("apprentice.cli._call", lambda *_: pytest.fail("its flags were to be refused"))
-    monkeypatch.setattr("apprentice.simulators.drawing.check_drawing", lambda: None)
+    monkeypatch.setattr("apprentice.simulators.opengl.check_drawing", lambda: None)
     assert main(words) == 2
     printed = capsys.readouterr().err
     assert message in printed and printed.count("\n") == 1
@@ -286,18 +286,18 @@ def test_a_typo_costs_less_than_a_second_and_imports_nothing_heavy(words: str, t
         ({"MUJOCO_GL": "egl", "PYOPENGL_PLATFORM": "osmesa"}, "expected PYOPENGL_PLATFORM to be egl"),
     ],
 )
-def test_what_cannot_draw_is_told_first(
+def test_what_cannot_draw_is_named_first(
     monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], message: str
 ) -> None:
     for name in ("MUJOCO_GL", "PYOPENGL_PLATFORM", "MUJOCO_EGL_DEVICE_ID", "DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
-    if sys.platform != "linux" or drawing._devices() is None:
+    if sys.platform != "linux" or opengl._devices() is None:
         pytest.skip("no EGL here")
-    drawing.check_drawing()
+    opengl.check_drawing()
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=message):
-        drawing.check_drawing()
+        opengl.check_drawing()
 
 
 def test_defaults_and_descriptions_are_shown(sample: list[object], capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,10 +14,10 @@ from apprentice.common.files import inside
 from apprentice.evaluate.results import Evaluation, read_episodes
 from apprentice.offline import pack, parts
 
-EPISODE: dict[str, Any] = dict.fromkeys(("task", "told", "init_state", "steps"), 0)
+EPISODE: dict[str, Any] = dict.fromkeys(("task", "instructed", "init_state", "steps"), 0)
 EPISODE |= dict.fromkeys(("seconds", "reset_seconds", "policy_seconds", "render_seconds", "physics_seconds"), 1)
 EPISODE |= {"policy": "a", "checkpoint": "b", "conditions": "c", "suite": "d", "instruction": "go"}
-EPISODE |= {"success": True, "told_success": True, "video": None}
+EPISODE |= {"success": True, "instructed_success": True, "video": None}
 
 
 def test_a_name_from_a_file_stays_inside_its_folder(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def tried(job: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("job", "told"),
+    ("job", "message"),
     [
         ("hang", r"hung \(limit 0:00:00.2.*\) at .*test_pool.py:\d+ in tried while it did hang; .*leave it out"),
         ("leave", "ended itself with code 0 while it did leave;"),
@@ -65,10 +65,10 @@ def tried(job: str) -> str:
     ],
     ids=lambda text: text.split()[0],
 )
-def test_a_dead_worker_is_named_with_its_job_instead_of_a_wait_for_ever(job: str, told: str) -> None:
+def test_a_dead_worker_is_named_with_its_job_instead_of_a_wait_for_ever(job: str, message: str) -> None:
     results = spread(tried, ["well", job], 1)
     assert next(results) == "well"
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         list(results)
 
 
@@ -87,11 +87,13 @@ def weak(job: Weak) -> int:
     return job.number
 
 
-def test_a_worker_that_dies_once_is_told_and_costs_no_result(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_worker_that_dies_once_is_named_and_costs_no_result(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert sorted(spread(weak, [Weak(number, tmp_path) for number in range(5)], 2)) == [0, 1, 2, 3, 4]
     assert (tmp_path / "2").read_text() == "tried\ntried\n"
-    told = " ".join("".join(capfd.readouterr()).split())  # the terminal's width breaks lines
-    assert re.search(r"warning: .*crashed \(SIGABRT\).* while it did .*number=2.*; it is tried once more", told)
+    message = " ".join("".join(capfd.readouterr()).split())  # the terminal's width breaks lines
+    assert re.search(r"warning: .*crashed \(SIGABRT\).* while it did .*number=2.*; it is tried once more", message)
 
 
 GROWING = """

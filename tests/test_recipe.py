@@ -231,7 +231,7 @@ esac
 """
 
 
-def test_lerobot_train_is_told_to_resume_from_its_last_checkpoint(
+def test_lerobot_train_gets_the_flags_to_resume_from_its_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = tmp_path / "scripts/lerobot-train"
@@ -335,7 +335,7 @@ EVAL = "eval --policies a=a --suite libero_goal --out-dir out"
         ("evaluate/during_training.py", [f"{ALIGN} --rollouts 1"], [ALIGN]),
         ("simulators/libero/dataset/doctor.py", ["doctor data"], [ALIGN, EVAL]),
         ("simulators/libero/simulator/env.py", [EVAL, f"{ALIGN} --rollouts 1"], [ALIGN]),
-        ("nano/score/card.py", ["score-vlm --data a --run b --twin c"], [ALIGN, EVAL]),
+        ("nano/score/model_card.py", ["score-vlm --data a --run b --twin c"], [ALIGN, EVAL]),
         ("evaluate/report/report.html.jinja", ["report --evaluation a --out b.html"], [ALIGN, "doctor data"]),
         ("serve/server.py", ["serve a"], [ALIGN, EVAL]),
         ("cli.py", [ALIGN, EVAL], []),

@@ -60,7 +60,7 @@ def test_uv_is_asked(tmp_path: Path, real: str) -> None:
     assert os.path.realpath(done.stdout.strip()) == real
 
 
-def test_an_unfit_choice_is_told_and_not_taken(tmp_path: Path, real: str) -> None:
+def test_an_unfit_choice_is_named_and_not_taken(tmp_path: Path, real: str) -> None:
     old = program(tmp_path / "old/python3", "#!/bin/sh\nexit 1\n")
     done = find(tmp_path, PYTHON=str(old), PYENV_ROOT="/none")
     assert done.returncode == 1 and f"PYTHON={old} is not" in done.stderr

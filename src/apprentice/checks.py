@@ -49,15 +49,15 @@ def is_address(place: str) -> bool:
 
 
 def _suites(given: dict[str, Any]) -> None:
-    from apprentice.simulators.base import simulator, suites
+    from apprentice.simulators.base import simulator_of, suites
 
     for suite in _several(given.get("suite") or given.get("suites")):
         _one_of("--suite" if "suite" in given else "--suites", suite, suites())
     tasks = [*_several(given.get("tasks"))]
-    for pair in (given.get("told") or {}).items():
+    for pair in (given.get("instruct") or {}).items():
         tasks += pair
     for task in tasks:
-        if task >= (count := simulator(given["suite"]).task_count(given["suite"])):
+        if task >= (count := simulator_of(given["suite"]).task_count(given["suite"])):
             raise UserError(f"--tasks: expected tasks 0 to {count - 1} of {given['suite']}, found {task}; fix: others")
     if len(set(named := _several(given.get("tasks")))) < len(named):
         raise UserError(f"--tasks: expected each task once, found {' '.join(map(str, named))}; fix: leave out doubles")
@@ -65,17 +65,17 @@ def _suites(given: dict[str, Any]) -> None:
 
 def _drawing(given: dict[str, Any]) -> None:
     """Can the simulators draw that the command may use?"""
-    from apprentice.simulators.base import simulator, simulators
+    from apprentice.simulators.base import simulator_of, simulators
 
     named = _several(given.get("suite") or given.get("suites"))
-    for each in [simulator(suite) for suite in named] or simulators():
+    for each in [simulator_of(suite) for suite in named] or simulators():
         each.check_drawing()
 
 
 def _episodes(given: dict[str, Any]) -> None:
-    from apprentice.simulators.base import simulator
+    from apprentice.simulators.base import simulator_of
 
-    states = simulator(given["suite"]).test_states
+    states = simulator_of(given["suite"]).test_states
     if given["layouts"] == "test" and given["episodes"] > states:
         raise UserError(
             f"--episodes: expected 1 to {states}, one for each initial state of the test, found "

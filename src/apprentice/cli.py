@@ -16,7 +16,7 @@ from typing import Any
 from apprentice.commands import COMMANDS, called, parse
 from apprentice.common.errors import UserError
 from apprentice.common.files import is_disk_full
-from apprentice.common.garbage import collect_rarely
+from apprentice.common.garbage_collection import collect_rarely
 from apprentice.common.progress import console
 from apprentice.common.result import Result, as_json
 

@@ -44,21 +44,23 @@ COMMANDS = {
         "data",
         "write demonstrations of a simulator's tasks with its scripted demonstrator",
         "apprentice.simulators.collection.collect:collect",
+        "apprentice.simulators.collection.config:CollectConfig",
     ),
     "correct": Command(
         "data",
-        "let a policy act, then the demonstrator, and write what the demonstrator does as demonstrations",
+        "let a policy act first, let the demonstrator finish, and write the demonstrator's part as demonstrations",
         "apprentice.evaluate.correct:correct",
+        "apprentice.evaluate.correct:CorrectConfig",
     ),
     "doctor": Command(
         "data",
-        "replay a dataset's actions in the simulator and name what is wrong with the dataset",
+        "replay a dataset's actions in the simulator and report faults of the dataset",
         "apprentice.simulators.collection.doctor:doctor",
         found=True,
     ),
     "train-expert": Command(
         "experts",
-        "train a small policy on demonstrations: a Seer, or one of LeRobot's that can teach",
+        "train an expert on demonstrations: a Seer, or a LeRobot policy that can teach",
         "apprentice.distill.expert:train_expert",
         "apprentice.distill.expert:ExpertConfig",
     ),
@@ -69,24 +71,24 @@ COMMANDS = {
     ),
     "expert-check": Command(
         "experts",
-        "find out whether a policy can teach on a dataset",
+        "test whether a policy can teach on a dataset",
         "apprentice.distill.check:expert_check",
         found=True,
     ),
     "scenes": Command(
         "vision-language models",
-        "draw the pictures, with their truth, that the built-in VLM learns from",
+        "draw labelled pictures of scenes, to pre-train the built-in VLM",
         "apprentice.nano.scenes.dataset:generate",
     ),
     "pretrain-vlm": Command(
         "vision-language models",
-        "pre-train the built-in VLM on these pictures",
+        "pre-train the built-in VLM on the pictures of `scenes`",
         "apprentice.nano.pretrain:pretrain",
         "apprentice.nano.pretrain:PretrainConfig",
     ),
     "score-vlm": Command(
         "vision-language models",
-        "score the built-in VLM on pictures that it did not learn from, and write its model card",
+        "score the built-in VLM on held-out pictures, and write its model card",
         "apprentice.nano.score.score:score",
     ),
     "build-vlm": Command(
@@ -102,75 +104,79 @@ COMMANDS = {
         found=True,
     ),
     "plan": Command(
-        "teach",
-        "estimate what training takes: parameters, GPU memory, disk; it fetches no weights",
+        "train",
+        "estimate parameters, GPU memory and disk of a training, without the weights",
         "apprentice.distill.plan:plan",
         found=True,
     ),
     "align": Command(
-        "teach",
+        "train",
         "stage 1: train a VLM to produce an expert's latents",
         "apprentice.distill.stages:align",
         "apprentice.distill.stages:StageConfig",
     ),
     "finetune": Command(
-        "teach",
+        "train",
         "stage 2: train an aligned (or a fresh) student on demonstrations",
         "apprentice.distill.stages:finetune",
         "apprentice.distill.stages:StageConfig",
     ),
     "eval": Command(
-        "measure", "run policies in closed loop on a benchmark", "apprentice.evaluate.rollout:evaluate", found=True
+        "evaluate", "run policies in closed loop on a benchmark", "apprentice.evaluate.rollout:evaluate", found=True
     ),
     "compare": Command(
-        "measure",
+        "evaluate",
         "compare two policies on the same episodes, the worst tasks first",
         "apprentice.evaluate.compare:compare",
         found=True,
     ),
     "rates": Command(
-        "measure",
-        "print the success rates of evaluations, and of all of them together",
+        "evaluate",
+        "print the success rates of evaluations, one by one and together",
         "apprentice.evaluate.compare:rates",
         found=True,
     ),
     "record": Command(
-        "measure",
+        "evaluate",
         "write the success rates of an evaluation into a file of results",
         "apprentice.evaluate.report.measured:record",
     ),
     "report": Command(
-        "measure", "write the page and results.json of an evaluation", "apprentice.evaluate.report.report:write_report"
+        "evaluate", "write the page and results.json of an evaluation", "apprentice.evaluate.report.report:write_report"
     ),
     "serve": Command(
-        "run", "serve a policy on a port, for openpi's clients and `apprentice eval`", "apprentice.serve.server:serve"
+        "serve and run",
+        "serve a policy on a port, for openpi's clients and `apprentice eval`",
+        "apprentice.serve.server:serve",
     ),
     "run": Command(
-        "run", "run a recipe: all steps of an experiment, each only if it has to run", "apprentice.recipe:run_recipe"
+        "serve and run",
+        "run a recipe: the steps of an experiment, without those that are done",
+        "apprentice.recipe:run_recipe",
     ),
     "selfcheck": Command(
-        "keep in order",
-        "compare the simulator with the references that results rely on (`eval` begins with it)",
+        "maintenance",
+        "compare the simulator with the references of our results (`eval` starts with this)",
         "apprentice.evaluate.selfcheck.selfcheck:selfcheck",
         found=True,
     ),
     "cache": Command(
-        "keep in order",
-        "list or remove what was computed once for the frames of datasets",
+        "maintenance",
+        "list or remove the caches of datasets' frames",
         "apprentice.distill.caches.store:cache",
         found=True,
     ),
     "pack": Command(
-        "keep in order",
-        "pack what training takes, for a GPU machine without network or simulator",
+        "maintenance",
+        "pack all that training needs, for a GPU machine without network or simulator",
         "apprentice.offline.pack:pack",
     ),
     "split": Command(
-        "keep in order",
+        "maintenance",
         "write a folder, such as a checkpoint, as parts of limited size with checksums",
         "apprentice.offline.parts:split",
     ),
-    "join": Command("keep in order", "put a folder together from its parts", "apprentice.offline.parts:join"),
+    "join": Command("maintenance", "join the parts of a folder", "apprentice.offline.parts:join"),
 }
 # the parameters that a command takes without a flag
 POSITIONAL = {

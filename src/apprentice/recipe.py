@@ -121,9 +121,9 @@ def run_recipe(path: Path | str, out: Path | str | None = None, force: list[str]
     """Run the steps of the recipe at `path` that are not up to date, in order.
 
     Args:
-        path: the YAML file.
-        out: output folder, instead of the one that the recipe names.
-        force: names of steps to do again, from their beginning.
+        path: the recipe, a YAML file.
+        out: output folder, instead of the recipe's own.
+        force: names of steps to run again from their beginning.
 
     Raises UserError with the step, its log and how to resume if a step fails, KeyboardInterrupt likewise.
     """
@@ -160,7 +160,7 @@ def _run_step(step: Step, label: str, out: Path, force: bool, resume: str, lock:
         if before := state.key:
             changed = [f"{part} changed" for part in key | before if key.get(part) != before.get(part)]
             reasons = ["--force"] if force else changed or [f"{path} missing" for path in missing]
-            _say(f"{label}: from its beginning ({', '.join(reasons)})")
+            _say(f"{label}: starts from its beginning ({', '.join(reasons)})")
         write_json(state_file, asdict(State(None, False)))  # half-deleted outputs are not to be trusted
         for path in step.outputs:
             _delete(Path(path))
@@ -231,7 +231,7 @@ def _step(name: str, given: StepGiven, out: str, values: dict[str, str]) -> Step
 
 
 def _check_flags(step: Step) -> None:
-    """Wrong flags of a late step are told before the first one runs; what it reads may be made on the way."""
+    """Wrong flags of a late step are named before the first one runs; what it reads may be made on the way."""
     try:
         parse(step.command[1:], folders=False)
     except UserError as error:
@@ -254,7 +254,7 @@ def _code(command: list[str]) -> str:
 
 
 def _continued(command: list[str]) -> list[str]:
-    """The command that goes on: our own do so by themselves, lerobot-train has to be told, and refuses a
+    """The command that goes on: our own do so by themselves, lerobot-train needs a flag for it, and refuses a
     begun folder.
     """
     folders = [word.partition("=")[2] for word in command if word.startswith("--output_dir=")]

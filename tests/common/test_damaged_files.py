@@ -29,7 +29,7 @@ from apprentice.nano.score.score import score
 from apprentice.nano.trainer import Trainer
 from apprentice.offline import parts
 from apprentice.serve.checkpoint import inspect_checkpoint
-from apprentice.simulators.collection.gathering import scenes
+from apprentice.simulators.collection.episode_jobs import scenes
 from apprentice.simulators.libero.convention import contract as libero_contract
 
 ASSETS = Path(__file__).parents[2] / "assets"

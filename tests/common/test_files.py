@@ -21,6 +21,7 @@ from apprentice.evaluate.rollout import evaluate
 from apprentice.nano.build import BuildConfig, build_vlm
 from apprentice.nano.pretrain import PretrainConfig, pretrain
 from apprentice.simulators.collection.collect import collect
+from apprentice.simulators.collection.config import CollectConfig
 
 HOLD = """
 import sys, time
@@ -51,7 +52,7 @@ COMMANDS: dict[str, Callable[[Path], Any]] = {
     "align": lambda out: align(stage(out)),
     "finetune": lambda out: finetune(stage(out)),
     "train-expert": lambda out: train_expert(ExpertConfig(dataset=["none"], out=str(out))),
-    "collect": lambda out: collect("libero_goal", 1, out, tasks=[8]),
+    "collect": lambda out: collect(CollectConfig(suite="libero_goal", episodes=1, out=out, tasks=[8])),
     "eval": lambda out: evaluate({"expert": "assets/seer"}, "libero_goal", out, tasks=[8], episodes=1),
     "pretrain-vlm": lambda out: pretrain(PretrainConfig("none", str(out))),
     "build-vlm": lambda out: build_vlm(BuildConfig("none", str(out))),

@@ -27,7 +27,7 @@ from apprentice.common.errors import UserError
 from apprentice.common.files import write_json
 from apprentice.common.untrusted import check_model, check_policy, place_of
 from apprentice.experts import load_expert
-from apprentice.nano.graft import graft
+from apprentice.nano.compose import graft
 from apprentice.nano.pretrain import PretrainConfig
 from apprentice.vlm.base import VLM
 
@@ -84,7 +84,7 @@ def student(honest_student: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(honest_student, tmp_path / "student"))
 
 
-# The commands that take a policy's checkpoint, and what they are told beside it.
+# The commands that take a policy's checkpoint, and what they are given beside it.
 WAYS = {
     "serve": ["serve", "POLICY"],
     "eval": ["eval", "--policies", "it=POLICY", "--suite", "libero_goal", "--tasks", "1", "--out-dir", "OUT"],
@@ -129,8 +129,8 @@ def test_no_way_in_runs_a_step(
         words = [word.replace(name, str(place)) for word in words]
     assert cli.main(words) in (1, 2)
     printed = capsys.readouterr()
-    told = "".join((printed.out + printed.err).split())
-    assert "".join(f"in {expert / BEFORE}, found".split()) in told and "Traceback" not in told
+    message = "".join((printed.out + printed.err).split())
+    assert "".join(f"in {expert / BEFORE}, found".split()) in message and "Traceback" not in message
     assert not marker.exists()
 
 
@@ -277,8 +277,8 @@ def test_no_way_in_runs_a_vlms_code(
         (places[name] / "model").symlink_to(vlm)
         write_json(places[name] / "config.json", asdict(PretrainConfig("data", "out", blind=blind)))
     assert cli.main([str(places.get(word, word)) for word in VLM_WAYS[way]]) == 2
-    told = capsys.readouterr().err
-    assert "expected no code to run in" in told and "tokenizer_config.json, found auto_map" in told
+    message = capsys.readouterr().err
+    assert "expected no code to run in" in message and "tokenizer_config.json, found auto_map" in message
     assert not marker.exists()
 
 

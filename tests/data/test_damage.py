@@ -177,7 +177,7 @@ def test_damage_is_named_and_the_hub_is_not_asked(copy: Path, damage: str, monke
 
 
 def test_what_lerobot_still_misses_is_not_fetched(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even if a file is lost between our look and LeRobot's."""
+    """Even if a file is lost between our check and LeRobot's."""
     monkeypatch.setattr("apprentice.data.dataset.check_files", lambda folder: lose(VIDEO)(folder))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     with pytest.raises(UserError, match=r"expected a dataset that LeRobot reads in .*found HFValidationError"):

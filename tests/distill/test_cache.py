@@ -28,7 +28,7 @@ from apprentice.distill.config import CacheConfig
 from apprentice.distill.samples import Samples, order
 from apprentice.policy.inputs import camera_images
 from apprentice.policy.modeling_apprentice import ApprenticePolicy
-from apprentice.vlm.packed import packed, unpacked
+from apprentice.vlm.quantized import packed, unpacked
 
 VALUES = torch.randn(10, 2, 3).bfloat16()
 FRAMES = np.array([0, 4, 10, 20, 33])

@@ -354,8 +354,8 @@ def test_the_best_is_kept_and_training_stops_early_killed_or_not(
     align(config)
     printed = capsys.readouterr().out.replace("\n", " ")
     assert (
-        "stopped after step 5: 3 validations found nothing better" in printed
-        and "of step 2, with a held-out" in printed
+        "stopped after step 5: 3 validations in a row were no better" in printed
+        and "is from step 2, with a held-out" in printed
     )
     assert [entry["step"] for entry in log(config.out)] == list(range(5))
     position = Position.of(Path(config.out) / "checkpoint")

@@ -86,8 +86,8 @@ def test_frames_are_drawn_as_often_as_asked(
     assert ((found == np.floor(count + 1e-9)) | (found == np.ceil(count - 1e-9))).all()
     spread = np.sqrt((count % 1) * (1 - count % 1) / EPOCHS)
     assert (np.abs(found.mean(0) - count) <= 5 * spread + 1e-9).all()
-    told = samples.task if balance == "task" else [""] * len(samples)
-    names = np.array([f"{source} {task}" for source, task in zip(samples.source, told, strict=True)])
+    instructed = samples.task if balance == "task" else [""] * len(samples)
+    names = np.array([f"{source} {task}" for source, task in zip(samples.source, instructed, strict=True)])
     for name in np.unique(names):  # in every single epoch
         assert np.abs(found[:, names == name].sum(1) - count[names == name].sum()).max() < 1 + 1e-9
 

@@ -167,7 +167,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
         harm(run / "checkpoint" / file)
         capsys.readouterr()
         align(other)
-        assert f"{says}" in (told := capsys.readouterr().out) and "going on from the one before it" in told
+        assert (
+            f"{says}" in (printed := capsys.readouterr().out) and "continuing from the checkpoint before it" in printed
+        )
         assert same(config.out, other.out) and damage(run / "checkpoint.damaged") and not (run / "previous").exists()
         assert [entry["loss"] for entry in log(other.out)] == [entry["loss"] for entry in log(config.out)]
 
@@ -225,7 +227,7 @@ class Library(SimpleNamespace):
         self.lines.append((entry, step))
 
 
-def test_a_tracker_is_told_and_never_stops_a_training(
+def test_a_tracker_gets_the_log_and_never_stops_a_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     library = Library()
@@ -235,12 +237,12 @@ def test_a_tracker_is_told_and_never_stops_a_training(
             tell({"step": step, "loss": 1.0})
     assert library.lines == [({"loss": 1.0}, 0)]
     assert library.settings["mode"] == "offline" and library.settings["config"] == {"steps": 3}
-    assert "going on without wandb: no disk" in capsys.readouterr().out
-    for kind, told in (("trackio", ""), ("wandb", "going on without wandb"), ("none", "")):
+    assert "continuing without wandb: no disk" in capsys.readouterr().out
+    for kind, printed in (("trackio", ""), ("wandb", "continuing without wandb"), ("none", "")):
         monkeypatch.setitem(sys.modules, kind, None)  # type: ignore[arg-type]
         with tracked(kind, tmp_path / "run", {}) as tell:
             tell({"step": 0})
-        assert capsys.readouterr().out.startswith(told) and bool(told) == (kind == "wandb")
+        assert capsys.readouterr().out.startswith(printed) and bool(printed) == (kind == "wandb")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("trackio") is None, reason="trackio is not installed")

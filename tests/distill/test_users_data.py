@@ -30,7 +30,7 @@ from apprentice.distill.stages import StageConfig, align, finetune
 from apprentice.experts import load_expert
 from apprentice.policy.modeling_apprentice import ApprenticePolicy
 from apprentice.serve.checkpoint import inspect_checkpoint, read_inputs
-from apprentice.serve.questions import Reader, Request
+from apprentice.serve.requests import Reader, Request
 from apprentice.serve.server import PolicyServer
 from apprentice.serve.wire import pack, unpack
 

@@ -15,7 +15,7 @@ def folders(tmp_path_factory):
     probe_fails = {"two-stage": {1: [0, 1, 6], 8: [5]}, "only-ft": {1: [2, 3, 4, 5, 6, 7, 8], 8: [0, 1, 2, 3]}}
     return {
         "evaluation": write_evaluation(root / "evaluation", probes=("plain", *CHANGED)),
-        "probe": [write_evaluation(root / "probe", told=((1, 8), (8, 1)), fails=probe_fails)],
+        "probe": [write_evaluation(root / "probe", instructed=((1, 8), (8, 1)), fails=probe_fails)],
         "variants": [write_evaluation(root / "swap", suite="libero_goal_swap")],
         "runs": {
             "align": write_run(root / "align", "align", 254.0, 0.02, 412_000),

@@ -9,7 +9,7 @@ from apprentice.evaluate.episode.trace import Trace
 from apprentice.evaluate.episode.video import encode
 from apprentice.evaluate.protocol import Protocol
 from apprentice.evaluate.results import OTHER_TASK, Episode, Evaluation, append_episode
-from apprentice.serve.card import PolicyCard
+from apprentice.serve.policy_card import PolicyCard
 from apprentice.simulators.libero.evaluation.failures import KINDS
 from apprentice.simulators.libero.simulator.suites import tasks
 
@@ -39,12 +39,12 @@ def fails_of(policy, task, probe, fails=FAILS):
     return set(fails[policy][task]) | set(CHANGED.get(probe, ()))
 
 
-def write_evaluation(folder, told=(), fails=FAILS, probes=None, suite="libero_goal"):
+def write_evaluation(folder, instructed=(), fails=FAILS, probes=None, suite="libero_goal"):
     protocol = Protocol.with_installed_versions(
         suite=suite,
         tasks=TASKS,
         episodes=EPISODES,
-        told=told,
+        instructed=instructed,
         step_limit=300,
         image_size=128,
         render="fast",
@@ -70,11 +70,11 @@ def write_evaluation(folder, told=(), fails=FAILS, probes=None, suite="libero_go
             conditions=conditions,
             suite=suite,
             task=task,
-            told=other,
+            instructed=other,
             init_state=state,
             instruction="" if probe == "empty" else tasks(suite)[other].instruction,
             success=done if task == other else instead,
-            told_success=done,
+            instructed_success=done,
             steps=100 + state if done else 300,
             seconds=2.25,
             reset_seconds=0.25,

@@ -71,7 +71,7 @@ def test_a_student_answers_beside_its_original(
     student.config.vlm = "nobody/nothing"
     student.save_pretrained(tmp_path / "alone")
     assert main(["ask", str(tmp_path / "alone"), images[0], QUESTION, "--tokens", "6"]) == 0
-    assert "nobody/nothing, is not at hand: no drift" in capsys.readouterr().out
+    assert "nobody/nothing, was not found: drift is not measured" in capsys.readouterr().out
 
 
 def test_a_plain_vlm_answers(small_vlm: Path, images: list[str], capsys: pytest.CaptureFixture[str]) -> None:

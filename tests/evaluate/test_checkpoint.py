@@ -15,8 +15,8 @@ from tests.support import CAMERAS
 
 from apprentice.common.errors import UserError
 from apprentice.data.contract import Contract
-from apprentice.serve.card import Execution
 from apprentice.serve.checkpoint import Checkpoint, inspect_checkpoint
+from apprentice.serve.policy_card import Execution
 
 KINDS = ("act", "diffusion", "diffusion, n_obs_steps=1", "vqbet")
 CPU, TASK, STEPS, SEED = torch.device("cpu"), "turn on the stove", 7, 3

@@ -111,7 +111,7 @@ def test_what_is_compared_may_differ(run, other, capsys):
     assert "55/60" in capsys.readouterr().out
 
 
-def test_a_run_that_stopped_early_is_told(other, capsys):
+def test_a_run_that_stopped_early_is_named(other, capsys):
     log = other / "episodes.jsonl"
     log.write_text("".join(log.read_text().splitlines(keepends=True)[:-20]))
     compare([other], policies=["expert", "two-stage"])

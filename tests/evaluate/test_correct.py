@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,10 @@ from tests.starting import start
 from apprentice import cli
 from apprentice.common.errors import UserError
 from apprentice.data.dataset import column, open_dataset
-from apprentice.evaluate.correct import correct
+from apprentice.evaluate.correct import CorrectConfig, correct
 from apprentice.evaluate.episode.handover import BEFORE, DRAWN, EARLIER, SOLVED, Handover, hand_over
 from apprentice.simulators.base import Record
-from apprentice.simulators.collection import gathering
+from apprentice.simulators.collection import episode_jobs
 from apprentice.simulators.libero.dataset import doctor as doctors
 from apprentice.simulators.libero.demonstrator.controller import SLEW, Style
 from apprentice.simulators.libero.demonstrator.demonstrator import demonstrate, solve
@@ -71,13 +72,13 @@ def test_what_is_in_the_hand_is_carried_on(env: LiberoEnv, shown: Record, roll: 
     first = closing(shown)
     found = roll(first + 2, first + 2)
     assert found.kind == DRAWN and found.held and first + 4 < found.step < first + 30 and found.action[6] > 0
-    world = env.geometry()
+    geometry = env.geometry()
     env.resume(found.state)
-    assert BOWL in world.grasped() and not world.rests(BOWL)
+    assert BOWL in geometry.grasped() and not geometry.rests(BOWL)
     anew = solve(env, Style(), np.random.default_rng(0))
     env.reset(seed=5)
     env.resume(found.state)
-    height = world.position(BOWL)[2]
+    height = geometry.position(BOWL)[2]
     resumed = solve(env, Style(), np.random.default_rng(0), found.action)
     assert resumed.failure is None and len(resumed.record.actions) < len(anew.record.actions)
     actions = np.array(resumed.record.actions)
@@ -87,10 +88,10 @@ def test_what_is_in_the_hand_is_carried_on(env: LiberoEnv, shown: Record, roll: 
     env.resume(found.state)
     for action, snapshot in zip(resumed.record.executed[:released], resumed.record.snapshots, strict=False):
         np.testing.assert_array_equal(env.proprioception(), snapshot.state)
-        assert world.held(BOWL)
+        assert geometry.held(BOWL)
         env.step(action)
-    to_plate = world.position(BOWL)[:2] - world.position("plate_1")[:2]
-    assert np.linalg.norm(to_plate) < 0.03 and height > world.table_height()
+    to_plate = geometry.position(BOWL)[:2] - geometry.position("plate_1")[:2]
+    assert np.linalg.norm(to_plate) < 0.03 and height > geometry.table_height()
 
 
 def test_from_above_the_object_the_hand_goes_straight_down(
@@ -131,7 +132,9 @@ def test_corrections_survive_a_kill_and_any_number_of_workers_and_replay(
     tmp_path: Path, env: LiberoEnv, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    setting = {"tasks": [TASK], "episodes": 2, "steps": [5, 60], "noise": 0.2}
+    setting = CorrectConfig(
+        policy=POLICY, suite="libero_goal", out=killed, tasks=[TASK], episodes=2, steps=[5, 60], noise=0.2
+    )
     words = f"--suite libero_goal --tasks {TASK} --episodes 2 --steps 5 60 --noise 0.2 --workers 2".split()
     command = ["correct", "--policy", POLICY, "--out", str(killed), *words]
     waiting = killed.with_name(".killed.episodes")
@@ -144,19 +147,19 @@ def test_corrections_survive_a_kill_and_any_number_of_workers_and_replay(
     process.join()
     assert not killed.exists()
 
-    for module in (gathering, doctors):
+    for module in (episode_jobs, doctors):
         monkeypatch.setattr(module, "spread", support.spread_here)
     monkeypatch.setattr(libero_env, "_kept", [env])
     with pytest.raises(UserError, match="policy_noise"):
-        correct(POLICY, "libero_goal", out=killed, **{**setting, "noise": 0.1})
-    summary = correct(POLICY, "libero_goal", out=killed, **setting)
-    assert correct(POLICY, "libero_goal", out=whole, **setting) == summary
+        correct(replace(setting, noise=0.1))
+    summary = correct(setting)
+    assert correct(replace(setting, out=whole)) == summary
     files = sorted(file.relative_to(whole) for file in whole.rglob("*") if file.is_file())
     assert Path("meta/starts.npz") in files
     assert [file for file in files if (whole / file).read_bytes() != (killed / file).read_bytes()] == []
     assert all(check.passed for check in doctors.examine(killed, 2, 1))
 
-    dataset, kept = open_dataset(killed), gathering.scenes(killed)
+    dataset, kept = open_dataset(killed), episode_jobs.scenes(killed)
     begin = np.cumsum([0, *dataset.meta.episodes["length"]])[:2]
     np.testing.assert_array_equal(column(dataset, "observation.state")[begin], [s.start.state for s in kept])
     assert all(1_000_000_000 <= scene.seed < 2_000_000_000 for scene in kept)
@@ -168,4 +171,4 @@ def test_corrections_survive_a_kill_and_any_number_of_workers_and_replay(
 @pytest.mark.parametrize("steps", [[5], [9, 5], [0, 5], [5, 1000]])
 def test_a_range_of_steps_that_is_none_is_refused(steps: list[int], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="steps"):
-        correct(POLICY, "libero_goal", 1, tmp_path / "out", steps=steps)
+        correct(CorrectConfig(policy=POLICY, suite="libero_goal", episodes=1, out=tmp_path / "out", steps=steps))

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from apprentice.common.errors import UserError
 from apprentice.data.contract import Contract, hash_of
 from apprentice.evaluate.selfcheck.faults import check_statistics, doubts, watched
-from apprentice.simulators.base import simulator
+from apprentice.simulators.base import simulator_of
 from apprentice.simulators.libero.convention import CAMERAS
 
 HEALTHY = Path("assets/seer")
@@ -69,7 +69,7 @@ def test_a_doubtful_checkpoint_is_named(plant, contract, named, tmp_path) -> Non
     (folder / "config.json").write_text(json.dumps(config))
     if not contract:
         (folder / "contract.json").unlink()
-    libero = simulator("libero_goal")
+    libero = simulator_of("libero_goal")
     found = doubts(folder, libero.contract("libero_goal", 128, "fast"), libero.usual("libero_goal"))
     assert len(found) == (named is not None), found
     if named:
@@ -96,6 +96,6 @@ def test_a_students_statistics_are_those_of_its_contract(tmp_path) -> None:
 def test_what_goes_wrong_in_a_plan_is_named() -> None:
     with pytest.raises(UserError, match="policy a, task 1: policy a: not finite"), watched("a", "policy a, task 1"):
         raise UserError("policy a: not finite")
-    told = r"policy a, task 1: expected a plan, found ValueError: 3 .*test_faults.py:\d+"
-    with pytest.raises(UserError, match=told), watched("a", "policy a, task 1"):
+    message = r"policy a, task 1: expected a plan, found ValueError: 3 .*test_faults.py:\d+"
+    with pytest.raises(UserError, match=message), watched("a", "policy a, task 1"):
         raise ValueError(3)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from apprentice.common.errors import UserError
-from apprentice.evaluate.episode import play
+from apprentice.evaluate.episode import runner
 from apprentice.evaluate.episode.job import EpisodeJob
 from apprentice.evaluate.episode.probes import (
     BLACK,
@@ -24,13 +24,13 @@ from apprentice.evaluate.episode.probes import (
 from apprentice.evaluate.episode.trace import Trace
 from apprentice.evaluate.protocol import Protocol
 from apprentice.evaluate.results import Episode, Evaluation, success_rows
-from apprentice.serve.card import PolicyCard
+from apprentice.serve.policy_card import PolicyCard
 from apprentice.simulators.libero.convention import CAMERAS
 from apprentice.simulators.libero.evaluation.failures import NEVER_REACHED
-from apprentice.simulators.libero.evaluation.moving import FAR, NEAR, Start, reset_moved
+from apprentice.simulators.libero.evaluation.moved_objects import FAR, NEAR, Start, reset_moved
 from apprentice.simulators.libero.interface import FRESH_START, LIBERO
 from apprentice.simulators.libero.simulator.env import LiberoEnv, environment
-from apprentice.simulators.libero.simulator.wording import paraphrases
+from apprentice.simulators.libero.simulator.paraphrases import paraphrases
 
 BOWL, STOVE_ON, BOWL_ON_STOVE = "akita_black_bowl_1", 7, 1
 INSTRUCTION = "put the bowl on the stove"
@@ -55,7 +55,7 @@ class Standing:
 
 def protocol(**fields: Any) -> Protocol:
     return Protocol.with_installed_versions(
-        **{"suite": "libero_goal", "tasks": (BOWL_ON_STOVE,), "episodes": 1, "told": (), "step_limit": 4}
+        **{"suite": "libero_goal", "tasks": (BOWL_ON_STOVE,), "episodes": 1, "instructed": (), "step_limit": 4}
         | {"image_size": 64, "render": "fast", "probes": tuple(PROBES)}
         | fields
     )
@@ -68,9 +68,9 @@ def played() -> dict[str, tuple[Episode, dict[str, np.ndarray], str]]:
     with pytest.MonkeyPatch.context() as patch:
         for probe in PROBES:
             policy = Standing()
-            patch.setattr(play, "load", lambda *_, policy=policy: policy)
+            patch.setattr(runner, "load", lambda *_, policy=policy: policy)
             job = EpisodeJob("p", "", "c", BOWL_ON_STOVE, BOWL_ON_STOVE, 0, protocol(), film="none", probe=probe)
-            episodes[probe] = (play.run_episode(job)[0], *policy.given[0])
+            episodes[probe] = (runner.run_episode(job)[0], *policy.given[0])
     return episodes
 
 
@@ -79,9 +79,9 @@ def test_every_probe_changes_its_own_thing_alone(
 ) -> None:
     _, plain, words = played[PLAIN]
     assert words == INSTRUCTION
-    for probe, (episode, observation, told) in played.items():
-        assert (episode.probe, episode.failure, episode.instruction) == (probe, NEVER_REACHED, told)
-        assert (told == words) == (probe not in (PARAPHRASE, EMPTY))
+    for probe, (episode, observation, given) in played.items():
+        assert (episode.probe, episode.failure, episode.instruction) == (probe, NEVER_REACHED, given)
+        assert (given == words) == (probe not in (PARAPHRASE, EMPTY))
         np.testing.assert_allclose(observation["observation.state"], plain["observation.state"], atol=1e-6)
         for key in ("observation.images.image", "observation.images.image2"):
             difference = np.abs(observation[key].astype(int) - plain[key])
@@ -115,8 +115,8 @@ def test_a_seed_decides_the_words_and_the_place() -> None:
 
 
 def places(env: LiberoEnv) -> dict[str, np.ndarray]:
-    world = env.geometry()
-    return {name: world.position(name) for name in world.domain.objects_dict}
+    geometry = env.geometry()
+    return {name: geometry.position(name) for name in geometry.domain.objects_dict}
 
 
 def test_tasks_that_a_probe_does_not_suit_are_left_out(
@@ -139,12 +139,12 @@ def test_fresh_layouts_are_drawn_from_seeds_of_their_own() -> None:
     """What chooses between policies shares no start with the benchmark's states."""
     starts = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(play, "load", lambda *_: Standing())
+        patch.setattr(runner, "load", lambda *_: Standing())
         for layouts in (None, "fresh"):
             how = replace(protocol(), layouts=layouts, step_limit=1)
             for number in (0, 1):
                 job = EpisodeJob("p", "", "c", BOWL_ON_STOVE, BOWL_ON_STOVE, number, how, film="none")
-                episode, files = play.run_episode(job)
+                episode, files = runner.run_episode(job)
                 trace = Trace.load(io.BytesIO(files[f"traces/{episode.trace}"]))
                 starts[layouts, number, episode.conditions] = trace.states[0]
     assert len({state.tobytes() for state in starts.values()}) == 4
@@ -152,7 +152,7 @@ def test_fresh_layouts_are_drawn_from_seeds_of_their_own() -> None:
     env = environment("libero_goal", BOWL_ON_STOVE, render="fast", size=64)
     hands = []
     for start_noise in (0.0, FRESH_START):
-        env.reset(seed=play.FRESH_SEED, start_noise=start_noise)
+        env.reset(seed=runner.FRESH_SEED, start_noise=start_noise)
         hands.append(env.proprioception())
     np.testing.assert_array_equal(hands[1], next(state for (kind, *_), state in starts.items() if kind == "fresh"))
     assert 0 < np.abs(hands[1] - hands[0])[:3].max() < FRESH_START + 0.005

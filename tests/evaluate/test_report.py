@@ -106,7 +106,7 @@ def test_chromium_shows_the_numbers_of_results_json(report, browser):
     for entry in json.loads((report.parent / "probe.json").read_text()):
         shown = f'#probes tr[data-policy="{entry["policy"]}"][data-task="{entry["task"]}"]'
         (line,) = browser.find_elements("css selector", shown)
-        for field in ("episodes", "did_told", "did_task", "did_neither"):
+        for field in ("episodes", "did_instructed", "did_task", "did_neither"):
             assert int(line.find_element("css selector", f"[data-field={field}]").text) == entry[field]
     details = json.loads((report.parent / "details.json").read_text())
     for name, members in details["failures"].items():
@@ -209,11 +209,13 @@ def test_findings_claim_no_more_than_the_episodes_allow(two_stage, expert, only_
 
 
 @pytest.mark.parametrize(
-    ("told", "usual", "said"),
+    ("instructed", "usual", "said"),
     [(18, 1, "It listens:"), (1, 18, "It does not listen:"), (0, 1, "keeps it from"), (11, 8, "not listen reliably")],
 )
-def test_findings_on_language(told, usual, said):
-    probe = ProbeRow("two-stage", "libero_goal", 1, 8, 20, told, usual, 20 - told - usual, *wilson(told, 20))
+def test_findings_on_language(instructed, usual, said):
+    probe = ProbeRow(
+        "two-stage", "libero_goal", 1, 8, 20, instructed, usual, 20 - instructed - usual, *wilson(instructed, 20)
+    )
     assert said in findings([row("two-stage", 50)], [probe])[-1]
 
 
@@ -229,7 +231,7 @@ def test_nothing_is_rounded_to_certainty():
     assert thousands(9130000) == "9\u202f130\u202f000"
 
 
-def test_episodes_of_another_checkpoint_or_told_another_task_do_not_count(folders):
+def test_episodes_of_another_checkpoint_or_given_another_instruction_do_not_count(folders):
     from apprentice.evaluate.results import append_episode
 
     folder = folders["evaluation"].parent / "copy"
@@ -239,7 +241,7 @@ def test_episodes_of_another_checkpoint_or_told_another_task_do_not_count(folder
     append_episode(before.log, replace(before.episodes[0], conditions="other"))
     append_episode(before.log, before.episodes[0])
     assert Evaluation.load(folder).episodes == before.episodes
-    assert success_rows([replace(e, told=8) for e in before.episodes if e.task == 1]) == []
+    assert success_rows([replace(e, instructed=8) for e in before.episodes if e.task == 1]) == []
 
 
 def test_missing_pieces_are_named(folders, tmp_path):

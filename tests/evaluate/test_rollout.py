@@ -25,7 +25,7 @@ from apprentice.common import pool
 from apprentice.common.errors import UserError
 from apprentice.evaluate import rollout
 from apprentice.evaluate.episode.job import EpisodeJob
-from apprentice.evaluate.episode.play import inspect, run_episode
+from apprentice.evaluate.episode.runner import inspect, run_episode
 from apprentice.evaluate.episode.trace import Trace
 from apprentice.evaluate.results import Evaluation, probe_rows, read_episodes
 from apprentice.evaluate.rollout import evaluate
@@ -126,7 +126,7 @@ def test_one_process_finds_what_two_found(evaluation, policies):
             str(policies[episode.policy]),
             episode.checkpoint,
             episode.task,
-            episode.told,
+            episode.instructed,
             episode.init_state,
             evaluation.protocol,
         )
@@ -165,13 +165,13 @@ def test_a_killed_run_goes_on(evaluation, policies, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("end", "told"),
+    ("end", "message"),
     [
         (KeyboardInterrupt(), "1 of 4 episodes done, all of them kept in"),
         (UserError("policy a hung"), r"policy a hung\n1 of 4 episodes are done and kept in"),
     ],
 )
-def test_however_it_ends_what_is_finished_is_kept(end, told, evaluation, tmp_path, monkeypatch):
+def test_however_it_ends_what_is_finished_is_kept(end, message, evaluation, tmp_path, monkeypatch):
     def interrupted(run, jobs, workers, ray):
         yield evaluation.episodes[0], {"videos/a.mp4": b"film"}
         raise end
@@ -179,7 +179,7 @@ def test_however_it_ends_what_is_finished_is_kept(end, told, evaluation, tmp_pat
     monkeypatch.setattr(rollout, "spread", interrupted)
     begun = replace(evaluation, folder=tmp_path, episodes=[])
     begun.save()
-    with pytest.raises(type(end), match=told):
+    with pytest.raises(type(end), match=message):
         rollout._run([None] * 4, begun, 2)
     assert Evaluation.load(tmp_path).episodes == evaluation.episodes[:1]
     assert (tmp_path / "videos" / "a.mp4").read_bytes() == b"film"
@@ -210,7 +210,7 @@ def once(run, jobs, workers, ray):
 
 
 @pytest.mark.parametrize(
-    ("how", "told"),
+    ("how", "message"),
     [
         (
             "nan",
@@ -220,12 +220,12 @@ def once(run, jobs, workers, ray):
         ("die", r"one that crashed \(SIGABRT\) at .*broken.py:\d+ in predict_action_chunk while it did .*worse"),
     ],
 )
-def test_a_plugins_policy_that_breaks_is_named(how, told, tmp_path, monkeypatch):
+def test_a_plugins_policy_that_breaks_is_named(how, message, tmp_path, monkeypatch):
     """A process that dies or hangs is one of the pool's, but not begun again, which takes as long once more."""
     monkeypatch.syspath_prepend(Path(__file__).parent / "plugin")
     monkeypatch.setattr(rollout, "spread", support.spread_here if how == "nan" else once)
     folder = write_act(tmp_path / "worse", 0)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         evaluate({"worse": retyped(folder, type="broken", how=how)}, out_dir=tmp_path, **SETTING | {"episodes": 1})
 
 
@@ -296,7 +296,7 @@ def test_language_probe_looks_at_both_goals(policies, evaluation, monkeypatch):
     reset = LiberoEnv.reset
     monkeypatch.setattr(LiberoEnv, "reset", lambda self, **how: settled.append(how) or reset(self, **how))
     monkeypatch.setattr(LiberoEnv, "success_of", success_of)
-    protocol = replace(evaluation.protocol, told=((1, 8),), settle_steps=3, seed=5)
+    protocol = replace(evaluation.protocol, instructed=((1, 8),), settle_steps=3, seed=5)
     checkpoint = evaluation.policies["expert"].checkpoint
     job = EpisodeJob("expert", str(policies["expert"]), checkpoint, 1, 8, 0, protocol, film="none")
     episode, files = run_episode(job)
@@ -304,6 +304,6 @@ def test_language_probe_looks_at_both_goals(policies, evaluation, monkeypatch):
     assert list(files) == [f"traces/{episode.trace}"] and episode.video is None
     assert asked == [8, 8, 8]
     assert (episode.instruction, episode.steps) == ("put the bowl on the plate", 3)
-    assert (episode.success, episode.told_success) == (False, True)
+    assert (episode.success, episode.instructed_success) == (False, True)
     (row,) = probe_rows([episode])
-    assert (row.task, row.told, row.did_told, row.did_task, row.did_neither) == (1, 8, 1, 0, 0)
+    assert (row.task, row.instructed, row.did_instructed, row.did_task, row.did_neither) == (1, 8, 1, 0, 0)

@@ -11,7 +11,15 @@ from apprentice.evaluate.selfcheck.selfcheck import require
 from apprentice.simulators.base import DIFFERS, INVALID, PASSED, Check
 from apprentice.simulators.libero.evaluation import examination
 from apprentice.simulators.libero.evaluation.examination import compare
-from apprentice.simulators.libero.evaluation.references import TASKS, Take, content_of, look, play, reference, standard
+from apprentice.simulators.libero.evaluation.references import (
+    TASKS,
+    Take,
+    content_of,
+    play,
+    reference,
+    small_images,
+    standard,
+)
 from apprentice.simulators.libero.simulator.env import LiberoEnv
 from apprentice.simulators.libero.simulator.render import Renderer
 
@@ -67,7 +75,7 @@ OTHER = {"agentview": "robot0_eye_in_hand", "robot0_eye_in_hand": "agentview"}
 def test_another_picture_is_named(fault, draw, named, env, take, monkeypatch) -> None:
     env.reset(seed=0, init_state=0)
     monkeypatch.setattr(Renderer, "draw", draw)
-    found = failing(replace(take, images=look(env)))
+    found = failing(replace(take, images=small_images(env)))
     assert list(found) == [fault] and found[fault].verdict == INVALID, found
     assert named in found[fault].found
 

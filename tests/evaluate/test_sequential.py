@@ -1,4 +1,4 @@
-"""A question that ends an evaluation: how often the answer is wrong, however often one looks, and what it is given."""
+"""A question that ends an evaluation: how often the answer is wrong, with any number of analyses, and what counts."""
 
 from dataclasses import replace
 
@@ -10,20 +10,20 @@ from apprentice.common.errors import UserError
 from apprentice.evaluate import rollout
 from apprentice.evaluate.episode.job import EpisodeJob
 from apprentice.evaluate.results import BLOCK, Evaluation
-from apprentice.evaluate.sequential import ERROR, Claim, evidence, first_answer, looks, verdict
+from apprentice.evaluate.sequential import ERROR, Claim, evidence, first_answer, interim_counts, verdict
 
 TASKS, STATES, RUNS = 10, 50, 400
 
 
 def simulated(difference, rng):
-    """Counts at each look of one evaluation; tasks differ widely, B - A is `difference` in the mean over tasks."""
+    """Counts at each analysis of one evaluation; tasks differ widely, B - A is `difference` in the mean over tasks."""
     a = np.linspace(0.2, 0.6, TASKS)
     b = a + difference + 0.2 * np.tile([-1, 1], TASKS // 2)
     outcomes = rng.random((STATES, TASKS, 2)) < np.stack([a, b], -1)
     differences = outcomes[..., 1].astype(int) - outcomes[..., 0]
     seen = differences[: STATES // BLOCK * BLOCK].reshape(-1, BLOCK * TASKS)
     counts = np.stack([(seen == sign).sum(1).cumsum() for sign in (1, 0, -1)], -1)
-    return [tuple(map(int, look)) for look in counts]
+    return [tuple(map(int, counted)) for counted in counts]
 
 
 @pytest.fixture(scope="module")
@@ -87,11 +87,11 @@ def evaluation(tmp_path_factory):
 
 def test_only_whole_blocks_are_looked_at(evaluation):
     question = Claim("two-stage", "only-ft", 0.0)
-    whole = list(looks(question, evaluation))
-    assert [sum(look) for look in whole] == [15, 30, 45, 60]
+    whole = list(interim_counts(question, evaluation))
+    assert [sum(counted) for counted in whole] == [15, 30, 45, 60]
     assert whole[-1] == (8, 50, 2)
     missing = [e for e in evaluation.episodes if (e.policy, e.task, e.init_state) != ("only-ft", 8, 7)]
-    assert list(looks(question, replace(evaluation, episodes=missing))) == whole[:1]
+    assert list(interim_counts(question, replace(evaluation, episodes=missing))) == whole[:1]
     assert verdict(question, replace(evaluation, episodes=[])).pairs == 0
 
 
@@ -103,7 +103,10 @@ def test_an_evaluation_ends_when_its_question_is_decided(evaluation, tmp_path, m
     begun.save()
     states = [state for *_, state in begun.wanted]
     assert len(states) == 120 and max(states[:30]) == BLOCK - 1 < min(states[30:60])  # every task before the next block
-    jobs = [EpisodeJob(name, "", card, task, told, s, protocol) for name, card, _, task, told, _, s in begun.wanted]
+    jobs = [
+        EpisodeJob(name, "", card, task, instructed, s, protocol)
+        for name, card, _, task, instructed, _, s in begun.wanted
+    ]
     ended = []
 
     def spread(run, jobs, workers, ray):
@@ -111,8 +114,8 @@ def test_an_evaluation_ends_when_its_question_is_decided(evaluation, tmp_path, m
             for job in jobs:
                 done = job.policy == "two-stage"
                 outcome = {"policy": job.policy, "checkpoint": job.checkpoint, "conditions": protocol.conditions}
-                where = {"task": job.task, "told": job.told, "init_state": job.init_state}
-                yield replace(evaluation.episodes[0], success=done, told_success=done, **outcome, **where), {}
+                where = {"task": job.task, "instructed": job.instructed, "init_state": job.init_state}
+                yield replace(evaluation.episodes[0], success=done, instructed_success=done, **outcome, **where), {}
         finally:
             ended.append(True)
 

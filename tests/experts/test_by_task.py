@@ -77,8 +77,8 @@ def test_loss_is_that_of_each_expert_on_its_rows_and_of_the_choice(experts: Path
     for row, number in enumerate((1, 0, 1)):
         own_offset, own_scale = alone[number].action_affine()
         target = (actions[row : row + 1] * scale + offset - own_offset) / own_scale
-        told = {"action": target, "action_is_pad": pad[row : row + 1]}
-        losses.append(alone[number].decoder.loss(latents[row : row + 1, :, :32], told)[0])
+        single = {"action": target, "action_is_pad": pad[row : row + 1]}
+        losses.append(alone[number].decoder.loss(latents[row : row + 1, :, :32], single)[0])
     choice = CHOICE_SCALE * latents[:2, :, 32:].mean(1)
     wanted = sum(losses) / 3 + CHOICE_WEIGHT * torch.nn.functional.cross_entropy(choice, torch.tensor([1, 0]))
     found, parts = together.decoder.loss(latents, {"action": actions, "action_is_pad": pad, "task": tasks})

@@ -65,15 +65,15 @@ def trained(real: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     chunks, pad = (torch.from_numpy(values[::3]) for values in action_chunks(dataset, range(8)))
     batch = observed(dataset).batch(3 * np.arange(len(chunks)))
     batch |= {key: batch[key] / 255 for key in support.CAMERAS}
-    told = before({**batch, "action": chunks, "action_is_pad": pad})
+    prepared = before({**batch, "action": chunks, "action_is_pad": pad})
     eyes = policy.model.backbone
     with torch.no_grad():
-        told |= {key: eyes(told[key])["feature_map"] for key in support.CAMERAS}
+        prepared |= {key: eyes(prepared[key])["feature_map"] for key in support.CAMERAS}
     policy.model.backbone = Seen()
     optimizer = torch.optim.AdamW(policy.parameters(), lr=3e-3)
     for _ in range(150):
         optimizer.zero_grad()
-        policy(told)[0].backward()
+        policy(prepared)[0].backward()
         optimizer.step()
     policy.model.backbone = eyes
     policy.save_pretrained(folder)
@@ -105,7 +105,7 @@ def test_random_weights_cannot_teach(real: Path, tmp_path: Path, capsys: pytest.
         ("camera", "observation.images.image2: the expert reads (3, 64, 64), the dataset has (3, 128, 128)"),
     ],
 )
-def test_what_is_wrong_is_told(
+def test_what_is_wrong_is_named(
     fault: str, message: str, real: Path, small_expert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     expert = Path(shutil.copytree(small_expert, tmp_path / "expert"))

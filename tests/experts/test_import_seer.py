@@ -66,7 +66,7 @@ def window(size: int = 2) -> dict:
     return {**images, "observation.state": 2 * torch.randn(size, published.STEPS, 8), "task": TASKS[:size]}
 
 
-def expected(weights: dict[str, Tensor], batch: dict, told: Tensor) -> dict[str, Tensor]:
+def expected(weights: dict[str, Tensor], batch: dict, words: Tensor) -> dict[str, Tensor]:
     """The published equations on a batch; the weights were trained on pictures that LeRobot turns, and on LIBERO's
     axis-angle numbers as the public loader takes them: for Euler angles, which SciPy brings into their ranges.
     """
@@ -74,7 +74,7 @@ def expected(weights: dict[str, Tensor], batch: dict, told: Tensor) -> dict[str,
     state = batch["observation.state"].clone()
     angles = Rotation.from_euler("xyz", state[..., 3:6].flatten(0, 1).numpy()).as_euler("xyz")
     state[..., 3:6] = torch.from_numpy(angles).unflatten(0, state.shape[:2])
-    return published.seer(weights, (images[0], images[1]), state[..., :6], state[..., 6:], told)
+    return published.seer(weights, (images[0], images[1]), state[..., :6], state[..., 6:], words)
 
 
 @pytest.fixture(scope="module", params=[(384, 2, "whole"), (384, 1, "trained alone"), (1024, 1, "trained alone")])
@@ -136,12 +136,12 @@ def test_acting_agrees_with_the_published_equations(imported: tuple, clip_folder
     policy, weights, _, _ = imported
     torch.manual_seed(9)
     frames = {key: torch.rand(2, 5, 3, 32, 32) for key in CAMERAS} | {"observation.state": 2 * torch.randn(2, 5, 8)}
-    told = features(policy, weights, clip_folder)
+    words = features(policy, weights, clip_folder)
     chunks: list[Tensor] = []
     policy.reset()
     for now in range(5):
         recent = slice(max(0, now - published.STEPS + 1), now + 1)
-        wanted = expected(weights, {k: v[:, recent] for k, v in frames.items()}, told)
+        wanted = expected(weights, {k: v[:, recent] for k, v in frames.items()}, words)
         chunks.append(torch.cat([wanted["arm"], wanted["gripper"]], -1)[:, -1])
         said = [chunks[then][:, now - then] for then in range(max(0, now - published.CHUNK + 1), now + 1)]
         factors = torch.tensor([2.718281828459045 ** (-0.01 * i) for i in range(len(said))])

@@ -145,9 +145,9 @@ def test_the_loss_is_that_of_every_step_and_of_the_pictures_that_came(policy: Se
             for ahead in range(3):
                 if not data["action_is_pad"][b, step + ahead]:
                     target = {"action": data["action"][b, step + ahead].expand(1, 1, 7)}
-                    told = policy.decoder.loss(latents[b, step, ahead].expand(1, 1, -1), target)[1]
-                    arm.append(told["arm_loss"])
-                    gripper.append(told["gripper_loss"])
+                    metrics = policy.decoder.loss(latents[b, step, ahead].expand(1, 1, -1), target)[1]
+                    arm.append(metrics["arm_loss"])
+                    gripper.append(metrics["gripper_loss"])
             if not data["observation.state_is_pad"][b, step + 3]:
                 pictures.append((painted[b, step] - to_patches(images[b, step + 3], 16)).square().mean().item())
     assert (len(arm), len(pictures)) == (9 + 6, 3)

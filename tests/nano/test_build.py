@@ -21,8 +21,8 @@ from apprentice.common.errors import UserError
 from apprentice.distill.stages import StageConfig, align
 from apprentice.nano.batches import Chat, Corpus, pack
 from apprentice.nano.build import BuildConfig, begin_with_words, build_vlm
-from apprentice.nano.graft import graft, language_model
-from apprentice.nano.passes import answer_logits, image_tokens
+from apprentice.nano.compose import graft, language_model
+from apprentice.nano.forward import answer_logits, image_tokens
 from apprentice.nano.questions import Question
 from apprentice.nano.scenes.catalogue import CATEGORIES
 from apprentice.nano.trainer import Trainer

@@ -12,8 +12,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from apprentice.common.errors import FileError, UserError
 from apprentice.nano.batches import Chat, Corpus, Item, pack
+from apprentice.nano.forward import answer_logits, image_tokens
 from apprentice.nano.model import NanoConfig, build_model, build_processor
-from apprentice.nano.passes import answer_logits, image_tokens
 from apprentice.nano.pretrain import PretrainConfig, pretrain
 from apprentice.nano.questions import Question
 from apprentice.nano.trainer import Trainer, rows_of

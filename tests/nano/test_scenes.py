@@ -31,11 +31,11 @@ def stored(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def looks(stored):
+def labelled(stored):
     """The layouts of that shard drawn again, and more: what was seen, and the simulator's poses at that moment."""
+    from apprentice.nano.scenes.labels import render_labelled
     from apprentice.nano.scenes.layout import draw
     from apprentice.nano.scenes.scene_model import SceneModel
-    from apprentice.nano.scenes.truth import look
 
     stage = SceneModel(SCENE, SEED)
     renderer = stage.mj.Renderer(stage.model, 128, 128)
@@ -47,7 +47,7 @@ def looks(stored):
             draw(stage, rng)
         except RuntimeError:
             continue
-        found = look(stage)
+        found = render_labelled(stage)
         m, d = stage.model, stage.data
         masks = segment(stage, renderer)
         poses = {name: d.xpos[body].copy() for name, body in stage.control.env.obj_body_id.items()}
@@ -71,10 +71,10 @@ def segment(stage, renderer) -> dict[str, list[np.ndarray]]:
     return {name: [picture == root for picture in shown] for name, root in roots.items()}
 
 
-def test_a_shard_is_a_pure_function_of_its_seed(stored, looks):
+def test_a_shard_is_a_pure_function_of_its_seed(stored, labelled):
     data = load(stored, "layouts")
     assert len(data["facts"]) == LAYOUTS
-    for n, (found, *_) in enumerate(looks[:LAYOUTS]):
+    for n, (found, *_) in enumerate(labelled[:LAYOUTS]):
         assert found["facts"] == data["facts"][n]
         for key in ("images", "category", "depth"):
             assert np.array_equal(found[key], data[key][n])
@@ -87,9 +87,9 @@ def test_what_is_written_is_kept(stored):
     assert path.stat().st_mtime_ns == before
 
 
-def test_pointed_pixels_lie_on_the_object(looks):
+def test_pointed_pixels_lie_on_the_object(labelled):
     pointed = exact = 0
-    for found, masks, *_ in looks:
+    for found, masks, *_ in labelled:
         asker = Asker(found["facts"], np.random.default_rng(0))
         ids = {name: key for key, name in asker.names.items()}
         for kind, camera in (("point", 0), ("point_wrist", 1)):
@@ -110,10 +110,10 @@ def test_pointed_pixels_lie_on_the_object(looks):
     assert pointed > 150 and exact > 0.98 * pointed
 
 
-def test_positions_project_to_where_the_object_is_seen(looks):
+def test_positions_project_to_where_the_object_is_seen(labelled):
     """The way from truth in metres to pixels agrees with the rendered pictures, mirrored as LeRobot's are."""
     errors = []
-    for found, masks, _, grip, _ in looks:
+    for found, masks, _, grip, _ in labelled:
         pixel = found["facts"]["gripper"]["px"][0]
         height = found["facts"]["gripper"]["height"]
         assert height == pytest.approx(grip[2] - found["facts"]["table"], abs=1e-3)
@@ -125,8 +125,8 @@ def test_positions_project_to_where_the_object_is_seen(looks):
     assert errors and np.median(errors) < 15  # px; the middle of what it holds, most of it below the gripper
 
 
-def test_distances_lead_from_the_gripper_to_the_object(looks):
-    for found, _, poses, grip, _ in looks:
+def test_distances_lead_from_the_gripper_to_the_object(labelled):
+    for found, _, poses, grip, _ in labelled:
         asker = Asker(found["facts"], np.random.default_rng(0))
         ids = {name: key for key, name in asker.names.items()}
         for _ in range(8):
@@ -140,9 +140,9 @@ def test_distances_lead_from_the_gripper_to_the_object(looks):
                 assert far[:2].max() < (0.16 if name == "cabinet" else 0.06) and far[2] < 0.25
 
 
-def test_relations_agree_with_poses(looks):
+def test_relations_agree_with_poses(labelled):
     asked = {"left": 0, "right": 0, "front": 0, "behind": 0}
-    for found, _, poses, _, _ in looks:
+    for found, _, poses, _, _ in labelled:
         asker = Asker(found["facts"], np.random.default_rng(0))
         ids = {name: key for key, name in asker.names.items()}
         for kind, axis in (("side", 1), ("depth", 0)):
@@ -159,9 +159,9 @@ def test_relations_agree_with_poses(looks):
     assert min(asked.values()) > 10
 
 
-def test_places_drawers_and_grasps_agree_with_the_simulator(looks):
+def test_places_drawers_and_grasps_agree_with_the_simulator(labelled):
     held = stacked = 0
-    for found, _, poses, grip, joints in looks:
+    for found, _, poses, grip, joints in labelled:
         for thing in found["facts"]["things"]:
             if "of" in thing:
                 joint = next(value for name, value in joints.items() if name.startswith(thing["id"].split("_cab")[0])

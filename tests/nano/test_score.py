@@ -16,7 +16,7 @@ from apprentice.nano.pretrain import PretrainConfig, pretrain
 from apprentice.nano.questions import KINDS
 from apprentice.nano.scenes.catalogue import CATEGORIES, HELD_OUT
 from apprentice.nano.scenes.dataset import load
-from apprentice.nano.score.marks import Marker
+from apprentice.nano.score.grading import Marker
 from apprentice.nano.score.score import Exam, _model, answers, constant_answers, score, tally
 
 NOTHING = np.zeros((2, 32, 32), int)

@@ -85,8 +85,8 @@ def test_v21_is_refused_with_the_command_that_converts_it(
         str(tmp_path / "o"),
     ]
     assert main(["align", *ours]) == 2
-    told = capsys.readouterr().err.partition("found v2.1; fix: ")[2].strip()
-    words = shlex.split(told)
+    message = capsys.readouterr().err.partition("found v2.1; fix: ")[2].strip()
+    words = shlex.split(message)
     assert words[:3] == ["python", "-m", "lerobot.scripts.convert_dataset_v21_to_v30"]
     call(lambda: runpy.run_module(words[2], run_name="__main__"), *words[3:])
     before, after = open_dataset(new), open_dataset(root)

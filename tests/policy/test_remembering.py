@@ -144,8 +144,8 @@ def test_every_step_is_supervised_and_none_before_the_episode(
                 loss = (latents - policy.expert.encode(make_batch(small_dataset, [step]))).square().mean()
             else:
                 action = (batch["action"][:, 4:] - policy.action_offset) / policy.action_scale
-                told = {"action": action, "action_is_pad": batch["action_is_pad"][:, 4:], "task": batch["task"]}
-                loss, _ = policy.decoder.loss(latents, told)
+                target = {"action": action, "action_is_pad": batch["action_is_pad"][:, 4:], "task": batch["task"]}
+                loss, _ = policy.decoder.loss(latents, target)
             losses.append(loss)
     assert len(losses) == 6
     found = policy(make_history(small_dataset, policy.config, frames))[0]

@@ -21,7 +21,7 @@ from tests.serve.running import Running
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from apprentice.serve import guard
+from apprentice.serve import limits
 from apprentice.serve.wire import pack, unpack
 
 ROOT = Path(__file__).parents[2]
@@ -130,7 +130,7 @@ def test_who_does_not_read_holds_up_nobody(act: Running, good: ClientConnection)
 
 def test_half_handshakes_leave_room(act: Running, good: ClientConnection) -> None:
     """The oldest is cut off when there are too many."""
-    half = [socket.create_connection(("127.0.0.1", act.port)) for _ in range(guard.HANDSHAKES + 8)]
+    half = [socket.create_connection(("127.0.0.1", act.port)) for _ in range(limits.HANDSHAKES + 8)]
     for each in half:
         each.sendall(b"GET / HT")
     with opened(act) as another:

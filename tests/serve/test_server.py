@@ -15,10 +15,10 @@ from websockets.sync.client import connect
 from apprentice.common.errors import UserError
 from apprentice.data.contract import Contract
 from apprentice.serve import client
-from apprentice.serve.card import PLAIN, Execution
 from apprentice.serve.checkpoint import Checkpoint, inspect_checkpoint
 from apprentice.serve.client import RemotePolicy as Client
 from apprentice.serve.client import inspect_server
+from apprentice.serve.policy_card import PLAIN, Execution
 from apprentice.serve.wire import pack, unpack
 
 ENVIRONMENT = Contract(cameras=CAMERAS, image_size=(64, 64), fps=20)

@@ -75,7 +75,7 @@ class PointObserver:
     def __init__(self, env: PointEnv):
         self._env, self._start = env, env.state[:2].copy()
 
-    def look(self, action: np.ndarray) -> None:
+    def observe(self, action: np.ndarray) -> None:
         assert action.shape == (2,)
 
     def kind(self) -> str:
@@ -88,7 +88,7 @@ class PointWatcher:
     holding: bool = False
     mistake: int | None = None
 
-    def look(self, action: np.ndarray) -> None: ...
+    def observe(self, action: np.ndarray) -> None: ...
 
 
 @dataclass

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -25,15 +26,16 @@ from apprentice.evaluate import correct as correcting
 from apprentice.evaluate import rollout
 from apprentice.evaluate.compare import compare
 from apprentice.evaluate.episode.job import EpisodeJob
-from apprentice.evaluate.episode.play import run_episode
 from apprentice.evaluate.episode.probes import BLACK_WRIST, MOVED, PROBES
+from apprentice.evaluate.episode.runner import run_episode
 from apprentice.evaluate.episode.trace import Trace
 from apprentice.evaluate.report.measured import record
 from apprentice.evaluate.report.report import write_report
 from apprentice.evaluate.results import Evaluation, probe_rows
-from apprentice.simulators.base import SIMULATORS, simulator, suites, suites_with, variant_of
-from apprentice.simulators.collection import gathering
+from apprentice.simulators.base import SIMULATORS, simulator_of, suites, suites_with, variant_of
+from apprentice.simulators.collection import episode_jobs
 from apprentice.simulators.collection.collect import collect
+from apprentice.simulators.collection.config import CollectConfig
 from apprentice.simulators.collection.doctor import recorded_in
 
 SETTING = {"suite": "point", "tasks": [0, 2], "episodes": 2, "max_steps": 9, "workers": 1}
@@ -42,7 +44,7 @@ SETTING = {"suite": "point", "tasks": [0, 2], "episodes": 2, "max_steps": 9, "wo
 @pytest.fixture(autouse=True)
 def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setitem(SIMULATORS, "point", "tests.simulators.point:POINT")
-    for module in (rollout, gathering):
+    for module in (rollout, episode_jobs):
         monkeypatch.setattr(module, "spread", support.spread_here)
     yield
 
@@ -81,20 +83,20 @@ def write_act(folder: Path, seed: int, actions: int = 2) -> Path:
 
 
 def test_its_suites_are_found_beside_the_others() -> None:
-    assert simulator("point_fog") is POINT and simulator("libero_goal") is not POINT
+    assert simulator_of("point_fog") is POINT and simulator_of("libero_goal") is not POINT
     assert {"point", "libero_goal"} <= set(suites())
     assert variant_of("point_fog") == ("point", "fog") and variant_of("point") == ("point", "")
     with pytest.raises(UserError, match=r"expected a suite of libero_spatial, .*point, point_fog, found 'pont'; fix"):
-        simulator("pont")
+        simulator_of("pont")
     assert next(suites_with({"push the point to the top", "push the point to the left"})) == ("point", [0, 2])
 
 
 def test_it_is_evaluated_probed_compared_and_reported(
     policies: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, told, fog = tmp_path / "run", tmp_path / "told", tmp_path / "fog"
+    run, other, fog = tmp_path / "run", tmp_path / "other", tmp_path / "fog"
     rollout.evaluate(policies, out_dir=run, probes=list(PROBES), **SETTING)
-    rollout.evaluate(policies, out_dir=told, told={0: 1}, **{**SETTING, "tasks": None})
+    rollout.evaluate(policies, out_dir=other, instruct={0: 1}, **{**SETTING, "tasks": None})
     rollout.evaluate(policies, out_dir=fog, layouts="fresh", **{**SETTING, "suite": "point_fog"})
     evaluation = Evaluation.load(run)
     assert evaluation.protocol.versions == {"point": "1.0"} and evaluation.protocol.fast_version is None
@@ -113,8 +115,8 @@ def test_it_is_evaluated_probed_compared_and_reported(
     compare([run])
     said = capsys.readouterr().out
     assert said.startswith("point: A = expert, B = two-stage") and "push the point to the top" in said
-    assert {row.told for row in probe_rows(Evaluation.load(told).episodes)} == {1}
-    write_report(tmp_path / "page.html", run, probe=[told], variants=[fog])
+    assert {row.instructed for row in probe_rows(Evaluation.load(other).episodes)} == {1}
+    write_report(tmp_path / "page.html", run, probe=[other], variants=[fog])
     page, details = (tmp_path / "page.html").read_text(), json.loads((tmp_path / "details.json").read_text())
     assert "<dt>point</dt><dd>1.0</dd>" in page and "at 30 Hz" in page and "mujoco" not in page
     assert "48 \u00d7 64 px" in page
@@ -151,9 +153,12 @@ def test_policies_of_another_robot_are_refused(policies: dict[str, str], tmp_pat
 
 def test_it_is_collected_from_and_its_policies_are_corrected(policies: dict[str, str], tmp_path: Path) -> None:
     out, corrected = tmp_path / "demonstrations", tmp_path / "corrections"
-    collect("point", 2, out, tasks=[1], workers=1, images=True)
+    setting: dict[str, Any] = {"suite": "point", "tasks": [1], "workers": 1, "images": True}
+    collect(CollectConfig(episodes=2, out=out, **setting))
     correcting.correct(
-        policies["expert"], "point", 1, corrected, tasks=[1], steps=[4, 4], noise=0.1, workers=1, images=True
+        correcting.CorrectConfig(
+            policy=policies["expert"], episodes=1, out=corrected, steps=[4, 4], noise=0.1, **setting
+        )
     )
     for root in (out, corrected):
         dataset = open_dataset(root)
@@ -162,5 +167,5 @@ def test_it_is_collected_from_and_its_policies_are_corrected(policies: dict[str,
         assert features["action"]["names"] == {"motors": ["ax", "ay"]} and features["action"]["shape"] == (2,)
         assert recorded_in(root) is POINT
         Contract.of_dataset(root).check(POINT.contract("point", 0, "fast"), "dataset", "simulator")
-    (scene,) = gathering.scenes(corrected)
+    (scene,) = episode_jobs.scenes(corrected)
     np.testing.assert_allclose(column(open_dataset(corrected), "observation.state")[0], scene.start.state, atol=1e-6)

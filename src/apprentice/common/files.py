@@ -72,9 +72,9 @@ def sweep(folder: Path, pattern: str = f"*{UNFINISHED}", deep: bool = False) -> 
 
 
 @contextmanager
-def disk_full_at(place: Path, shown: Path | None = None) -> Iterator[None]:
+def disk_full_at(place: Path, final: Path | None = None) -> Iterator[None]:
     """Inside, a full disk becomes a UserError that names the file: libraries often do not tell which. `place` is what
-    is written, a file or a folder, which goes by the name `shown`.
+    is written, a file or a folder, named `final` in the message.
     """
     try:
         yield
@@ -82,8 +82,8 @@ def disk_full_at(place: Path, shown: Path | None = None) -> Iterator[None]:
         if isinstance(error, UserError) or not is_disk_full(error):
             raise
         named = Path(getattr(error, "filename", None) or _being_written(error, place) or place)
-        if shown is not None and named.is_relative_to(place):
-            named = shown / named.relative_to(place)
+        if final is not None and named.is_relative_to(place):
+            named = final / named.relative_to(place)
         raise UserError(
             f"expected room on the disk, found none left while writing {named}; what was finished before is kept; "
             "fix: free some space and run the same command again"
@@ -300,8 +300,8 @@ def checked(text: str, kind: Any, what: str, where: str, more: bool = False, fix
                 f"an unknown key; {meant(str(first['loc'][-1]), names := _keys(kind), f'known: {", ".join(names)}')}"
             )
         elif field and first["type"] not in ("missing", "json_invalid"):
-            shown = repr(first["input"])
-            found += f", {shown if len(shown) < 60 else shown[:57] + '...'}"
+            final = repr(first["input"])
+            found += f", {final if len(final) < 60 else final[:57] + '...'}"
         others = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         raise FileError(
             f"expected {what} {where}, found{f' in {field}' if field else ''}: {found}{others}; fix: {fix}"

@@ -21,7 +21,7 @@ REQUIRED = object()
 ABOVE_0, BELOW_1 = math.nextafter(0, 1), math.nextafter(1, 0)
 # The least and the largest value of numbers, by the name of their flag. Others: whole numbers from 1 on, any above 0.
 LIMITS: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(["seed", "train_seed", "validate", "rollouts", "worlds", "tasks", "told"], (0, math.inf)),
+    **dict.fromkeys(["seed", "train_seed", "validate", "rollouts", "variants", "tasks", "instruct"], (0, math.inf)),
     **dict.fromkeys(["cache_gb", "older_than", "noise", "language_rate_factor", "latent_weight"], (0, math.inf)),
     **dict.fromkeys(
         ["weight_decay", "checkpoint_every", "plan.frames", "patience", "gripper_state_dims"], (0, math.inf)
@@ -51,7 +51,7 @@ class Parser(argparse.ArgumentParser):
     """One that raises UserError, with what was meant, in place of ending the process.
 
     Attributes:
-        named: whether it is a command's own, whose unknown flags are told before any that is missing.
+        named: whether it is a command's own, whose unknown flags are named before any that is missing.
     """
 
     named = False

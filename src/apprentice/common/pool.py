@@ -18,12 +18,12 @@ from typing import Any
 from rich.markup import escape
 
 from apprentice.common.errors import UserError
-from apprentice.common.garbage import collect_rarely
+from apprentice.common.garbage_collection import collect_rarely
 from apprentice.common.process import end_with_parent, ordinary_priority
 from apprentice.common.progress import console
 from apprentice.common.watch import WorkerDied, busy, epitaph, keep_note
 
-PATIENCE = 2.0  # s between looks at the workers' health
+PATIENCE = 2.0  # s between checks of the workers' health
 STILLBORN = 3  # times that workers may die one after the other before they have begun a job
 RETRIES = 3  # machines or processes that may die under one and the same job
 SLOW = ("torch", "lerobot.policies")  # libraries that take long to import, start no thread and touch no GPU
@@ -42,10 +42,10 @@ def spread[J, R](
     machine end with this one, however it ends.
     """
     workers = max(1, min(workers, len(jobs)))
-    return _here(run, jobs, workers, renew) if ray is None else _across(ray, run, jobs, workers, renew)
+    return _locally(run, jobs, workers, renew) if ray is None else _across(ray, run, jobs, workers, renew)
 
 
-def _here[J, R](run: Callable[[J], R], jobs: Sequence[J], workers: int, renew: int | None) -> Iterator[R]:
+def _locally[J, R](run: Callable[[J], R], jobs: Sequence[J], workers: int, renew: int | None) -> Iterator[R]:
     left, died, stillborn = dict(enumerate(jobs)), set[str](), list[WorkerDied]()
     while left:
         try:

@@ -55,7 +55,7 @@ def run_logged(command: list[str], log: Path, environment: dict[str, str], keep:
 
     On a terminal the command sees a terminal too, so its progress bars live; the log then holds their last
     state only. `keep` is a file descriptor that the command inherits. On KeyboardInterrupt, and if this
-    process is killed, the command is told to end as well. Raises FileNotFoundError if there is no such
+    process is killed, the command gets a signal to end as well. Raises FileNotFoundError if there is no such
     command.
     """
     if sys.stdout.isatty():
@@ -74,7 +74,7 @@ def run_logged(command: list[str], log: Path, environment: dict[str, str], keep:
                 env=environment,
                 pass_fds=[keep],
                 start_new_session=True,
-                preexec_fn=partial(_end_when_told, os.getpid()),
+                preexec_fn=partial(_end_with_parent, os.getpid()),
             )
         finally:
             os.close(theirs)
@@ -134,7 +134,7 @@ def _signal(process: subprocess.Popen[bytes], number: int) -> None:
         os.killpg(process.pid, number)
 
 
-def _end_when_told(parent: int) -> None:
+def _end_with_parent(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell has what it starts in the background ignore it
     if sys.platform == "linux":
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -22,7 +22,7 @@ SAME = 1e-4  # of its size, or of 1 if that is smaller: a constant's allowance
 def described(known: Any, columns: Mapping[str, NDArray[Any]], cameras: Sequence[str]) -> tuple[Stats, list[str]]:
     """Statistics of every column (F, n) and camera, and the columns whose `known` ones are none of these numbers.
 
-    Those of cameras cannot be told without decoding all pictures: if they are missing they are ImageNet's, which
+    Those of cameras cannot be known without decoding all pictures: if they are missing they are ImageNet's, which
     lerobot-train takes in any case.
     """
     known = known if isinstance(known, dict) else {}

@@ -59,9 +59,9 @@ def expert_check(
     """Find out whether a policy can teach on a dataset, and what to do about it if it cannot.
 
     Args:
-        checkpoint: the policy's checkpoint folder, or a YAML file with one for each instruction.
+        checkpoint: folder of the policy's checkpoint, or a YAML file with one checkpoint for each instruction.
         dataset: folder of a LeRobotDataset v3.0.
-        frames: how many frames, spread over the dataset, its actions are compared on.
+        frames: number of frames, spread over the dataset, on which its actions are compared.
         rename: new names of the dataset's features, such as observation.images.top=observation.images.image.
         resize: sizes (px) in which cameras are read, such as observation.images.image=240x320 (height x width).
 
@@ -77,8 +77,9 @@ def expert_check(
             actions, findings = action_table(expert, data), compared(expert, data, frames)
             console.print(actions)
             console.print(
-                f"decoded latents and its own actions differ by {findings.difference:.1e} scales\n"
-                f"error against the recorded actions: {findings.relative_error:.2f} of a constant answer's"
+                "largest difference between its actions and its decoded latents: "
+                f"{findings.difference:.1e} of the actions' scale\n"
+                f"error on the recorded actions: {findings.relative_error:.2f} of the error of a constant action"
             )
             problems = unfit(findings)
     except UserError as error:

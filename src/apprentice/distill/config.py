@@ -10,11 +10,12 @@ class CacheConfig:
     """What is computed once for each frame, and kept on the disk.
 
     Attributes:
-        every: learn from every n-th frame alone. Neighbours differ little, and caching costs a time for each.
-        views: learn from so many views of each frame: the picture, and others moved a little and in another light.
-        cache_gb: what is computed once for all steps may take that much of the disk (GB). If there is not enough room
-            for all, image tokens come first, then the expert's latents, then the keys and values of the VLM's prefix.
-        cache_precision: how that is kept; 8-bit is for keys and values, image tokens are then bfloat16.
+        every: train on every n-th frame only. Neighbouring frames differ little, and each cached frame takes time.
+        views: train on so many views of each frame: the picture itself, and copies that are moved a little and lit
+            differently.
+        cache_gb: largest size of the caches on the disk (GB). If the space is too small for all, image tokens come
+            first, then the expert's latents, then the keys and values of the VLM's prefix.
+        cache_precision: precision of the caches; 8-bit is for keys and values, image tokens are then bfloat16.
     """
 
     every: int = 1
@@ -28,27 +29,27 @@ class TrainingConfig:
     """A training, of an expert or of a student.
 
     Attributes:
-        dataset: folder of a LeRobotDataset v3.0, or several, A B, each sampled as often as it has frames; or with
-            weights, A=2 B=1, of which A gives two of three samples.
+        dataset: folder of a LeRobotDataset v3.0, or several: A B samples each as often as it has frames, A=2 B=1 takes
+            two of three samples from A.
         out: folder of the run; OUT/checkpoint is the policy.
         rename: new names of a dataset's features, such as observation.images.top=observation.images.image. The
             checkpoint remembers them, for a robot that has the old names.
         resize: sizes (px) in which cameras are read, such as observation.images.image=240x320 (height x width).
-        steps: optimizer steps.
-        batch_size: samples a step, over all processes together.
-        accumulate: parts in which a process computes its share of a step, to save memory.
-        ema: decay of the moving average of the weights (such as 0.999), which is then what is saved; 0 for none.
-        seed: decides initial weights and the order of the data.
-        balance: "task" draws each instruction of a dataset as often as every other, "frame" each frame.
+        steps: number of optimizer steps.
+        batch_size: number of samples in a step, over all processes together.
+        accumulate: split each process's share of a step into so many parts, to save memory.
+        ema: decay of the moving average of the weights, such as 0.999; the average is saved. 0 for no average.
+        seed: seed of the initial weights and of the order of the data.
+        balance: "task" draws each instruction of a dataset equally often, "frame" draws each frame equally often.
         gripper_change_factor: draw samples within half a second of a change of the gripper so many times as often as
-            others; 1 for alike.
-        validate: episodes of the datasets that nothing trains on; their loss is logged.
+            others; 1 draws all equally often.
+        validate: number of episodes of the datasets that are kept out of training; their loss is logged.
         validate_every: validate every N steps.
-        keep: which weights the run ends with: the last, or the best. The best have the highest success if there are
-            roll-outs, else the lowest loss on the episodes of `validate`.
-        patience: stop early, when so many validations (or roll-outs, if there are any) in a row found nothing better;
-            0 for never.
-        track: also draw the log's curves with trackio, if it is installed, or wandb; both stay on this machine.
+        keep: the weights that the run ends with: the last or the best. The best have the highest success if there are
+            roll-outs, otherwise the lowest loss on the episodes of `validate`.
+        patience: stop early after so many validations (or roll-outs, if there are any) in a row without a better
+            result; 0 for never.
+        track: also draw the log's curves with trackio (if it is installed) or wandb; both stay on this machine.
     """
 
     dataset: Sequence[str] | str

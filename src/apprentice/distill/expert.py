@@ -58,13 +58,13 @@ class ExpertConfig(TrainingConfig):
     """The training of an expert. Its statistics are those of all frames of all datasets, whatever their weights.
 
     Attributes:
-        kind: what to train (default: seer, or what is in `init`).
+        kind: type of policy to train (default: seer, or the type of `init`).
         set: fields of the policy's own configuration, as in --policy.KEY=VALUE of lerobot-train: chunk_size=16
             optimizer_lr=3e-4.
-        cameras: the images that it reads; all if none are named.
-        init: checkpoint (or run) whose weights and statistics to go on from.
-        precision: "auto" computes in bfloat16 if that is faster here, which is tried at the start.
-        cache_gb: decoded images may take that much of the disk (GB); if there is less room, the last cameras are
+        cameras: cameras that the policy reads; all if not given.
+        init: checkpoint or run whose weights and statistics the training starts from.
+        precision: "auto" computes in bfloat16 if that is faster on this machine, which is measured at the start.
+        cache_gb: largest size of the decoded images on the disk (GB); if the space is too small, the last cameras are
             decoded in each step.
     """
 

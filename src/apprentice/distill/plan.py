@@ -100,14 +100,15 @@ def plan(
     """Tell how many parameters train, what memory each stage needs on a GPU, and what the caches need on disk.
 
     Args:
-        vlm: folder or hub name of a Hugging Face VLM; of a name, configuration and processor alone are fetched.
+        vlm: folder or hub name of a Hugging Face VLM; of a hub name, only the configuration and the processor are
+            fetched.
         expert: folder of the expert's checkpoint, or a YAML file with one for each instruction.
-        batch: samples a step.
-        dataset: folder of a LeRobotDataset v3.0; without one, cameras are the expert's and instructions ours.
-        frames: how many frames will be cached, instead of the dataset's.
-        n_obs_steps: steps of observation that the student reads, the present one included.
-        lora_rank: rank of LoRA's matrices.
-        precision: what the GPU computes with; weights, gradients and averages are float32 in any case.
+        batch: number of samples in a step.
+        dataset: folder of a LeRobotDataset v3.0; without one, the expert's cameras and example instructions are used.
+        frames: number of frames to cache, instead of the dataset's.
+        n_obs_steps: number of observation steps that the student reads, with the present one.
+        lora_rank: rank of the LoRA matrices.
+        precision: precision of the GPU's computation; weights, gradients and averages are always float32.
         rename: new names of the dataset's features, such as observation.images.top=observation.images.image.
         resize: sizes (px) in which cameras are read, such as observation.images.image=240x320 (height x width).
 

@@ -52,19 +52,19 @@ class StageConfig(TrainingConfig, CacheConfig):
 
     Attributes:
         vlm: folder or hub name of a Hugging Face VLM, for a new student.
-        expert: folder of the expert's checkpoint, or a YAML file with one for each instruction. With `student`: where
-            its expert lies now, if it was moved.
-        student: checkpoint (or run) to go on from.
+        expert: folder of the expert's checkpoint, or a YAML file with one checkpoint for each instruction. With
+            `student`: the new place of its expert, if it was moved.
+        student: checkpoint or run from which to continue.
         scratch: give the VLM of a new student random weights.
-        n_obs_steps: steps of observation that a new student reads, the present one included (default: 1).
+        n_obs_steps: number of observation steps that a new student reads, with the present one (default: 1).
         gripper_state_dims: how many of the last entries of the state belong to the gripper of a new student (default:
-            2, or fewer if there would be no others).
-        learning_rate: peak learning rate of what is new; the language model's is `language_rate_factor` times that.
-        language_rate_factor: see `learning_rate`.
-        align_loss: "mse" or "l2".
-        latent_weight: to fine-tune, how much the distance from the expert's latents, in units of their deviation, still
-            counts; 0 as in the paper.
-        rollouts: fresh layouts of each of the dataset's LIBERO tasks to run in closed loop while training.
+            2, or fewer if no others would be left).
+        learning_rate: peak learning rate of the new modules; the language model's is `language_rate_factor` times this.
+        language_rate_factor: learning rate of the language model, as a share of `learning_rate`.
+        align_loss: loss of the alignment, "mse" or "l2".
+        latent_weight: in fine-tuning, weight of the distance from the expert's latents (in units of their deviation); 0
+            as in the paper.
+        rollouts: number of fresh layouts of each of the datasets' tasks to run in closed loop during training.
         rollout_every: roll out every N steps.
     """
 

@@ -142,10 +142,10 @@ def train(
                 break
     if position.finished and position.step < config.steps:
         console.print(
-            f"{learner.stage}: stopped after step {position.step}: {best.worse} validations found nothing better"
+            f"{learner.stage}: stopped after step {position.step}: {best.worse} validations in a row were no better"
         )
     if best.keeps and position.best is not None:
-        console.print(f"{learner.stage}: the checkpoint is that of step {position.best_step}, with {best.title}")
+        console.print(f"{learner.stage}: the checkpoint is from step {position.best_step}, with {best.title}")
     if trainee.main:
         write_json(run / "cost.json", _cost(learner, log.last))
 
@@ -165,7 +165,7 @@ def same_gradients(
             if "deterministic" not in str(error):
                 raise
             reason = str(error).splitlines()[0].partition(". ")[0]
-            console.print(f"a run that is killed and goes on will differ in its last digits: {reason}", highlight=False)
+            console.print(f"a resumed run will differ in its last digits: {reason}", highlight=False)
             trainee.repeats, trainee.accelerator.step = False, begun
             trainee.optimizer.zero_grad()
     return gradients(trainee, samples, index, config, step, due)

@@ -14,7 +14,7 @@ from apprentice.evaluate.episode.probes import PLAIN
 from apprentice.evaluate.episode.trace import write_table
 from apprentice.evaluate.protocol import differences
 from apprentice.evaluate.results import ALL, Episode, Evaluation, Row, rows_by, success_rows
-from apprentice.simulators.base import simulator
+from apprentice.simulators.base import simulator_of
 
 
 @dataclass(frozen=True)
@@ -22,16 +22,16 @@ class Paired:
     """Two policies, A and B, on the same episodes of a task, or of all.
 
     Attributes:
-        task, told: indices, or "all".
+        task, instructed: indices, or "all".
         pairs: episodes that both have run.
-        a, b: successes of each; in the language probe, of the task that was told.
+        a, b: successes of each; in the language probe, of the task whose instruction was given.
         only_a, only_b: pairs in which one alone succeeds.
         low95, high95: bounds of the difference of rates, B - A (Tango).
         p: of the exact McNemar test that neither is better.
     """
 
     task: int | str
-    told: int | str
+    instructed: int | str
     pairs: int
     a: int
     b: int
@@ -42,11 +42,11 @@ class Paired:
     p: float
 
     @classmethod
-    def of(cls, task: int | str, told: int | str, outcomes: list[tuple[bool, bool]]) -> "Paired":
+    def of(cls, task: int | str, instructed: int | str, outcomes: list[tuple[bool, bool]]) -> "Paired":
         a, b = (sum(outcome) for outcome in zip(*outcomes, strict=True)) if outcomes else (0, 0)
         only_a, only_b = sum(a > b for a, b in outcomes), sum(b > a for a, b in outcomes)
         low, high = tango(only_b, only_a, len(outcomes))
-        return cls(task, told, len(outcomes), a, b, only_a, only_b, low, high, mcnemar(only_a, only_b))
+        return cls(task, instructed, len(outcomes), a, b, only_a, only_b, low, high, mcnemar(only_a, only_b))
 
     @property
     def difference(self) -> float:
@@ -56,24 +56,24 @@ class Paired:
 
 def paired(a: list[Episode], b: list[Episode]) -> list[Paired]:
     """All tasks together, then task by task, first where B falls behind A most; of episodes that both have."""
-    mine, theirs = ({(e.task, e.told, e.init_state): e.told_success for e in side} for side in (a, b))
+    mine, theirs = ({(e.task, e.instructed, e.init_state): e.instructed_success for e in side} for side in (a, b))
     common = sorted(mine.keys() & theirs.keys())
-    by_task = [
-        Paired.of(task, told, [(mine[key], theirs[key]) for key in keys])
-        for (task, told), keys in groupby(common, key=lambda key: key[:2])
+    per_task = [
+        Paired.of(task, instructed, [(mine[key], theirs[key]) for key in keys])
+        for (task, instructed), keys in groupby(common, key=lambda key: key[:2])
     ]
-    by_task.sort(key=lambda row: (row.difference, row.b))
-    return [Paired.of(ALL, ALL, [(mine[key], theirs[key]) for key in common]), *by_task]
+    per_task.sort(key=lambda row: (row.difference, row.b))
+    return [Paired.of(ALL, ALL, [(mine[key], theirs[key]) for key in common]), *per_task]
 
 
 def compare(runs: list[Path], *, policies: list[str] | None = None, across: list[str] | None = None) -> Result:
     """Compare policies of two evaluations, or of one, on the same episodes, and print it.
 
     Args:
-        runs: one or two folders that `apprentice eval` wrote.
-        policies: names of two policies, A of the first run and B of the last; if not given, those of the same name
-            in both, or the only ones there are.
-        across: fields of the protocol that may differ, because they are what is compared, such as render.
+        runs: one or two folders, written by `apprentice eval`.
+        policies: names of two policies, A of the first run and B of the last. If not given: policies of the same name
+            in both runs, or the only two.
+        across: fields of the protocol that may differ between the runs, such as render.
 
     Raises UserError if the protocols differ otherwise, or if there is nothing to compare.
     """
@@ -133,12 +133,12 @@ def _chosen(first: Evaluation, last: Evaluation, policies: Collection[str] | Non
 
 def _comparison(evaluation: Evaluation, rows: list[Paired], a: str, b: str, names: tuple[str, str]) -> str:
     where = "" if names[0] == names[1] else f" ({names[0]} and {names[1]})"
-    instructions = simulator(evaluation.protocol.suite).tasks(evaluation.protocol.suite)
+    instructions = simulator_of(evaluation.protocol.suite).tasks(evaluation.protocol.suite)
     lines = [["task", "A", "B", "only A", "only B", "B - A", "95 % interval", "p", ""]]
     for row in rows:
         lines.append(
             [
-                _name(row.task, row.told),
+                _name(row.task, row.instructed),
                 f"{row.a}/{row.pairs}",
                 f"{row.b}/{row.pairs}",
                 str(row.only_a),
@@ -146,7 +146,7 @@ def _comparison(evaluation: Evaluation, rows: list[Paired], a: str, b: str, name
                 f"{100 * row.difference:+.1f}",
                 f"{100 * row.low95:+.1f} to {100 * row.high95:+.1f}",
                 f"{row.p:.2g}",
-                "" if row.told == ALL else instructions[int(row.told)].instruction,
+                "" if row.instructed == ALL else instructions[int(row.instructed)].instruction,
             ]
         )
     return f"{evaluation.protocol.suite}: A = {a}, B = {b}{where}\n" + _table(lines)
@@ -154,7 +154,7 @@ def _comparison(evaluation: Evaluation, rows: list[Paired], a: str, b: str, name
 
 def summary(evaluation: Evaluation) -> str:
     """Success rates of every policy: the suite, then its tasks, the worst first; of a probe, over all tasks."""
-    instructions = simulator(evaluation.protocol.suite).tasks(evaluation.protocol.suite)
+    instructions = simulator_of(evaluation.protocol.suite).tasks(evaluation.protocol.suite)
     lines = [["policy", "task", "successes", "rate", "95 % interval", ""]]
     for row in _rows(evaluation):
         name = instructions[row.task].instruction if isinstance(row.task, int) else ""
@@ -167,7 +167,7 @@ def rates(runs: list[Path]) -> Result:
     """Print the success rates of evaluations, and of all of them together, the worst suites and tasks first.
 
     Args:
-        runs: folders that `apprentice eval` wrote, one a suite.
+        runs: folders, written by `apprentice eval`, one for each suite.
 
     Raises UserError if there is no evaluation in one of them.
     """
@@ -203,8 +203,8 @@ def rates_of(evaluation: Evaluation) -> dict[str, Any]:
 
 def _rows(evaluation: Evaluation) -> list[Row]:
     """Of each policy: the suite, its probes, then its tasks, the worst first."""
-    told = [e for e in evaluation.episodes if e.task != e.told and e.probe == PLAIN]
-    rows = success_rows(evaluation.episodes) if not told else _told_rows(told)
+    instructed = [e for e in evaluation.episodes if e.task != e.instructed and e.probe == PLAIN]
+    rows = success_rows(evaluation.episodes) if not instructed else _instructed_rows(instructed)
     for probe in evaluation.protocol.probes or ():
         probed = success_rows(evaluation.episodes, probe) if probe != PLAIN else []
         rows += [replace(row, task=probe) for row in probed if row.task == ALL]
@@ -216,13 +216,13 @@ def _rate(row: Row) -> list[str]:
     return [f"{row.successes}/{row.episodes}", f"{100 * row.rate:.1f}", bounds]
 
 
-def _told_rows(episodes: list[Episode]) -> list[Row]:
-    """Of a language probe: how often what was told was done, by the task that was told."""
-    return rows_by(episodes, lambda e: e.told, lambda e: e.told_success)
+def _instructed_rows(episodes: list[Episode]) -> list[Row]:
+    """Of a language probe: how often the instructed task was done, by that task."""
+    return rows_by(episodes, lambda e: e.instructed, lambda e: e.instructed_success)
 
 
-def _name(task: int | str, told: int | str) -> str:
-    return str(task) if task == told else f"{task}, told {told}"
+def _name(task: int | str, instructed: int | str) -> str:
+    return str(task) if task == instructed else f"{task}, instructed {instructed}"
 
 
 def _table(lines: list[list[str]]) -> str:

@@ -10,21 +10,21 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from apprentice.common.errors import UserError
 from apprentice.common.progress import console
-from apprentice.evaluate.episode import play
+from apprentice.evaluate.episode import runner
 from apprentice.evaluate.episode.handover import hand_over
 from apprentice.evaluate.episode.job import EpisodeJob
 from apprentice.evaluate.protocol import Protocol
 from apprentice.evaluate.selfcheck.faults import watched
 from apprentice.serve.client import is_address
-from apprentice.simulators.base import Demonstration, Environment, Record, simulator
-from apprentice.simulators.collection.gathering import Collected, CollectJob, attempt, gather, settings_of
+from apprentice.simulators.base import Demonstration, Environment, Record, simulator_of
+from apprentice.simulators.collection.config import CollectConfig
+from apprentice.simulators.collection.episode_jobs import Collected, CollectJob, attempt, gather
 
 NAME = "policy"
 APART = 1_000_000_000  # from the seeds of collection, and from those of evaluation on fresh layouts
@@ -48,56 +48,38 @@ class Correction(CollectJob):
         return f"{self.suite} task {self.task}, correction {self.episode}"
 
 
-def correct(
-    policy: str,
-    suite: str,
-    episodes: int,
-    out: Path | str,
-    tasks: Sequence[int] | None = None,
-    steps: Sequence[int] | None = None,
-    noise: float = 0.0,
-    n_action_steps: int | None = None,
-    workers: int = 2,
-    ray: str | None = None,
-    seed: int = 0,
-    render: Literal["fast", "exact"] = "fast",
-    size: int = 128,
-    images: bool = False,
-    worlds: int = 0,
-    reworded: bool = False,
-) -> dict[str, Any]:
-    """Write `episodes` successful corrections of each task into the dataset folder `out`; returns a summary.
+@dataclass(frozen=True, kw_only=True)
+class CorrectConfig(CollectConfig):
+    """Which policy to correct, and from where on.
+
+    Attributes:
+        policy: the policy that acts first: a LeRobot checkpoint folder, an experts.yaml with one checkpoint a task, or
+            an address ws://HOST:PORT.
+        steps: the policy acts for a number of steps drawn from LEAST to MOST; it stops earlier before a mistake. If not
+            given, from 1 to half of the suite's limit, about as long as a demonstration.
+        noise: standard deviation of the noise on the policy's actions, such as 0.2 (the largest action is 1).
+        n_action_steps: execute so many actions of each chunk before the policy plans again, instead of the number in
+            its checkpoint.
+    """
+
+    policy: str
+    steps: Sequence[int] | None = None
+    noise: float = 0.0
+    n_action_steps: int | None = None
+
+
+def correct(config: CorrectConfig) -> dict[str, Any]:
+    """Write successful corrections of each task into a dataset; returns a summary.
 
     Finished episodes wait in a folder beside `out` until all are there: start again to go on after a kill. Starts from
     fresh scenes, never from the test states, nor from those of demonstrations.
 
-    Args:
-        policy: who acts first: a LeRobot checkpoint folder, an experts.yaml with one a task, or an address
-            ws://HOST:PORT.
-        suite: such as libero_goal.
-        episodes: successful ones of each task, at most 1000.
-        out: folder to write, which must not exist.
-        tasks: their indices in the suite; all of them if not given.
-        steps: the policy acts for a number of steps drawn from LEAST to MOST, fewer if it would make a mistake; if not
-            given, from 1 to half of the suite's limit, about as long as a demonstration.
-        noise: standard deviation of what disturbs the policy's arm, such as 0.2 (the largest action is 1).
-        n_action_steps: actions of a chunk that are executed before the policy plans again, instead of what its
-            checkpoint says.
-        workers: processes.
-        ray: address of a Ray cluster whose processes do the work, such as auto.
-        seed: decides everything that varies.
-        render: "fast" (simplified meshes) or "exact".
-        size: of the images (px).
-        images: keep each image as PNG in place of videos: exact and quick to read, many times larger.
-        worlds: play each task in so many worlds of its own, with objects exchanged and spread over the table;
-            0 plays it as published.
-        reworded: say each instruction in other words.
-
     Raises UserError if the policy does not fit, and as `apprentice collect` does.
     """
-    played = simulator(suite)
-    known, most = played.tasks(suite), played.suites[suite]
-    bounds = tuple(steps or (1, most // 2))
+    suite, noise = config.suite, config.noise
+    simulator = simulator_of(suite)
+    known, most = simulator.tasks(suite), simulator.suites[suite]
+    bounds = tuple(config.steps or (1, most // 2))
     if len(bounds) != 2 or not 1 <= bounds[0] <= bounds[1] <= most or noise < 0:
         raise UserError(
             f"expected two numbers of steps from 1 to {most} and a noise from 0 on, found "
@@ -105,30 +87,27 @@ def correct(
         )
     protocol = Protocol.with_installed_versions(
         suite=suite,
-        tasks=tuple(tasks or range(len(known))),
+        tasks=tuple(config.tasks or range(len(known))),
         episodes=1,
-        told=(),
+        instructed=(),
         step_limit=most,
-        image_size=size,
-        render=render,
-        seed=seed,
-        n_action_steps=n_action_steps,
+        image_size=config.size,
+        render=config.render,
+        seed=config.seed,
+        n_action_steps=config.n_action_steps,
     )
-    card = play.inspect(NAME, policy, played.contract(suite, size, render), protocol)
-    shared = settings_of(suite, seed, render, size, worlds, reworded)
+    card = runner.inspect(NAME, config.policy, simulator.contract(suite, config.size, config.render), protocol)
     make = partial(
         Correction,
-        **shared,
-        place=policy,
+        **config.shared,
+        place=config.policy,
         checkpoint=card.checkpoint,
         protocol=protocol,
         steps=bounds,
         noise=noise,
     )
-    settings = shared | {"policy": vars(card), "policy_steps": list(bounds), "policy_noise": noise}
-    summary = gather(
-        Path(out), make, _correct_one, settings, tasks=tasks, episodes=episodes, workers=workers, ray=ray, images=images
-    )
+    settings = config.shared | {"policy": vars(card), "policy_steps": list(bounds), "policy_noise": noise}
+    summary = gather(config, make, _correct_one, settings)
     kinds = Counter(kind for task in summary["per_task"].values() for kind in task["handed_over"])
     held = sum(sum(task["held"]) for task in summary["per_task"].values())
     said = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
@@ -143,9 +122,9 @@ def _correct_one(job: Correction) -> Collected:
 
 def _corrected(job: Correction, env: Environment, seed: int) -> Demonstration:
     """Let the policy act, then the demonstrator; everything that varies is decided by `seed`."""
-    instruction, demonstrator = job.instruction, simulator(job.suite).demonstrator()
+    instruction, demonstrator = job.instruction, simulator_of(job.suite).demonstrator()
     player = EpisodeJob(NAME, job.place, job.checkpoint, job.task, job.task, 0, job.protocol)
-    policy = play.load(player, instruction)
+    policy = runner.load(player, instruction)
     demonstrator.begin(env, seed)
     policy.reset(seed)
 

@@ -29,12 +29,12 @@ def closed_loop(config: StageConfig) -> Callable[[Path, Path], float]:
     Raises UserError unless all instructions of the datasets are tasks of one suite.
     """
     mixture = open_mixture(config.dataset, config.rename, config.resize)
-    told = set(mixture.instructions)
-    for suite, found in suites_with(told):
+    instructions = set(mixture.instructions)
+    for suite, found in suites_with(instructions):
         camera = next(key for key, feature in mixture.features.items() if feature.type is FeatureType.VISUAL)
         return partial(_success, suite, found, config.rollouts, mixture.meta.features[camera]["shape"][0])
     raise UserError(
-        f"expected instructions of one suite for --rollouts, found {sorted(told)}; fix: leave --rollouts out, "
+        f"expected instructions of one suite for --rollouts, found {sorted(instructions)}; fix: leave --rollouts out, "
         "and run the student where its tasks are"
     )
 
@@ -46,4 +46,4 @@ def _success(suite: str, indices: list[int], episodes: int, size: int, student: 
 
     evaluate({"student": str(student)}, suite, folder, tasks=indices, episodes=episodes, size=size, layouts="fresh")
     done = Evaluation.load(folder).episodes
-    return sum(episode.told_success for episode in done) / len(done)
+    return sum(episode.instructed_success for episode in done) / len(done)

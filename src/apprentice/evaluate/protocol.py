@@ -7,10 +7,10 @@ from typing import Any
 
 from apprentice.common.files import fingerprint
 from apprentice.evaluate.episode.probes import PLAIN, applies
-from apprentice.serve.card import Execution
-from apprentice.simulators.base import simulator
+from apprentice.serve.policy_card import Execution
+from apprentice.simulators.base import simulator_of
 
-EXTENT = ("tasks", "episodes", "told", "probes", "until")  # which episodes; all other fields say how one is run
+EXTENT = ("tasks", "episodes", "instructed", "probes", "until")  # which episodes; all other fields say how one is run
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class Protocol:
         suite: name of a simulator's suite.
         tasks: indices of its tasks.
         episodes: benchmark's initial states 0 .. episodes - 1 of each task, the same for every policy.
-        told: (task, other task) pairs of the language probe: `task` is set up and `other` is what the policy is told.
+        instructed: (task, other task) pairs of the language probe: `task` is set up, the policy is given the
+            instruction of `other`.
         step_limit: actions before an episode counts as failed.
         settle_steps: no-op actions before the policy's first.
         image_size: height and width (px).
@@ -45,7 +46,7 @@ class Protocol:
     suite: str
     tasks: tuple[int, ...]
     episodes: int
-    told: tuple[tuple[int, int], ...]
+    instructed: tuple[tuple[int, int], ...]
     step_limit: int
     image_size: int
     render: str
@@ -63,9 +64,9 @@ class Protocol:
     @classmethod
     def with_installed_versions(cls, *, suite: str, render: str, **fields: Any) -> "Protocol":
         """A protocol for the simulator installed here. Raises UserError if no simulator has the suite."""
-        played = simulator(suite)
-        fast = played.fast_version if render == "fast" else None
-        return cls(**fields, suite=suite, render=render, versions=played.versions(), fast_version=fast)
+        simulator = simulator_of(suite)
+        fast = simulator.fast_version if render == "fast" else None
+        return cls(**fields, suite=suite, render=render, versions=simulator.versions(), fast_version=fast)
 
     @property
     def execution(self) -> Execution:
@@ -88,8 +89,8 @@ class Protocol:
 
     @property
     def pairs(self) -> tuple[tuple[int, int], ...]:
-        """(task that is set up, task that the policy is told) of every episode to run, once per initial state."""
-        return self.told or tuple((task, task) for task in self.tasks)
+        """(task that is set up, task whose instruction is given) of every episode to run, once per initial state."""
+        return self.instructed or tuple((task, task) for task in self.tasks)
 
     @property
     def variants(self) -> list[tuple[int, int, str]]:

@@ -16,13 +16,13 @@ from apprentice.common.files import disk_full_at, fingerprint, inside, read_json
 from apprentice.common.intervals import wilson
 from apprentice.evaluate.episode.probes import PLAIN
 from apprentice.evaluate.protocol import Protocol
-from apprentice.serve.card import PolicyCard
-from apprentice.simulators.base import simulator
+from apprentice.serve.policy_card import PolicyCard
+from apprentice.simulators.base import simulator_of
 
 ALL = "all"
 OTHER_TASK = "other task done"  # a kind of failure that every simulator has
-Key = tuple[str, str, str, int, int, str, int]  # policy, checkpoint, conditions, task, told, probe, initial state
-BLOCK = 5  # initial states of each task between two looks at a question that may end an evaluation
+Key = tuple[str, str, str, int, int, str, int]  # policy, checkpoint, conditions, task, instructed, probe, initial state
+BLOCK = 5  # initial states of each task between two interim analyses of a question that may end an evaluation
 
 
 @dataclass(frozen=True)
@@ -33,16 +33,16 @@ class Episode:
         policy: the name that the policy goes by in this evaluation.
         checkpoint: fingerprint of its files.
         conditions: `Protocol.conditions` under which it ran.
-        task, told: index of the task that was set up, and of the one whose instruction the policy was given.
+        task, instructed: index of the task that was set up, and of the one whose instruction the policy was given.
         init_state: index of the benchmark's initial state.
         success: the goal of `task` held at some step.
-        told_success: the goal of `told` held at some step; equals `success` unless the two tasks differ.
+        instructed_success: the goal of `instructed` held at some step; equals `success` unless the two tasks differ.
         steps: actions executed.
         seconds: wall-clock, of which `reset_seconds`, `policy_seconds`, `render_seconds`, `physics_seconds`.
         video: file name inside `videos/`, or None.
         seed: what the simulator and the policy's sampling were seeded with.
         probe: what was changed in it, a name of `PROBES`.
-        failure: how it failed, one of `failure_meanings`; None if what was told was done.
+        failure: how it failed, one of `failure_meanings`; None if the instructed task was done.
         trace: file name inside `traces/`: states, actions and the latency of each chunk.
     """
 
@@ -51,11 +51,11 @@ class Episode:
     conditions: str
     suite: str
     task: int
-    told: int
+    instructed: int
     init_state: int
     instruction: str
     success: bool
-    told_success: bool
+    instructed_success: bool
     steps: int
     seconds: float
     reset_seconds: float
@@ -71,14 +71,14 @@ class Episode:
     @property
     def key(self) -> Key:
         """What makes it the same episode: a second one with this key would be counted twice."""
-        return self.policy, self.checkpoint, self.conditions, self.task, self.told, self.probe, self.init_state
+        return self.policy, self.checkpoint, self.conditions, self.task, self.instructed, self.probe, self.init_state
 
     @property
     def stem(self) -> str:
         """Name of its files, without an ending; no other episode of any evaluation has it."""
         whose = fingerprint(self.policy, self.checkpoint, self.conditions)
         probe = "" if self.probe == PLAIN else f"-{self.probe}"
-        return f"task{self.task}-told{self.told}{probe}-state{self.init_state}-{whose}"
+        return f"task{self.task}-instructed{self.instructed}{probe}-state{self.init_state}-{whose}"
 
 
 @dataclass(frozen=True)
@@ -102,18 +102,18 @@ class Row:
 
 @dataclass(frozen=True)
 class ProbeRow:
-    """What a policy did in the scene of `task` when it was told `told`: that, the scene's own task, or neither."""
+    """What a policy did in the scene of `task` with the instruction of `instructed`: that, its own task, or neither."""
 
     policy: str
     suite: str
     task: int
-    told: int
+    instructed: int
     episodes: int
-    did_told: int
+    did_instructed: int
     did_task: int
     did_neither: int
-    told_low95: float
-    told_high95: float
+    instructed_low95: float
+    instructed_high95: float
 
 
 @dataclass(frozen=True)
@@ -180,9 +180,9 @@ class Evaluation:
         protocol, conditions = self.protocol, self.protocol.conditions
         block = BLOCK if protocol.until else protocol.episodes
         return [
-            (name, card.checkpoint, conditions, task, told, probe, state)
+            (name, card.checkpoint, conditions, task, instructed, probe, state)
             for first in range(0, protocol.episodes, block)
-            for task, told, probe in protocol.variants
+            for task, instructed, probe in protocol.variants
             for state in range(first, min(first + block, protocol.episodes))
             for name, card in self.policies.items()
         ]
@@ -217,13 +217,13 @@ def append_episode(path: Path, episode: Episode) -> None:
 
 def failure_meanings(suite: str) -> dict[str, str]:
     """What each kind of failure in a suite means."""
-    other = "Told another task, it did the one that the scene was set up for."
-    return {**simulator(suite).failures, OTHER_TASK: other}
+    other = "Given another task's instruction, it did the task that the scene was set up for."
+    return {**simulator_of(suite).failures, OTHER_TASK: other}
 
 
 def success_rows(episodes: Iterable[Episode], probe: str = PLAIN) -> list[Row]:
     """Success rates of each policy: first over all tasks, then task by task. Episodes of other probes do not count."""
-    counted = [e for e in episodes if e.task == e.told and e.probe == probe]
+    counted = [e for e in episodes if e.task == e.instructed and e.probe == probe]
     return rows_by(counted, lambda e: e.task, lambda e: e.success)
 
 
@@ -245,14 +245,16 @@ def rows_by(
 
 
 def probe_rows(episodes: Iterable[Episode]) -> list[ProbeRow]:
-    """What each policy did when told another task, pair by pair."""
-    episodes = [e for e in episodes if e.task != e.told]
+    """What each policy did when it was given another task's instruction, pair by pair."""
+    episodes = [e for e in episodes if e.task != e.instructed]
     rows = []
-    for policy, task, told in dict.fromkeys((e.policy, e.task, e.told) for e in episodes):
-        group = [e for e in episodes if (e.policy, e.task, e.told) == (policy, task, told)]
-        did_told = sum(e.told_success for e in group)
+    for policy, task, instructed in dict.fromkeys((e.policy, e.task, e.instructed) for e in episodes):
+        group = [e for e in episodes if (e.policy, e.task, e.instructed) == (policy, task, instructed)]
+        did_instructed = sum(e.instructed_success for e in group)
         did_task = sum(e.success for e in group)
-        neither = sum(not e.success and not e.told_success for e in group)
-        low, high = wilson(did_told, len(group))
-        rows.append(ProbeRow(policy, group[0].suite, task, told, len(group), did_told, did_task, neither, low, high))
+        neither = sum(not e.success and not e.instructed_success for e in group)
+        low, high = wilson(did_instructed, len(group))
+        rows.append(
+            ProbeRow(policy, group[0].suite, task, instructed, len(group), did_instructed, did_task, neither, low, high)
+        )
     return rows

@@ -17,14 +17,14 @@ from apprentice.common.progress import Meter, show
 from apprentice.common.result import Result
 from apprentice.evaluate.compare import rates_of, summary
 from apprentice.evaluate.episode.job import EpisodeJob
-from apprentice.evaluate.episode.play import inspect, run_episode
 from apprentice.evaluate.episode.recording import check_rerun
+from apprentice.evaluate.episode.runner import inspect, run_episode
 from apprentice.evaluate.episode.trace import write_table
 from apprentice.evaluate.protocol import Protocol
 from apprentice.evaluate.results import Episode, Evaluation, append_episode, drop_half_line
 from apprentice.evaluate.selfcheck.selfcheck import before_hours
 from apprentice.evaluate.sequential import Claim, verdict
-from apprentice.simulators.base import simulator
+from apprentice.simulators.base import simulator_of
 
 FRESH_LAYOUTS = 10_000  # a task
 
@@ -38,7 +38,7 @@ def evaluate(
     episodes: int = 50,
     workers: int = 2,
     ray: str | None = None,
-    told: dict[int, int] | None = None,
+    instruct: dict[int, int] | None = None,
     probes: list[str] | None = None,
     render: Literal["fast", "exact"] = "fast",
     size: int = 128,
@@ -55,30 +55,31 @@ def evaluate(
     """Run policies in closed loop on a benchmark's initial states; every finished episode is kept in `out_dir`.
 
     Args:
-        policies: by name, LeRobot checkpoint folders, an experts.yaml with one a task (lines `instruction: folder`), or
-            addresses ws://HOST:PORT of policy servers (openpi's).
+        policies: name=place of each policy; a place is a LeRobot checkpoint folder, an experts.yaml with one checkpoint
+            a task (lines `instruction: folder`), or the address ws://HOST:PORT of a policy server (openpi's protocol).
         suite: name of a simulator's suite, such as libero_goal, or of a variant, such as libero_goal_swap.
-        tasks: indices of its tasks; all if not given.
-        episodes: initial states 0 .. episodes - 1 of each task are run, the same ones for every policy.
-        out_dir: folder of the evaluation; one that was begun there is continued.
-        workers: processes.
-        ray: address of a Ray cluster whose machines do the work ("auto": the one that this machine belongs to).
-        told: language probe instead: 1=8 sets up task 1 (scene, initial states) and gives the instruction of task 8.
-        probes: what to change in the episodes, one or more of plain (nothing), paraphrase, empty (no words),
-            black-agent, black-wrist (a camera is black) and moved (what is carried stands elsewhere); tasks that a
-            probe does not suit are left out of it.
-        render: "fast" draws simplified meshes, "exact" those of the benchmark, for numbers to be published.
+        tasks: indices of the tasks; all tasks if not given.
+        episodes: run the initial states 0 to N - 1 of each task, the same for every policy.
+        out_dir: folder of the evaluation; an evaluation in it is continued.
+        workers: number of processes.
+        ray: address of a Ray cluster whose machines do the work ("auto": the cluster of this machine).
+        instruct: run the language probe instead: 1=8 sets up task 1 (scene, initial states) and gives the instruction
+            of task 8.
+        probes: change one thing in the episodes; one or more of plain (nothing), paraphrase, empty (no words),
+            black-agent, black-wrist (a camera is black) and moved (the object to carry stands elsewhere). A probe
+            leaves out the tasks that it does not suit.
+        render: "fast" draws simplified meshes; "exact" draws the benchmark's meshes, for numbers to publish.
         size: height and width of the images (px).
-        max_steps: actions before an episode counts as failed, instead of the suite's own limit.
-        settle_steps: no-op actions before the policy's first.
-        seed: episode k resets with seed + k and seeds the policy's sampling likewise.
-        n_action_steps: actions of a chunk that are executed before a policy plans again, instead of what its
-            checkpoint says.
-        ensembling: coefficient of temporal ensembling, instead of what the checkpoint says; 0.01 is ACT's.
+        max_steps: an episode fails after so many actions, instead of the suite's limit.
+        settle_steps: number of no-op actions before the policy's first action.
+        seed: episode k resets with seed + k, which also seeds the policy's sampling.
+        n_action_steps: execute so many actions of each chunk before a policy plans again, instead of the number in its
+            checkpoint.
+        ensembling: coefficient of temporal ensembling, instead of the checkpoint's; 0.01 is ACT's.
         until: stop when the question is decided, such as "B>A+0.05": is policy B better than A by 5 points?
-        layouts: "test" runs the benchmark's initial states; "fresh" draws as many layouts anew, from seeds that neither
+        layouts: "test" runs the benchmark's initial states. "fresh" draws as many new layouts, from seeds that neither
             the benchmark nor `apprentice collect` uses: choose settings and checkpoints on these.
-        film: "some" films failures and the first two initial states of each task.
+        film: "some" keeps films of failures and of the first two initial states of each task.
         rerun: also write a Rerun recording of each episode.
 
     Raises UserError if a checkpoint does not fit, a policy's actions are unusable, or a worker process dies.
@@ -86,14 +87,14 @@ def evaluate(
     policies = {name: str(place) for name, place in policies.items()}
     if rerun:
         check_rerun()
-    played = simulator(suite)
-    known = played.tasks(suite)
+    simulator = simulator_of(suite)
+    known = simulator.tasks(suite)
     protocol = Protocol.with_installed_versions(
         suite=suite,
         tasks=tuple(range(len(known)) if tasks is None else tasks),
         episodes=episodes,
-        told=tuple((told or {}).items()),
-        step_limit=max_steps or played.suites[suite],
+        instructed=tuple((instruct or {}).items()),
+        step_limit=max_steps or simulator.suites[suite],
         image_size=size,
         render=render,
         settle_steps=settle_steps,
@@ -106,7 +107,7 @@ def evaluate(
     )
     _check(protocol)
     question = Claim.parse(until, policies) if until else None
-    environment = played.contract(suite, size, render)
+    environment = simulator.contract(suite, size, render)
     cards = {name: inspect(name, place, environment, protocol) for name, place in policies.items()}
     with only_one(out_dir):
         evaluation = Evaluation(Path(out_dir), protocol, cards, [])
@@ -138,12 +139,12 @@ def _check(protocol: Protocol) -> None:
             f"expected at least 1 settle step and 1 action, found {protocol.settle_steps} and {protocol.step_limit}; "
             "fix: choose more (objects may hang in the air at first)"
         )
-    played = simulator(protocol.suite)
-    known = len(played.tasks(protocol.suite))
+    simulator = simulator_of(protocol.suite)
+    known = len(simulator.tasks(protocol.suite))
     for task in {task for pair in protocol.pairs for task in pair}:
         if task not in range(known):
             raise UserError(f"expected tasks 0 to {known - 1} of {protocol.suite}, found {task}; fix: choose another")
-        states = FRESH_LAYOUTS if protocol.layouts else played.test_states
+        states = FRESH_LAYOUTS if protocol.layouts else simulator.test_states
         if not 1 <= protocol.episodes <= states:
             raise UserError(
                 f"expected 1 to {states} episodes, one for each layout of {protocol.suite} task {task}, found "
@@ -156,7 +157,7 @@ def _run(
 ) -> None:
     """Run jobs in a pool and write each episode down as it ends, until the question is decided."""
     done = Counter(episode.policy for episode in evaluation.episodes)
-    successes = Counter(episode.policy for episode in evaluation.episodes if episode.told_success)
+    successes = Counter(episode.policy for episode in evaluation.episodes if episode.instructed_success)
     total = len(evaluation.wanted)
     meter = Meter(f"evaluate {evaluation.protocol.suite}", total, total - len(jobs))
     running = cast(Generator[tuple[Episode, dict[str, bytes]]], spread(run_episode, jobs, workers, ray=ray))
@@ -168,7 +169,7 @@ def _run(
                         fresh.write_bytes(content)
                 append_episode(evaluation.log, episode)
                 evaluation.episodes.append(episode)
-                successes[episode.policy] += episode.told_success
+                successes[episode.policy] += episode.instructed_success
                 done[episode.policy] += 1
                 meter.advance(note="  ".join(f"{name} {successes[name]}/{done[name]}" for name in done))
                 if question and verdict(question, evaluation).decided:

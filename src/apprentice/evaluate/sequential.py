@@ -1,16 +1,16 @@
-"""Stop when the question is decided: "is policy B better than A by d?", looked at as often as one likes.
+"""Stop when the question is decided: "is policy B better than A by d?", with interim analyses as often as one likes.
 
 Two policies meet the same initial states, so every pair of episodes gives a difference of -1, 0 or 1. The test bets
 against "B is better by at most d": with stake k a pair multiplies the capital by 1 + k (difference - d), which nobody
 can expect to gain from as long as that is true. Of several capitals, one a stake, the mean is the evidence. By Ville's
-inequality it ever reaches 1 / alpha with a probability of at most alpha, however often one looks (Waudby-Smith and
-Ramdas, "Estimating means of bounded random variables by betting", JRSS B 86, 2024). The same is done against "B is
+inequality it ever reaches 1 / alpha with a probability of at most alpha, whatever the number of analyses (Waudby-Smith
+and Ramdas, "Estimating means of bounded random variables by betting", JRSS B 86, 2024). The same is done against "B is
 better by at least d"; one of the two ends the evaluation, or all episodes have been run and nothing is decided.
 
-Tasks differ, so pairs are not draws from one distribution. But between two looks every task comes by equally often, and
-the product of the expected factors of all tasks is at most the factor at their mean (geometric and arithmetic mean), so
-the bet is fair for the mean over tasks. And what ends a run must not depend on which episodes end first, successes for
-one: only blocks of which every episode is finished are counted, in their order.
+Tasks differ, so pairs are not draws from one distribution. But between two interim analyses every task comes by
+equally often, and the product of the expected factors of all tasks is at most the factor at their mean (geometric and
+arithmetic mean), so the bet is fair for the mean over tasks. And what ends a run must not depend on which episodes end
+first, successes for one: only blocks of which every episode is finished are counted, in their order.
 """
 
 import math
@@ -61,7 +61,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What `pairs` pairs of episodes say; `low` and `high` bound the difference of rates whenever one looks (95 %)."""
+    """What `pairs` pairs of episodes say; `low` and `high` bound the difference of rates at any time (95 %)."""
 
     answer: bool | None
     pairs: int
@@ -81,16 +81,20 @@ class Verdict:
 
 
 def verdict(question: Claim, evaluation: Evaluation) -> Verdict:
-    """The first answer that the finished episodes give, look by look."""
-    return first_answer(question.margin, looks(question, evaluation))
+    """The answer of the first interim analysis of the finished episodes that decides."""
+    return first_answer(question.margin, interim_counts(question, evaluation))
 
 
-def looks(question: Claim, evaluation: Evaluation) -> Iterable[tuple[int, int, int]]:
+def interim_counts(question: Claim, evaluation: Evaluation) -> Iterable[tuple[int, int, int]]:
     """How many pairs were (won, equal, lost) by `better`, after each finished block."""
-    done = {(e.policy, e.task, e.told, e.init_state): e.told_success for e in evaluation.episodes if e.probe == PLAIN}
+    done = {
+        (e.policy, e.task, e.instructed, e.init_state): e.instructed_success
+        for e in evaluation.episodes
+        if e.probe == PLAIN
+    }
     counts = {1: 0, 0: 0, -1: 0}
     for states in batched(range(evaluation.protocol.episodes), BLOCK):
-        keys = [(task, told, state) for task, told in evaluation.protocol.pairs for state in states]
+        keys = [(task, instructed, state) for task, instructed in evaluation.protocol.pairs for state in states]
         both = [(done.get((question.better, *key)), done.get((question.worse, *key))) for key in keys]
         if any(None in pair for pair in both):
             return
@@ -100,7 +104,7 @@ def looks(question: Claim, evaluation: Evaluation) -> Iterable[tuple[int, int, i
 
 
 def first_answer(margin: float, counts: Iterable[tuple[int, int, int]]) -> Verdict:
-    """The verdict at the first look that decides, or else at the last."""
+    """The verdict of the first interim analysis that decides, or else of the last."""
     won = equal = lost = 0
     answer = None
     for won, equal, lost in counts:

@@ -14,11 +14,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from apprentice.common.errors import UserError
-from apprentice.nano.passes import pixels_of
+from apprentice.nano.forward import pixels_of
 from apprentice.nano.questions import KINDS, Question, questions
 from apprentice.nano.scenes.catalogue import CATEGORIES, CELL, NAMES, SIZE, instructions, problems
 from apprentice.nano.scenes.dataset import load
-from apprentice.nano.scenes.mixtures import CENTRE, room_of
+from apprentice.nano.scenes.own_scenes import CENTRE, room_of
 from apprentice.nano.tokenizer import DISTANCES, LOCATIONS
 from apprentice.vlm.template import FIX, write_chat
 
@@ -78,7 +78,7 @@ class Chat:
         drawn = questions(facts, rng, count)
         return drawn if self.points else [q for q in drawn if q.image < 0 and "<" not in q.answer]
 
-    def asked(self, item: Item) -> str:
+    def question_text(self, item: Item) -> str:
         """A question's words."""
         return "".join(self.tokenizer.batch_decode(item.ask)).split(self.close)[0].strip()
 

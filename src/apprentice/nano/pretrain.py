@@ -16,11 +16,11 @@ from apprentice.common.device import best_device
 from apprentice.common.files import only_one, replacing, write_json
 from apprentice.common.untrusted import place_of, without_weights
 from apprentice.nano.batches import Chat, Corpus, special_values, texts
-from apprentice.nano.dense import DenseHead
+from apprentice.nano.dense_heads import DenseHead
+from apprentice.nano.forward import answer_logits, image_tokens
 from apprentice.nano.model import NanoConfig, build_model, build_processor
-from apprentice.nano.passes import answer_logits, image_tokens
 from apprentice.nano.scenes.dataset import available, load
-from apprentice.nano.score.checks import HeldOut
+from apprentice.nano.score.validation import HeldOut
 from apprentice.nano.tokenizer import train_tokenizer
 from apprentice.nano.trainer import CHECKPOINT, Trainer, train
 
@@ -30,22 +30,22 @@ class PretrainConfig:
     """What to train on, where to write, how long.
 
     Attributes:
-        data: folder of scenes, made by `apprentice scenes`.
-        output: folder to write; the VLM will be OUTPUT/model.
+        data: folder of scenes, written by `apprentice scenes`.
+        output: folder to write; the VLM is OUTPUT/model.
         start: OUTPUT of an earlier run of the same sizes: begin with its weights and its tokenizer.
-        steps: of the optimizer.
-        vision_share: share of the steps, at the beginning, in which the vision tower learns alone. Until it sees
-            something, questions cost half of the time and teach nothing.
-        batch: layouts a step.
-        questions: asked about each of them.
+        steps: number of optimizer steps.
+        vision_share: share of the steps, at the beginning, in which the vision tower is trained alone. Questions teach
+            nothing before the tower has learned, and take half of the time.
+        batch: number of layouts in a step.
+        questions: number of questions about each layout.
         lr: peak learning rate.
-        warmup: share of the steps in which the rate rises.
-        weight_decay: of AdamW, on matrices but the embeddings.
-        ema: how much of the moving average of the weights is kept at a step.
-        seed: of weights, questions and order.
+        warmup: share of the steps in which the learning rate rises.
+        weight_decay: weight decay of AdamW, for all matrices but the embeddings.
+        ema: decay of the moving average of the weights.
+        seed: seed of weights, questions and their order.
         checkpoint_every: time between checkpoints (s).
-        check_every: steps between looks at layouts that it is not trained on; log.jsonl has what they find.
-        blind: grey images, for the text-only twin that scores are compared to.
+        check_every: validate on held-out layouts every N steps; log.jsonl has the results.
+        blind: train on grey images: the text-only twin that scores are compared with.
         nano: sizes of the model.
     """
 
@@ -116,7 +116,7 @@ class PretrainTrainer(Trainer):
             losses["answer"] = self.targets(answer_logits(self.model, tokens, batch), batch["target"])
         return losses
 
-    def asked(self, step: int) -> int:
+    def questions_at(self, step: int) -> int:
         return self.config.questions if self.blind or step >= self.first_answers else 1
 
     def check(self) -> dict[str, float]:

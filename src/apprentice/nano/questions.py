@@ -99,11 +99,11 @@ class Asker:
         listed = sorted({t["name"] for t in self.all if t["seen"][0] >= SEEN})
         return "which objects are there?", ", ".join(listed) or "none"
 
-    def _absent(self) -> str:
+    def _missing_name(self) -> str:
         return str(self._pick(sorted(set(NAMES.values()) - {t["name"] for t in self.all})))
 
     def _count(self) -> tuple[str, str] | None:
-        name = self._pick([t["name"] for t in self.all]) if self.rng.random() < 0.7 else self._absent()
+        name = self._pick([t["name"] for t in self.all]) if self.rng.random() < 0.7 else self._missing_name()
         same = [t for t in self.all if t["name"] == name]
         if any(t["seen"][0] < SEEN for t in same):
             return None
@@ -111,7 +111,7 @@ class Asker:
 
     def _present(self) -> tuple[str, str] | None:
         if self.rng.random() < 0.5:
-            return f"is there a {self._absent()}?", "no"
+            return f"is there a {self._missing_name()}?", "no"
         thing = self._pick(self.seen)
         return None if thing is None else (f"is there a {thing['name']}?", "yes")
 
@@ -235,10 +235,10 @@ class Asker:
         thing = self._pick(movable)
         if thing is None:
             return None
-        here = {word for t in self.seen for word in (t["name"], t["name"].split()[-1])}
-        name = thing["name"] if self.rng.random() < 0.6 else self._absent()
+        names_seen = {word for t in self.seen for word in (t["name"], t["name"].split()[-1])}
+        name = thing["name"] if self.rng.random() < 0.6 else self._missing_name()
         word = "on" if target in ("plate", "stove") else "in"
-        answer = "yes" if name == thing["name"] and target in here and target != name else "no"
+        answer = "yes" if name == thing["name"] and target in names_seen and target != name else "no"
         return f"is this possible: put the {name} {word} the {target}", answer
 
     def _tasks(self) -> Iterator[tuple[str, Any, Any]]:

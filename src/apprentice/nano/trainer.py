@@ -54,7 +54,7 @@ class Trainer(ABC):
     def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """What is minimised, in parts (scalars)."""
 
-    def asked(self, step: int) -> int:
+    def questions_at(self, step: int) -> int:
         """How many questions are drawn for a layout at a step."""
         return self.config.questions
 
@@ -169,7 +169,7 @@ def batches(corpus: Corpus, trainer: Trainer) -> Iterator[dict[str, Tensor]]:
 
     def make(step: int) -> dict[str, Tensor]:
         rng = np.random.default_rng([config.seed, step, 7])
-        return corpus.batch(rows_of(step, config, len(corpus)), rng, trainer.asked(step), augment=True)
+        return corpus.batch(rows_of(step, config, len(corpus)), rng, trainer.questions_at(step), augment=True)
 
     with ThreadPoolExecutor(1) as pool:
         following = pool.submit(make, first)

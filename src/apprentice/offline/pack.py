@@ -65,11 +65,11 @@ def pack(
     """Write a pack: parts, their list, the script that joins them, and run.sh, which starts all.
 
     Args:
-        paths: datasets, checkpoints and recipes that travel, by their places below the present folder.
-        out: folder of the pack, a new one.
+        paths: datasets, checkpoints and recipes to pack, as paths below the present folder.
+        out: folder of the pack, which must not exist.
         part_mb: largest size of a part (MB).
-        wheels: packages that the other machine lacks, in the versions of this one; fetched once and kept.
-        python: version of the other machine's Python.
+        wheels: packages that the other machine lacks, in this machine's versions; they are fetched once and kept.
+        python: Python version of the other machine.
 
     Raises UserError if a path is missing or elsewhere, holds a link to a file elsewhere, or a wheel cannot be fetched.
     """
@@ -87,7 +87,7 @@ def pack(
     table.add_section()
     table.add_row("together", "", f"{sum(file.stat().st_size for file in written) / 1e6:,.1f}")
     console.print(table)
-    console.print(f"copy all of {out} to the other machine, then there: sh run.sh", highlight=False, soft_wrap=True)
+    console.print(f"copy all of {out} to the other machine, and run there: sh run.sh", highlight=False, soft_wrap=True)
 
 
 def _source() -> dict[str, Path]:

@@ -34,8 +34,8 @@ def split(folder: Path, out: Path, mb: float = PART_MB) -> list[Path]:
     """Write the files of a folder as parts, in order, and a list of them with their SHA-256. Same files, same parts.
 
     Args:
-        folder: a checkpoint, or any other folder.
-        out: folder of the parts, a new one.
+        folder: folder to split, such as a checkpoint.
+        out: folder of the parts, which must not exist.
         mb: largest size of a part (MB).
 
     Raises UserError if there are no files, already parts, or a link to a file elsewhere.
@@ -85,7 +85,7 @@ def join(parts: Path, out: Path) -> None:
 
     Args:
         parts: folder of the parts.
-        out: the folder to make, a new one.
+        out: folder to write, which must not exist.
 
     Raises UserError if a part is missing or damaged, or the folder exists.
     """

@@ -38,10 +38,10 @@ def ask(model: str, images: list[str], question: str, tokens: int = 64) -> Resul
     """Print the answer; for a student also its original's answer and the drift, if the original is at hand.
 
     Args:
-        model: a student (run or checkpoint), or folder or hub name of a VLM.
+        model: a student (run or checkpoint), or the folder or hub name of a VLM.
         images: picture files, in the order of the student's cameras.
-        question: what to ask about them.
-        tokens: length of the answer at most.
+        question: question about the pictures.
+        tokens: largest length of the answer (tokens).
     """
     logging.set_verbosity_error()  # a generation configuration may speak of sampling
     logging.disable_progress_bar()
@@ -63,7 +63,7 @@ def ask(model: str, images: list[str], question: str, tokens: int = 64) -> Resul
     try:
         original = VLM.from_pretrained(policy.config.vlm, local=True).to(best_device()).eval()
     except UserError:
-        say(f"the original, {policy.config.vlm}, is not at hand: no drift")
+        say(f"the original, {policy.config.vlm}, was not found: drift is not measured")
         return Result({"answer": said})
     expected = answer(original, inputs, tokens)
     found = drift(student, original, inputs, expected)

@@ -18,7 +18,7 @@ from apprentice.data.batch import ACTION_IS_PAD, EXPERT_LATENTS, STATE_IS_PAD, T
 from apprentice.data.items import present
 from apprentice.policy.configuration_apprentice import ApprenticeConfig
 from apprentice.vlm.base import VLM
-from apprentice.vlm.pixels import Size
+from apprentice.vlm.image_settings import Size
 from apprentice.vlm.prefix import Prefix
 
 

@@ -40,7 +40,7 @@ from apprentice.policy.configuration_apprentice import ApprenticeConfig
 from apprentice.policy.history import History, Turn, each_step, own_steps, step_is_pad
 from apprentice.policy.inputs import StateEncoder, camera_images
 from apprentice.vlm.base import VLM
-from apprentice.vlm.pixels import Size, see_whole
+from apprentice.vlm.image_settings import Size, see_whole
 from apprentice.vlm.prefix import Prefix
 from apprentice.vlm.prompt import Prompt
 

@@ -21,7 +21,7 @@ from apprentice.common.files import fingerprint
 from apprentice.data.contract import FILE as CONTRACT
 from apprentice.data.contract import Contract
 from apprentice.data.features import READ
-from apprentice.serve.card import PLAIN, Execution, PolicyCard
+from apprentice.serve.policy_card import PLAIN, Execution, PolicyCard
 
 
 def inspect_checkpoint(name: str, folder: Path, environment: Contract, execution: Execution = PLAIN) -> PolicyCard:
@@ -33,10 +33,10 @@ def inspect_checkpoint(name: str, folder: Path, environment: Contract, execution
         environment.having(cameras=cameras).check(Contract.load(whole), "the environment", f"policy {name}")
     offered = (*(environment.cameras or ()), "observation.state")
     given = [renamed.get(key, key) for key in offered]
-    asked = [key for key in read_inputs(config["input_features"]) if key not in given]
-    if asked:
+    needed = [key for key in read_inputs(config["input_features"]) if key not in given]
+    if needed:
         raise UserError(
-            f"policy {name}: expected inputs among {', '.join(offered)}, found {', '.join(asked)}; "
+            f"policy {name}: expected inputs among {', '.join(offered)}, found {', '.join(needed)}; "
             "fix: train it on a dataset with the features of this environment"
         )
     size, theirs = len(environment.action or ()), (config["output_features"] or {}).get("action")

@@ -21,8 +21,8 @@ from websockets.sync.client import ClientConnection, connect
 from apprentice.common.errors import UserError
 from apprentice.common.files import checked, fingerprint
 from apprentice.data.contract import Contract
-from apprentice.serve.card import Execution, PolicyCard
 from apprentice.serve.checkpoint import usable
+from apprentice.serve.policy_card import Execution, PolicyCard
 from apprentice.serve.wire import LARGEST, pack, unpack
 
 KEYS = {
@@ -50,9 +50,9 @@ def inspect_server(name: str, address: str, environment: Contract, execution: Ex
             f"policy {name}: expected a checkpoint for temporal ensembling, found the server {address}; "
             "fix: leave --ensembling out; a server that makes ensembles is asked with --n-action-steps 1"
         )
-    told = server.metadata.get("contract", {})
-    if told:
-        fix, text = "leave it out of the server's metadata", json.dumps(told, default=str, skipkeys=True)
+    sent = server.metadata.get("contract", {})
+    if sent:
+        fix, text = "leave it out of the server's metadata", json.dumps(sent, default=str, skipkeys=True)
         contract = checked(text, Contract, "a contract", f"from policy {name} at {address}", fix=fix)
         environment.check(contract, "the environment", f"policy {name}")
     identity = server.metadata.get("checkpoint") or fingerprint(address, pack(server.metadata))
@@ -65,13 +65,13 @@ class RemotePolicy:
     def __init__(self, name: str, address: str, action_dim: int, n_action_steps: int | None = None):
         self.name, self.address, self.metadata = name, address, dict[str, Any]()
         self.action_dim = action_dim
-        self._asked = n_action_steps
+        self._n_action_steps = n_action_steps
         self._connection: ClientConnection | None = None
 
     @property
     def n_action_steps(self) -> int:
         """Actions of a chunk that are executed: as asked for, or as the server says, or as openpi's example does."""
-        return self._asked or self.metadata.get("n_action_steps", REPLAN)
+        return self._n_action_steps or self.metadata.get("n_action_steps", REPLAN)
 
     def reset(self, seed: int) -> None:
         """Begin an episode. A server of ours samples from `seed`; others ignore it. Raises UserError."""

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from apprentice.serve.checkpoint import Checkpoint
-from apprentice.serve.questions import Request
+from apprentice.serve.requests import Request
 
 # What `reset` begins anew lies in attributes of these policies, none in a module inside. Others have one client.
 COPIED = ("act", "apprentice", "diffusion", "multi_task_dit", "seer", "seer_full", "smolvla", "tdmpc", "vqbet")

@@ -34,9 +34,9 @@ from apprentice.common.progress import console
 from apprentice.data.contract import FILE as CONTRACT
 from apprentice.data.contract import Contract
 from apprentice.serve.checkpoint import Checkpoint, complete, configured, identity, longest_chunk
-from apprentice.serve.guard import Gate, GuardedConnection, one_line_log, report
+from apprentice.serve.limits import Gate, GuardedConnection, one_line_log, report
 from apprentice.serve.planner import COPIED, Planner, Session
-from apprentice.serve.questions import Control, Reader
+from apprentice.serve.requests import Control, Reader
 from apprentice.serve.wire import pack
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -53,9 +53,9 @@ def serve(checkpoint: Path, *, port: int = 8000, host: str = "127.0.0.1", client
 
     Args:
         checkpoint: folder of a LeRobot checkpoint.
-        port: where to listen; 0 takes a free one and prints it.
-        host: address to listen at; the default is reached from this machine alone. There is no password.
-        clients: connections at a time; each keeps what its policy remembers.
+        port: port to listen on; 0 takes a free one and prints it.
+        host: address to listen on; by default only this machine can connect. There is no password.
+        clients: largest number of connections at a time; the policy's memory is kept for each.
 
     Raises UserError if the checkpoint is incomplete, or the port is taken.
     """
@@ -66,22 +66,22 @@ def serve(checkpoint: Path, *, port: int = 8000, host: str = "127.0.0.1", client
     def ready(port: int) -> None:
         console.print(f"serving {server.metadata['type']} at ws://{host}:{port}", highlight=False, soft_wrap=True)
         if host not in LOOPBACK:
-            console.print("whoever reaches this address can use the policy", highlight=False)
+            console.print("anyone who can reach this address can use the policy", highlight=False)
 
     gc.freeze()  # what is loaded stays: to search it for garbage would hold up all for a second
     try:
-        asyncio.run(_until_told(server.run(host, port, ready)))
+        asyncio.run(_until_signal(server.run(host, port, ready)))
     except OSError as error:
         raise UserError(f"expected a free port {port} at {host}, found {error}; fix: choose another --port") from error
 
 
-async def _until_told(running: Any) -> None:
+async def _until_signal(running: Any) -> None:
     """Run until it ends, or until a signal, which ends the process. Who started it may have it ignore some of them."""
-    loop, told = asyncio.get_running_loop(), asyncio.Event()
+    loop, signalled = asyncio.get_running_loop(), asyncio.Event()
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
-            loop.add_signal_handler(number, told.set)
-    tasks = asyncio.ensure_future(running), asyncio.ensure_future(told.wait())
+            loop.add_signal_handler(number, signalled.set)
+    tasks = asyncio.ensure_future(running), asyncio.ensure_future(signalled.wait())
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     if tasks[0].done():
         return tasks[0].result()
@@ -143,7 +143,7 @@ class PolicyServer:
                 await asyncio.wait_for(server.wait_closed(), GOODBYE)
 
     def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
-        """Whether a client may come in: None, or what it is told instead."""
+        """Whether a client may come in: None, or the answer that it gets instead."""
         if urlsplit(request.path).path == "/healthz":
             return connection.respond(http.HTTPStatus.OK, "OK\n")
         try:
@@ -182,13 +182,13 @@ class PolicyServer:
     async def _answer(self, connection: ServerConnection, episode: Session, message: bytes | str) -> tuple[Any, bool]:
         """What is sent back, a text if it is an error, and whether a plan was made."""
         try:
-            asked = self.reader.read(message)
-            if isinstance(asked, Control):
-                known = asked.kind in ACKNOWLEDGED
+            value = self.reader.read(message)
+            if isinstance(value, Control):
+                known = value.kind in ACKNOWLEDGED
                 if known:
                     episode.begin()
-                return pack({"__ack__": asked.kind if known else "ignored"}), False
-            planned = await self.planner.plan(episode, asked, lambda: connection.state is State.OPEN)
+                return pack({"__ack__": value.kind if known else "ignored"}), False
+            planned = await self.planner.plan(episode, value, lambda: connection.state is State.OPEN)
         except Exception as error:  # of whatever was asked: the next question may be a good one
             ours = isinstance(error, ValueError | UserError)
             return f"{'' if ours else type(error).__name__ + ': '}{error}"[:LONGEST_ANSWER], False
@@ -198,16 +198,16 @@ class PolicyServer:
 
 
 def _refused(connection: ServerConnection, status: http.HTTPStatus, said: str) -> Response:
-    connection.logger.warning("sent away: %s", said)
+    connection.logger.warning("refused: %s", said)
     return connection.respond(status, said + "\n")
 
 
 def _seed(request: Request) -> int:
     """The number in the address, 0 if there is none. Raises ValueError."""
-    asked = parse_qs(urlsplit(request.path).query, max_num_fields=16).get("seed", ["0"])[0]
-    if not asked.isascii() or not asked.isdigit() or len(asked) > 18:
-        raise ValueError(asked[:60])
-    return int(asked)
+    value = parse_qs(urlsplit(request.path).query, max_num_fields=16).get("seed", ["0"])[0]
+    if not value.isascii() or not value.isdigit() or len(value) > 18:
+        raise ValueError(value[:60])
+    return int(value)
 
 
 def _metadata(folder: Path, config: Any, n_action_steps: int) -> dict[str, Any]:

@@ -70,7 +70,7 @@ class Environment(Protocol):
 class Observer(Protocol):
     """Watches one episode, and names how it failed."""
 
-    def look(self, action: "np.ndarray") -> None:
+    def observe(self, action: "np.ndarray") -> None:
         """Take in what the last step did, with its action (A,)."""
 
     def kind(self) -> str:
@@ -84,7 +84,7 @@ class Watcher(Protocol):
     holding: bool
     mistake: int | None  # the step from which on nothing is usable
 
-    def look(self, action: "np.ndarray") -> None:
+    def observe(self, action: "np.ndarray") -> None:
         """Take in what the last step did, with its action (A,)."""
 
 
@@ -265,7 +265,7 @@ class Simulator(Protocol):
         """Hash of all that the answer of `examine` depends on."""
 
 
-def simulator(suite: str) -> Simulator:
+def simulator_of(suite: str) -> Simulator:
     """The simulator of a suite. Raises UserError if no simulator has it."""
     for each in _likely(suite):
         if suite in each.suites:
@@ -285,7 +285,7 @@ def suites() -> list[str]:
 
 def variant_of(suite: str) -> tuple[str, str]:
     """The suite that a suite is a variant of, and the ending of its name; itself and "" if it is no variant."""
-    known = simulator(suite)
+    known = simulator_of(suite)
     base, _, ending = suite.rpartition("_")
     return (base, ending) if ending in known.variants and base in known.suites else (suite, "")
 
@@ -295,7 +295,7 @@ def suites_with(instructions: Collection[str]) -> Iterator[tuple[str, list[int]]
 
     Raises UserError if there are none and a simulator is not installed.
     """
-    wanted, missing, some = set(instructions), None, False
+    wanted, missing, matched = set(instructions), None, False
     for each in simulators():
         for suite in each.suites:
             if variant_of(suite) != (suite, ""):
@@ -306,9 +306,9 @@ def suites_with(instructions: Collection[str]) -> Iterator[tuple[str, list[int]]
                 missing = error
                 break
             if {task.instruction for task in found} == wanted:
-                some = True
+                matched = True
                 yield suite, [task.index for task in found]
-    if missing and not some:
+    if missing and not matched:
         raise missing
 
 

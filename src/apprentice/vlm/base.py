@@ -28,8 +28,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 from apprentice.common.errors import UserError
 from apprentice.common.untrusted import place_of, without_weights
 from apprentice.vlm.families import CAUSAL_TOKEN_TYPE
-from apprentice.vlm.filled import filled
-from apprentice.vlm.pixels import Size, alike, settings_of_call
+from apprentice.vlm.image_settings import Size, alike, settings_of_call
+from apprentice.vlm.precomputed import filled
 from apprentice.vlm.prefix import Prefix
 from apprentice.vlm.prompt import Prompt, Recent, joined, stacked
 from apprentice.vlm.template import marks_of, turn

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from apprentice.vlm.packed import unpacked
 from apprentice.vlm.prompt import Prompt
+from apprentice.vlm.quantized import unpacked
 
 PLAIN = (DynamicLayer, DynamicSlidingWindowLayer)  # layers that hold keys and values, and nothing else
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tests import support
 
-from apprentice.simulators.collection import gathering
+from apprentice.simulators.collection import episode_jobs
 from apprentice.simulators.collection.collect import collect as collect_demonstrations
 from apprentice.simulators.libero.dataset import doctor as doctors
 from apprentice.simulators.libero.simulator.env import LiberoEnv
@@ -31,7 +31,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """From its call on, what workers would do is done here."""
 
     def begin() -> None:
-        for module in (gathering, doctors):
+        for module in (episode_jobs, doctors):
             monkeypatch.setattr(module, "spread", support.spread_here)
 
     return begin
@@ -51,7 +51,7 @@ def interrupted(
 
     def collect(suite: str, task: int, out: Path, workers: int, **settings: Any) -> tuple[Path, dict[str, np.ndarray]]:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(gathering, "assemble", stop)
+            patch.setattr(episode_jobs, "assemble", stop)
             collect_demonstrations(suite, 2, out, [task], workers=workers, **settings)
         in_this_process()
         assert not out.exists()

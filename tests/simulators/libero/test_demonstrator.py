@@ -1,6 +1,7 @@
 """Demonstrations: they replay, they vary, and the dataset is the same however it came about."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from apprentice.data.dataset import open_dataset
 from apprentice.data.images import images as stored
 from apprentice.simulators.base import Demonstration, Demonstrator, Record
 from apprentice.simulators.collection import collect as collecting
-from apprentice.simulators.collection import gathering
+from apprentice.simulators.collection import episode_jobs
+from apprentice.simulators.collection.config import CollectConfig
 from apprentice.simulators.libero.convention import contract as libero_contract
 from apprentice.simulators.libero.demonstrator import skills
 from apprentice.simulators.libero.demonstrator.controller import Controller
@@ -109,8 +111,9 @@ def test_collecting_survives_a_kill_and_any_number_of_workers(
 ) -> None:
     out = tmp_path / "demonstrations"
     scratch, before = interrupted("libero_goal", 8, out, workers=2)
+    config = CollectConfig(suite="libero_goal", episodes=2, out=out, tasks=[8])
     with pytest.raises(UserError, match="seed"):
-        collecting.collect("libero_goal", 2, out, [8], seed=1)
+        collecting.collect(replace(config, seed=1))
     first, second = scratch / "08_0000.npz", scratch / "08_0001.npz"
     kept, checked = first.stat().st_mtime_ns, []
 
@@ -130,12 +133,14 @@ def test_collecting_survives_a_kill_and_any_number_of_workers(
         original(episodes, tmp_path / "as images", contract, robot, True, longest)
         original(episodes, root, contract, robot, images, longest)
 
-    original = gathering.assemble
-    monkeypatch.setattr(gathering, "assemble", assemble)
-    summary = collecting.collect("libero_goal", 2, out, [8])
+    original = episode_jobs.assemble
+    monkeypatch.setattr(episode_jobs, "assemble", assemble)
+    summary = collecting.collect(config)
     assert checked and not scratch.exists() and summary["per_task"]["8"]["kept"] > 0
-    seeds = [gathering.CollectJob("libero_goal", 8, n, 0, "fast", 128).first_seed for n in (0, 1)]
-    assert gathering.scenes(out) == [gathering.Setting("libero_goal", 8, None, seed, START_NOISE) for seed in seeds]
+    seeds = [episode_jobs.CollectJob("libero_goal", 8, n, 0, "fast", 128).first_seed for n in (0, 1)]
+    assert episode_jobs.scenes(out) == [
+        episode_jobs.Setting("libero_goal", 8, None, seed, START_NOISE) for seed in seeds
+    ]
     check_dataset(out, before)
     exact = open_dataset(tmp_path / "as images")
     for key in ("observation.images.image", "observation.images.image2"):
@@ -147,25 +152,26 @@ def test_a_task_that_fails_ends_nothing_but_itself(
 ) -> None:
     """Task 4 of this suite finds no success in episode 1; what the others gave is there when it is left out."""
     out, asked = tmp_path / "demonstrations", []
+    config = CollectConfig(suite="libero_goal", episodes=2, out=out)
 
-    def attempt(job: gathering.CollectJob) -> gathering.Collected:
+    def attempt(job: episode_jobs.CollectJob) -> episode_jobs.Collected:
         asked.append((job.task, job.episode))
-        rejected = [gathering.Rejected(job.task, job.episode, job.first_seed, "out of steps")]
+        rejected = [episode_jobs.Rejected(job.task, job.episode, job.first_seed, "out of steps")]
         if (job.task, job.episode) == (4, 1):
-            return gathering.Collected(job, None, rejected * gathering.ATTEMPTS)
+            return episode_jobs.Collected(job, None, rejected * episode_jobs.ATTEMPTS)
         one = np.zeros((3, 7), dtype=np.float32)
         frame = {"observation.images.image": np.zeros((128, 128, 3), np.uint8), "observation.state": np.zeros(8)}
         episode = Demonstration(Record(actions=list(one), executed=list(one)), None)
-        return gathering.packed(job, job.first_seed + 1, rejected, episode, [frame] * 3)
+        return episode_jobs.packed(job, job.first_seed + 1, rejected, episode, [frame] * 3)
 
     monkeypatch.setattr(collecting, "_collect_one", attempt)
-    monkeypatch.setattr(gathering, "spread", lambda run, jobs, workers, ray: map(run, jobs))
-    monkeypatch.setattr(gathering, "assemble", lambda episodes, root, *what: root.mkdir())
+    monkeypatch.setattr(episode_jobs, "spread", lambda run, jobs, workers, ray: map(run, jobs))
+    monkeypatch.setattr(episode_jobs, "assemble", lambda episodes, root, *what: root.mkdir())
     with pytest.raises(UserError, match="task 4, 'put the bowl on top of the cabinet': 10 x out of steps"):
-        collecting.collect("libero_goal", 2, out)
+        collecting.collect(config)
     assert len(asked) == 20 and not out.exists()
-    collecting.collect("libero_goal", 2, out, [1, 8])
-    assert len(asked) == 20 and gathering.scenes(out)[0].seed == 10001
+    collecting.collect(replace(config, tasks=[1, 8]))
+    assert len(asked) == 20 and episode_jobs.scenes(out)[0].seed == 10001
     assert read_json(out / "meta" / "collection.json")["per_task"]["8"]["kept"] == 0.5
     assert "50%" in capsys.readouterr().out
 
@@ -180,11 +186,11 @@ def test_what_took_a_second_try_is_not_kept(monkeypatch: pytest.MonkeyPatch, fas
             original(hand, position, rotation)
 
     monkeypatch.setattr(skills, "lift_off", slips_once)
-    job = gathering.CollectJob("libero_goal", 1, 0, 0, "fast", 128)
+    job = episode_jobs.CollectJob("libero_goal", 1, 0, 0, "fast", 128)
     monkeypatch.setattr("apprentice.simulators.libero.simulator.env.environment", lambda *job, **drawn: fast)
-    outcome = gathering.attempt(job, demonstrate)
+    outcome = episode_jobs.attempt(job, demonstrate)
     assert len(lifts) == 3 and outcome.episode
-    assert outcome.rejected == [gathering.Rejected(1, 0, job.first_seed, "succeeded at a second try")]
+    assert outcome.rejected == [episode_jobs.Rejected(1, 0, job.first_seed, "succeeded at a second try")]
 
 
 def check_dataset(root: Path, last_episode: dict[str, np.ndarray]) -> None:

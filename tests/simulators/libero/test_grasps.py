@@ -79,16 +79,16 @@ def test_it_never_waits_with_the_object_in_the_hand(butter: LiberoEnv, seed: int
 def test_the_grasp_is_in_the_middle_of_what_holds(butter: LiberoEnv) -> None:
     """A miss by 3 mm in height or 5 mm sideways is forgiven; one by 10 mm upwards, as it passes the box, is not."""
     butter.reset(seed=0)
-    world = butter.geometry()
-    grasp = plan_grasps(world, BUTTER)[0]
+    geometry = butter.geometry()
+    grasp = plan_grasps(geometry, BUTTER)[0]
     u, v = grasp.rotation[:, 0], grasp.rotation[:, 1]
     for miss, forgiven in ((0.003 * UP, True), (-0.003 * UP, True), (0.005 * (u + v), True), (0.010 * UP, False)):
         butter.reset(seed=0)
-        height = world.position(BUTTER)[2]
+        height = geometry.position(BUTTER)[2]
         hand = Controller(butter, Style(), np.random.default_rng(0), 200)
         hand.go(grasp.position + miss + 0.06 * UP, grasp.rotation, near=0.008, turned=0.06)
         take(hand, grasp.position + miss, grasp.rotation)
         assert np.linalg.norm(hand.position - grasp.position - miss) < 0.003
         lift_off(hand, hand.position, grasp.rotation)
         hand.go(hand.position + 0.04 * UP, grasp.rotation, near=0.01)
-        assert (world.position(BUTTER)[2] > height + 0.05 and world.held(BUTTER)) == forgiven
+        assert (geometry.position(BUTTER)[2] > height + 0.05 and geometry.held(BUTTER)) == forgiven

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from apprentice.simulators.libero.simulator.detail import LARGEST, lighter, shrink_textures
 from apprentice.simulators.libero.simulator.env import LiberoEnv
+from apprentice.simulators.libero.simulator.level_of_detail import LARGEST, lighter, shrink_textures
 from apprentice.simulators.libero.simulator.render import CAMERAS, DETAIL, Renderer
 
 import mujoco  # isort: skip  after apprentice.simulators.libero, which chooses how to draw without a display

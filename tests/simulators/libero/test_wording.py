@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from libero.libero import get_libero_path
 
+from apprentice.simulators.libero.simulator.paraphrases import paraphrases
 from apprentice.simulators.libero.simulator.suites import SUITES, tasks
-from apprentice.simulators.libero.simulator.wording import paraphrases
 
 VERBS = {"pick", "up", "take", "grab", "lift", "put", "place", "set", "position", "move", "push", "slide", "stack"} | {
     *("open", "pull", "get", "close", "shut", "turn", "switch")

@@ -30,8 +30,8 @@ from apprentice.distill.config import CacheConfig
 from apprentice.experts import checkpoints
 from apprentice.policy.inputs import camera_images
 from apprentice.policy.modeling_apprentice import ApprenticePolicy
-from apprentice.vlm.packed import packed
-from apprentice.vlm.pixels import alike
+from apprentice.vlm.image_settings import alike
+from apprentice.vlm.quantized import packed
 
 BATCH = 32
 MARGIN = 2e9  # bytes that stay free on the disk

@@ -46,7 +46,7 @@ def on_device(found: Sequence[dict[str, Views]], device: torch.device) -> list[d
         if sizes[name] > room:
             continue
         room -= sizes[name]
-        console.print(f"{name}: {sizes[name] / 1e9:.3g} GB go to the GPU's memory", highlight=False)
+        console.print(f"{name}: {sizes[name] / 1e9:.3g} GB are copied to the GPU's memory", highlight=False)
         for of_it in moved:
             of_it[name] = Views([Resident(r, device) for r in of_it[name].rows])  # type: ignore[arg-type]
     return moved

@@ -24,7 +24,7 @@ from apprentice.common.progress import Meter, console
 from apprentice.distill.caches.store import About, frames_folder
 
 CHECKSUM = 4  # bytes of a row's CRC-32
-PATIENCE = 0.5  # s before another look at rows that another process is about to fill
+PATIENCE = 0.5  # s before another check of rows that another process is about to fill
 
 
 class Rows:
@@ -85,14 +85,18 @@ class Rows:
             if self._lock.alone():
                 self.about.save(self.path.parent)
                 if self.done() > intact:
-                    console.print(f"{self.about.what} on the disk are damaged from row {intact} on: computed again")
+                    console.print(
+                        f"{self.about.what} on the disk are damaged from row {intact} on: computing them again"
+                    )
                 if self.path.exists():
                     os.replace(self.path, self.partial)
                 self._fill(batches(intact), intact)
             else:
                 self._lock.release()
                 if self.done() > intact:
-                    console.print(f"{self.about.what} on the disk are damaged, and another process reads them: waiting")
+                    console.print(
+                        f"{self.about.what} on the disk are damaged, and another process reads them: waiting for it"
+                    )
                     time.sleep(9 * PATIENCE)
                 time.sleep(PATIENCE)
 

@@ -150,10 +150,10 @@ def cache(
     """List what was computed once for the frames of datasets, or remove some of it.
 
     Args:
-        action: ls lists caches, rm removes some; one that a running process uses is never removed.
-        names: of the caches to remove, as ls shows them.
-        older_than: remove what was not used for so many days.
-        all: remove all.
+        action: ls lists caches, rm removes them; a cache that a running process uses is never removed.
+        names: names of the caches to remove, as ls lists them.
+        older_than: remove caches that were not used for so many days.
+        all: remove all caches.
 
     Raises UserError if it is not said what to remove, or there is no such cache.
     """
@@ -171,9 +171,9 @@ def cache(
 
 def table(found: Sequence[Entry]) -> Table:
     """Caches for a reader, and how large they are together."""
-    shown = Table(title=f"caches in {frames_folder()}", title_justify="left")
+    listing = Table(title=f"caches in {frames_folder()}", title_justify="left")
     for column in ("name", "what", "dataset", "model", "rows", "MB", "state", "last used"):
-        shown.add_column(column, justify="right" if column in ("rows", "MB") else "left", overflow="fold")
+        listing.add_column(column, justify="right" if column in ("rows", "MB") else "left", overflow="fold")
     for entry in found:
         about = entry.about
         what, dataset, model, rows = "of an older version", "", "", ""
@@ -182,10 +182,10 @@ def table(found: Sequence[Entry]) -> Table:
             dataset, model = about.dataset[-SHOWN:], about.model[-SHOWN:]
             rows = f"{entry.done:,}" + ("" if entry.done == about.count else f" of {about.count:,}")
         used = datetime.fromtimestamp(entry.used).isoformat(" ", "minutes")
-        shown.add_row(entry.path.name, what, dataset, model, rows, _megabytes(entry.size), entry.state, used)
-    shown.add_section()
-    shown.add_row("total", *[""] * 4, _megabytes(sum(entry.size for entry in found)))
-    return shown
+        listing.add_row(entry.path.name, what, dataset, model, rows, _megabytes(entry.size), entry.state, used)
+    listing.add_section()
+    listing.add_row("total", *[""] * 4, _megabytes(sum(entry.size for entry in found)))
+    return listing
 
 
 def _chosen(names: Sequence[str], older_than: float | None) -> list[Entry]:

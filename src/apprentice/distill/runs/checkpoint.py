@@ -250,7 +250,11 @@ def recover(run: Path) -> Position:
         aside = run / f"{name}.damaged"
         shutil.rmtree(aside, ignore_errors=True)
         os.replace(folder, aside)
-        then = "going on from the one before it" if name == NEWEST and (run / BEFORE).exists() else "starting over"
+        then = (
+            "continuing from the checkpoint before it"
+            if name == NEWEST and (run / BEFORE).exists()
+            else "starting over"
+        )
         console.print(f"{folder}: {fault}; {then}", highlight=False, soft_wrap=True)
     return Position()
 

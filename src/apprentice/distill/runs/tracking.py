@@ -172,4 +172,4 @@ def _begun(kind: str, run: Path, settings: dict[str, Any]) -> Any:
 
 
 def _give_up(kind: str, error: Exception) -> None:
-    console.print(f"going on without {kind}: {error}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"continuing without {kind}: {error}", markup=False, highlight=False, soft_wrap=True)

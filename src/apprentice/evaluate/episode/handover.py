@@ -61,7 +61,7 @@ def hand_over(
             actions = plan()
         executed, actions = disturbance.disturbed(actions[0]), actions[1:]
         success = env.step(executed)
-        watcher.look(executed)
+        watcher.observe(executed)
         if success or watcher.mistake is not None:
             break
     else:

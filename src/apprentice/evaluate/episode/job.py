@@ -11,13 +11,13 @@ from apprentice.evaluate.protocol import Protocol
 
 @dataclass(frozen=True)
 class EpisodeJob:
-    """One episode to run: `task` is set up, the instruction is that of `told`."""
+    """One episode to run: `task` is set up, the instruction is that of `instructed`."""
 
     policy: str
     place: str  # folder, experts.yaml or address
     checkpoint: str
     task: int
-    told: int
+    instructed: int
     init_state: int
     protocol: Protocol
     film: str = "some"
@@ -25,8 +25,8 @@ class EpisodeJob:
     probe: str = PLAIN
 
     def __str__(self) -> str:
-        told = f" told {self.told}" if self.told != self.task else ""
-        return f"policy {self.policy}, {self.protocol.suite} task {self.task}{told}, initial state {self.init_state}"
+        words = f" with the instruction of task {self.instructed}" if self.instructed != self.task else ""
+        return f"policy {self.policy}, {self.protocol.suite} task {self.task}{words}, initial state {self.init_state}"
 
 
 class Policy(Interface):

@@ -40,7 +40,7 @@ class Run:
         plans: of each plan, how many actions had been executed before, and how long it took (s).
         observations: what the environment showed before each plan.
         success: the goal of the task that is set up held at some step.
-        told_success: the goal of the task whose instruction was given held at some step.
+        instructed_success: the goal of the task whose instruction was given held at some step.
         failure: how it failed, if neither held.
         seconds: where the time went.
     """
@@ -51,7 +51,7 @@ class Run:
     plans: list[tuple[int, float]] = field(default_factory=list)
     observations: list[Observation] = field(default_factory=list)
     success: bool = False
-    told_success: bool = False
+    instructed_success: bool = False
     failure: str | None = None
 
 
@@ -67,7 +67,7 @@ def act(
     """Let a policy act from the reset on; the environment has these cameras. Raises UserError if it fails to plan."""
     run = Run(clock.seconds, [env.proprioception()])
     actions: np.ndarray = np.empty(0)
-    while len(run.actions) < job.protocol.step_limit and not (run.success or run.told_success):
+    while len(run.actions) < job.protocol.step_limit and not (run.success or run.instructed_success):
         if not len(actions):
             observation = env.observe()
             run.observations.append(observation)
@@ -76,12 +76,12 @@ def act(
                 actions = policy.plan(seen(job.probe, observation, cameras), instruction)
             run.plans.append((len(run.actions), clock.lap("policy")))
         run.success = env.step(actions[0])
-        run.told_success = run.success if job.told == job.task else env.success_of(job.told)
-        observer.look(actions[0])
+        run.instructed_success = run.success if job.instructed == job.task else env.success_of(job.instructed)
+        observer.observe(actions[0])
         run.actions.append(actions[0])
         run.states.append(env.proprioception())
         actions = actions[1:]
         clock.lap("physics")
-    if not (run.success or run.told_success):
+    if not (run.success or run.instructed_success):
         run.failure = observer.kind()
     return run

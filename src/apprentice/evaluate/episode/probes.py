@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 
 from apprentice.common.errors import UserError
-from apprentice.simulators.base import Simulator, simulator
+from apprentice.simulators.base import Simulator, simulator_of
 
 PLAIN, PARAPHRASE, EMPTY, BLACK_AGENT, BLACK_WRIST, MOVED = (
     "plain", "paraphrase", "empty", "black-agent", "black-wrist", "moved"
@@ -28,18 +28,18 @@ def applies(suite: str, task: int, probe: str) -> bool:
     carried nothing is moved, and what has one camera has none at the wrist. Raises UserError for an unknown probe."""
     if probe not in PROBES:
         raise UserError(f"expected probes among {', '.join(PROBES)}, found {probe!r}; fix: name some of them")
-    played = simulator(suite)
+    simulator = simulator_of(suite)
     if probe == PARAPHRASE:
-        return bool(played.paraphrases(played.tasks(suite)[task].instruction))
+        return bool(simulator.paraphrases(simulator.tasks(suite)[task].instruction))
     if probe in BLACK:
-        return BLACK[probe] < len(played.contract(suite, 1, "fast").cameras or ())
-    return probe != MOVED or played.can_move(suite, task)
+        return BLACK[probe] < len(simulator.contract(suite, 1, "fast").cameras or ())
+    return probe != MOVED or simulator.can_move(suite, task)
 
 
-def said(probe: str, instruction: str, seed: int, played: Simulator) -> str:
+def said(probe: str, instruction: str, seed: int, simulator: Simulator) -> str:
     """The words that the policy gets instead of an instruction of this simulator."""
     if probe == PARAPHRASE:
-        return str(np.random.default_rng([seed, 5]).choice(played.paraphrases(instruction)))
+        return str(np.random.default_rng([seed, 5]).choice(simulator.paraphrases(instruction)))
     return "" if probe == EMPTY else instruction
 
 

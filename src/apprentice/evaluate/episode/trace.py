@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from apprentice.common.files import fingerprint, replacing
 from apprentice.evaluate.protocol import Protocol
 from apprentice.evaluate.results import Episode, Evaluation
-from apprentice.simulators.base import simulator
+from apprentice.simulators.base import simulator_of
 
 TABLE = "episodes.parquet"
 ROWS = 100  # episodes in memory at a time
@@ -82,7 +82,7 @@ def write_table(evaluation: Evaluation) -> Path:
 
 
 def _list_types(protocol: Protocol) -> dict[str, pa.DataType]:
-    contract = simulator(protocol.suite).contract(protocol.suite, protocol.image_size, protocol.render)
+    contract = simulator_of(protocol.suite).contract(protocol.suite, protocol.image_size, protocol.render)
     vectors = [pa.list_(pa.list_(pa.float32(), len(names or ()) or -1)) for names in (contract.state, contract.action)]
     return dict(zip(LISTS, [*vectors, pa.list_(pa.int32()), pa.list_(pa.float32())], strict=True))
 

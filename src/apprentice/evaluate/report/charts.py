@@ -50,16 +50,16 @@ def success_chart(groups: dict[str, list[Row]], colours: dict[str, str], by: str
 
 
 def probe_chart(groups: dict[str, list[ProbeRow]]) -> str:
-    """Stacked bars: did what it was told (--c3), did what the scene was set up for (--c4), neither (--c2)."""
+    """Stacked bars: did the instructed task (--c3), did what the scene was set up for (--c4), neither (--c2)."""
 
     def bar(axes: Axes, y: float, row: ProbeRow) -> str:
         left = 0.0
-        for part, colour in ((row.did_told, SERIES[3]), (row.did_task, SERIES[4]), (row.did_neither, SERIES[2])):
+        for part, colour in ((row.did_instructed, SERIES[3]), (row.did_task, SERIES[4]), (row.did_neither, SERIES[2])):
             axes.barh(y, part / row.episodes, 0.72, left, color=colour)
             left += part / row.episodes
-        return f"told: {row.did_told}/{row.episodes}"
+        return f"instructed: {row.did_instructed}/{row.episodes}"
 
-    return _bars(groups, bar, "What was done when another task was told")
+    return _bars(groups, bar, "What was done when another task's instruction was given")
 
 
 def _bars[R: (Row, ProbeRow)](groups: dict[str, list[R]], bar: Callable[[Axes, float, R], str], title: str) -> str:

@@ -11,7 +11,7 @@ import av
 from apprentice.evaluate.episode.probes import PLAIN
 from apprentice.evaluate.results import Episode, Evaluation
 
-SUCCESSES, TOLD, FAILURES = 6, 6, 60  # films shown: of each policy, of the language probe, of all kinds together
+SUCCESSES, LANGUAGE, FAILURES = 6, 6, 60  # films shown: of each policy, of the language probe, of all kinds together
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ def successes(evaluation: Evaluation, policy: str) -> list[Film]:
     return _films(evaluation, sorted(own, key=lambda episode: (episode.init_state, episode.task)), SUCCESSES)
 
 
-def told_another(evaluations: Iterable[Evaluation]) -> list[Film]:
+def other_instruction(evaluations: Iterable[Evaluation]) -> list[Film]:
     """The first episode of each policy and pair of tasks."""
     films: list[Film] = []
     for evaluation in evaluations:
-        first = [e for e in evaluation.episodes if e.init_state == 0 and e.task != e.told]
-        films += _films(evaluation, first, TOLD - len(films))
+        first = [e for e in evaluation.episodes if e.init_state == 0 and e.task != e.instructed]
+        films += _films(evaluation, first, LANGUAGE - len(films))
     return films
 
 
@@ -47,14 +47,14 @@ def failures(evaluations: Iterable[Evaluation], kinds: Iterable[str]) -> dict[st
     return {kind: [film for film in found if film.episode.failure == kind] for kind in kinds}
 
 
-def _by_turns[T](things: list[T], group: Callable[[T], object]) -> list[T]:
+def _by_turns[T](entries: list[T], group: Callable[[T], object]) -> list[T]:
     """The first of each group, then the second of each, and so on."""
     seen: Counter[object] = Counter()
     turns = []
-    for thing in things:
-        seen[group(thing)] += 1
-        turns.append(seen[group(thing)])
-    return [thing for _, thing in sorted(zip(turns, things, strict=True), key=lambda pair: pair[0])]
+    for entry in entries:
+        seen[group(entry)] += 1
+        turns.append(seen[group(entry)])
+    return [entry for _, entry in sorted(zip(turns, entries, strict=True), key=lambda pair: pair[0])]
 
 
 def _films(evaluation: Evaluation, episodes: list[Episode], most: int) -> list[Film]:

@@ -61,9 +61,9 @@ def findings(rows: list[Row], probes: list[ProbeRow]) -> list[str]:
             short, long = _against_only_ft(subject, control)
             headline += f"; {short} ({control.successes})"
             details.append(long)
-    told = [probe for probe in probes if probe.policy == subject.policy]
-    if told:
-        details.append(_listening(told))
+    instructed = [probe for probe in probes if probe.policy == subject.policy]
+    if instructed:
+        details.append(_listening(instructed))
     return [headline[0].upper() + headline[1:] + ".", *details]
 
 
@@ -98,28 +98,28 @@ def _against_only_ft(student: Row, control: Row) -> tuple[str, str]:
 
 
 def _listening(probes: list[ProbeRow]) -> str:
-    episodes, told = sum(p.episodes for p in probes), sum(p.did_told for p in probes)
+    episodes, instructed = sum(p.episodes for p in probes), sum(p.did_instructed for p in probes)
     usual, neither = sum(p.did_task for p in probes), sum(p.did_neither for p in probes)
-    told_low, told_high = wilson(told, episodes)
+    instructed_low, instructed_high = wilson(instructed, episodes)
     usual_low, usual_high = wilson(usual, episodes)
-    if told_low > usual_high:
+    if instructed_low > usual_high:
         verdict = "It listens"
-    elif usual_low > told_high:
+    elif usual_low > instructed_high:
         verdict = "It does not listen"
-    elif neither > told + usual:
+    elif neither > instructed + usual:
         verdict = "Another instruction keeps it from the usual task, but it does not do the other one"
     else:
         verdict = "It does not listen reliably"
     return (
-        f"{verdict}: told another task of the same scene, it did that task in {told} of {episodes} episodes, "
-        f"the one the scene was set up for in {usual}, and neither in {neither}."
+        f"{verdict}: given the instruction of another task of the same scene, it did that task in {instructed} of "
+        f"{episodes} episodes, the one the scene was set up for in {usual}, and neither in {neither}."
     )
 
 
-def changes(subject: str, looks: Mapping[str, Sequence[tuple[Row, Paired]]]) -> list[str]:
+def changes(subject: str, probed: Mapping[str, Sequence[tuple[Row, Paired]]]) -> list[str]:
     """A sentence on what each probe costs a policy, if any was run: differences on the same episodes."""
     found = []
-    for probe, members in looks.items():
+    for probe, members in probed.items():
         for row, pair in members:
             if row.policy == subject and pair.pairs:
                 found.append(f"{probe} {points(pair.difference)} ({points_interval(pair)})")

@@ -75,12 +75,12 @@ def record(
     """Write the success rates of a finished evaluation into a file of results, a line each policy.
 
     Args:
-        evaluation: folder that `apprentice eval` wrote.
+        evaluation: folder, written by `apprentice eval`.
         file: the .jsonl file, such as results/libero_object.jsonl; a line of the same policy and suite is replaced.
-        roles: expert, two-stage, only-ft or scratch for each policy, such as mine=two-stage; a policy that bears the
-            name of its role needs none.
+        roles: expert, two-stage, only-ft or scratch for each policy, such as mine=two-stage; not needed if a policy has
+            the name of its role.
         train_seed: seed of the policies' training.
-        command: what ran the episodes, if it is not to be made up from the protocol.
+        command: the command that ran the episodes, if the one found from the protocol is wrong.
 
     Raises UserError if episodes are missing or a policy has no role.
     """
@@ -103,7 +103,7 @@ def measurements(
     """The rate of each policy of an evaluation. Raises UserError if one has no role."""
     protocol = evaluation.protocol
     suite, variant = variant_of(protocol.suite)
-    plain = [e for e in evaluation.episodes if e.task == e.told and e.probe == PLAIN]
+    plain = [e for e in evaluation.episodes if e.task == e.instructed and e.probe == PLAIN]
     for policy, card in evaluation.policies.items():
         role = roles.get(policy, policy)
         if role not in ROLES:

@@ -32,7 +32,7 @@ from apprentice.evaluate.report.findings import (
     points_interval,
 )
 from apprentice.evaluate.results import ALL, Evaluation, failure_meanings, probe_rows, success_rows
-from apprentice.simulators.base import simulator
+from apprentice.simulators.base import simulator_of
 
 CHARTED = 12  # tasks in the chart; the table has all
 
@@ -89,11 +89,12 @@ def write_report(
 
     Args:
         out: the HTML file to write.
-        evaluation: folder written by `apprentice eval`.
-        runs: folders of training stages by name; the fine-tuned ones are named as the policies are.
-        probe: folders of probes, written by `apprentice eval --told` or `--probes`, if they have their own.
+        evaluation: folder, written by `apprentice eval`.
+        runs: folders of training stages by name; a fine-tuned stage has the name of its policy.
+        probe: folders of probes, written by `apprentice eval --instruct` or `--probes`, if probes have folders of their
+            own.
         variants: folders of evaluations on variants of the suite, such as libero_goal_swap.
-        title: stands above the headline.
+        title: text above the headline.
 
     Raises UserError if a folder is missing or of another suite, a stage is not finished, or there is no episode yet.
     """
@@ -102,8 +103,8 @@ def write_report(
     folders = dict.fromkeys(Path(folder).resolve() for folder in [*(probe or []), *(variants or [])])
     others = [folder for folder in folders if folder != Path(evaluation).resolve()]  # nothing counts twice
     evaluations = [main, *(Evaluation.load(folder) for folder in others)]
-    played, meanings = simulator(main.protocol.suite), failure_meanings(main.protocol.suite)
-    suites = (main.protocol.suite, *(f"{main.protocol.suite}_{kind}" for kind in played.variants))
+    simulator, meanings = simulator_of(main.protocol.suite), failure_meanings(main.protocol.suite)
+    suites = (main.protocol.suite, *(f"{main.protocol.suite}_{kind}" for kind in simulator.variants))
     for each in evaluations:
         if each.protocol.suite not in suites:
             raise UserError(
@@ -114,17 +115,18 @@ def write_report(
     rows = success_rows(main.episodes)
     if not rows:
         raise UserError(f"expected episodes in {evaluation}, found none; fix: run `apprentice eval`")
-    told = probe_rows(episode for episode in episodes if episode.suite == main.protocol.suite)
+    instructed = probe_rows(episode for episode in episodes if episode.suite == main.protocol.suite)
     stages = [TrainingRun.load(name, run) for name, run in (runs or {}).items()]
-    names = {task.index: task.instruction for task in played.tasks(main.protocol.suite)}
+    names = {task.index: task.instruction for task in simulator.tasks(main.protocol.suite)}
     colours = _colours([*main.policies, *(runs or {})])
+    contract = simulator.contract(main.protocol.suite, main.protocol.image_size, main.protocol.render)
     subject = chosen(rows).policy
-    by_task, changed = tables.by_task(rows, subject, names), tables.perturbed(groups)
+    rows_by_task, changed = tables.rows_by_task(rows, subject, names), tables.perturbed(groups)
     pairs = tables.against(subject, list(main.policies), {name: groups[name] for name in changed})
-    looks, latencies, failing = tables.looks(groups), tables.latencies(main), tables.failing(groups)
-    told_pairs: dict[str, list] = {}
-    for row in told:
-        told_pairs.setdefault(f"told “{names[row.told]}”", []).append(row)
+    probed, latencies, failing = tables.probed(groups), tables.latencies(main), tables.failing(groups)
+    instructed_pairs: dict[str, list] = {}
+    for row in instructed:
+        instructed_pairs.setdefault(f"instructed “{names[row.instructed]}”", []).append(row)
     own = failing.get(tables.PUBLISHED, {}).get(subject)
     counts = {
         kind: sum(row.kinds.get(kind, 0) for members in failing.values() for row in members.values())
@@ -132,8 +134,8 @@ def write_report(
     }
 
     write_json(out.parent / "results.json", [asdict(row) for row in rows])
-    if told:
-        write_json(out.parent / "probe.json", [asdict(row) for row in told])
+    if instructed:
+        write_json(out.parent / "probe.json", [asdict(row) for row in instructed])
     details = {
         "perturbations": {name: [asdict(row) for row in members] for name, members in changed.items()},
         "paired": [
@@ -142,7 +144,8 @@ def write_report(
             for against, pair in members
         ],
         "probes": {
-            probe: [asdict(row) | {"paired": asdict(pair)} for row, pair in members] for probe, members in looks.items()
+            probe: [asdict(row) | {"paired": asdict(pair)} for row, pair in members]
+            for probe, members in probed.items()
         },
         "latency": [asdict(row) for row in latencies],
         "failures": {name: [asdict(row) for row in members.values()] for name, members in failing.items()},
@@ -154,26 +157,26 @@ def write_report(
             title=title,
             today=date.today().isoformat(),
             findings=[
-                *findings(rows, told),
-                *changes(subject, looks),
+                *findings(rows, instructed),
+                *changes(subject, probed),
                 *perturbations(subject, main.protocol.suite, changed),
                 *failures(own.kinds if own else {}),
             ],
             subject=subject,
             policies=list(main.policies),
             overall=[row for row in rows if row.task == ALL],
-            groups=by_task,
+            groups=rows_by_task,
             perturbations=changed,
             perturbation_chart=success_chart(changed, colours, "perturbation"),
             meanings=PROBES,
             swatches={name: f"var(--c{SERIES.index(colour)})" for name, colour in colours.items()},
-            success_chart=success_chart(dict(list(by_task.items())[: CHARTED + 1]), colours, "task"),
+            success_chart=success_chart(dict(list(rows_by_task.items())[: CHARTED + 1]), colours, "task"),
             charted=CHARTED,
             pairs=pairs,
-            looks=looks,
-            probes=told,
-            probe_chart=probe_chart(told_pairs) if told else "",
-            probe_films=films.told_another(evaluations),
+            probed=probed,
+            probes=instructed,
+            probe_chart=probe_chart(instructed_pairs) if instructed else "",
+            probe_films=films.other_instruction(evaluations),
             align_chart=_losses([s for s in stages if s.stage == "align"], colours, "alignment loss"),
             finetune_chart=_losses([s for s in stages if s.stage != "align"], colours, "fine-tuning loss"),
             stages=stages,
@@ -190,8 +193,8 @@ def write_report(
             failure_films=films.failures(evaluations, meanings),
             planned=len(main.wanted),
             evaluation=main,
-            hertz=played.fps,
-            image_size=played.contract(main.protocol.suite, main.protocol.image_size, main.protocol.render).image_size,
+            hertz=simulator.fps,
+            image_size=contract.image_size,
             change=lambda episode: tables.aside(episode, main.protocol.suite),
         ),
     )

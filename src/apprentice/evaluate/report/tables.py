@@ -11,9 +11,9 @@ from apprentice.evaluate.compare import Paired, paired
 from apprentice.evaluate.episode.probes import PLAIN, PROBES
 from apprentice.evaluate.episode.trace import Trace
 from apprentice.evaluate.results import ALL, Episode, Evaluation, Row, failure_meanings, success_rows
-from apprentice.simulators.base import simulator, variant_of
+from apprentice.simulators.base import simulator_of, variant_of
 
-PUBLISHED, TOLD_ANOTHER = "as published", "told another task"
+PUBLISHED, OTHER_INSTRUCTION = "as published", "given another task's instruction"
 PARTS = ("seconds", "reset_seconds", "policy_seconds", "render_seconds", "physics_seconds", "steps")
 
 
@@ -43,16 +43,16 @@ class Failing:
 def changed(episode: Episode, suite: str) -> str:
     """What was changed against the episodes as published of `suite`."""
     if episode.suite != suite:
-        return simulator(suite).variants[variant_of(episode.suite)[1]]
-    if episode.task != episode.told:
-        return TOLD_ANOTHER
+        return simulator_of(suite).variants[variant_of(episode.suite)[1]]
+    if episode.task != episode.instructed:
+        return OTHER_INSTRUCTION
     return PUBLISHED if episode.probe == PLAIN else episode.probe
 
 
 def aside(episode: Episode, suite: str) -> str:
     """What was changed, if the instruction does not say it: words for a film's caption."""
     what = changed(episode, suite)
-    return "" if what in (PUBLISHED, TOLD_ANOTHER) else what
+    return "" if what in (PUBLISHED, OTHER_INSTRUCTION) else what
 
 
 def by_change(episodes: Iterable[Episode], suite: str) -> dict[str, list[Episode]]:
@@ -64,15 +64,15 @@ def by_change(episodes: Iterable[Episode], suite: str) -> dict[str, list[Episode
 
 
 def perturbed(groups: dict[str, list[Episode]]) -> dict[str, list[Row]]:
-    """Each policy's success over all tasks, by what was changed; those told another task have a table of their own."""
+    """Each policy's success over all tasks, by what was changed; the language probe has a table of its own."""
     rows = {}
     for name, group in groups.items():
-        if all(episode.task == episode.told for episode in group):
+        if all(episode.task == episode.instructed for episode in group):
             rows[name] = [row for row in success_rows(group, probe=group[0].probe) if row.task == ALL]
     return rows
 
 
-def by_task(rows: list[Row], subject: str, names: dict[int, str]) -> dict[str, list[Row]]:
+def rows_by_task(rows: list[Row], subject: str, names: dict[int, str]) -> dict[str, list[Row]]:
     """Rows of all tasks together, then task by task: the worst for `subject` first, then the worst for all."""
     tasks: dict[int, list[Row]] = {}
     for row in rows:
@@ -100,7 +100,7 @@ def against(
     return table
 
 
-def looks(groups: dict[str, list[Episode]]) -> dict[str, list[tuple[Row, Paired]]]:
+def probed(groups: dict[str, list[Episode]]) -> dict[str, list[tuple[Row, Paired]]]:
     """What each probe does to each policy: its rate, and the unchanged episodes (A) beside the changed ones (B)."""
     table: dict[str, list[tuple[Row, Paired]]] = {}
     for probe in PROBES:
@@ -117,7 +117,7 @@ def latencies(evaluation: Evaluation) -> list[Latency]:
         paths = [evaluation.file("traces", e.trace) for e in evaluation.episodes if e.policy == name]
         seconds = [Trace.load(path).plan_seconds for path in paths if path]
         if seconds:
-            every, last = np.concatenate(seconds), card.n_action_steps / simulator(evaluation.protocol.suite).fps
+            every, last = np.concatenate(seconds), card.n_action_steps / simulator_of(evaluation.protocol.suite).fps
             p50, p99 = (float(x) for x in np.percentile(every, (50, 99)))
             rows.append(Latency(name, len(every), p50, p99, last, float(np.mean(every <= last))))
     return rows
@@ -140,7 +140,7 @@ def failing(groups: dict[str, list[Episode]]) -> dict[str, dict[str, Failing]]:
         for policy in dict.fromkeys(episode.policy for episode in group):
             own = [episode for episode in group if episode.policy == policy]
             counts = Counter(episode.failure for episode in own)
-            if failed := sum(not episode.told_success for episode in own):
+            if failed := sum(not episode.instructed_success for episode in own):
                 table.setdefault(name, {})[policy] = Failing(
                     policy, len(own), failed, {kind: counts[kind] for kind in failure_meanings(own[0].suite)}
                 )

@@ -1,4 +1,4 @@
-"""What is wrong with a policy: told before hours are spent, from its checkpoint alone; or by its name, when it shows.
+"""What is wrong with a policy: found before hours are spent, from its checkpoint alone; or by its name, when it shows.
 
 A policy with a contract is held to it elsewhere (`inspect_checkpoint`). Of others little can be known, and that much is
 compared with the suite's reference: how large their images were, what their statistics say of robot and pictures.
@@ -42,11 +42,11 @@ def watched(policy: str, episode: str, limited: bool = True) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            raise UserError(f"{episode}: {_told(error)}") from error
+            raise UserError(f"{episode}: {_text(error)}") from error
     _planned.add(policy)
 
 
-def _told(error: Exception) -> str:
+def _text(error: Exception) -> str:
     if isinstance(error, UserError):
         return str(error)
     frame = traceback.extract_tb(error.__traceback__)[-1]
@@ -162,8 +162,8 @@ def _cameras(images: list[dict[str, np.ndarray]], colours: np.ndarray) -> str | 
         return None
     off = np.array([[np.abs(mean - seen).mean() for seen in colours] for mean in means])
     said = " and ".join(f"{', '.join(f'{level:.2f}' for level in mean)}" for mean in means)
-    here = " and ".join(f"{', '.join(f'{level:.2f}' for level in seen)}" for seen in colours)
-    expectation = f"expected images whose mean colours are near those of the scene's and the wrist's camera ({here})"
+    levels = " and ".join(f"{', '.join(f'{level:.2f}' for level in seen)}" for seen in colours)
+    expectation = f"expected images whose mean colours are near those of the scene's and the wrist's camera ({levels})"
     if off[0, 1] + off[1, 0] < off[0, 0] + off[1, 1] - CLEARLY:
         return f"{expectation}, found {said}: cameras swapped? fix: exchange them where it was trained, or rename them"
     if np.diag(off).mean() > OTHER_ROOM:

@@ -21,7 +21,7 @@ from apprentice.evaluate.protocol import Protocol
 from apprentice.evaluate.selfcheck.faults import check_statistics, doubts
 from apprentice.experts import checkpoints
 from apprentice.serve.client import is_address
-from apprentice.simulators.base import DIFFERS, INVALID, PASSED, Check, simulator, simulators
+from apprentice.simulators.base import DIFFERS, INVALID, PASSED, Check, simulator_of, simulators
 
 COLOURS = {PASSED: "green", DIFFERS: "yellow", INVALID: "red"}
 
@@ -30,14 +30,14 @@ def selfcheck(suites: list[str] | None = None, render: Literal["fast", "exact"] 
     """Check the simulator against its references, print a table, and find whether results made with it are valid.
 
     Args:
-        suites: names of suites (default: all that have references).
-        render: as `apprentice eval` draws.
+        suites: names of suites (default: all with references).
+        render: renderer, as in `apprentice eval`.
 
     Raises UserError if there is no simulator, or one whose physics is known to differ.
     """
     found: dict[str, Sequence[Check]] = {}
     for suite in suites or [suite for each in simulators() for suite in each.checked]:
-        checks = found[suite] = simulator(suite).examine(suite, render)
+        checks = found[suite] = simulator_of(suite).examine(suite, render)
         table = Table("", "check", "expected", "found", title=f"{suite}, {render}")
         for check in checks:
             colour = COLOURS[check.verdict]
@@ -54,7 +54,7 @@ def before_hours(protocol: Protocol, policies: dict[str, str]) -> None:
 
     Raises UserError if results would be invalid.
     """
-    known = simulator(protocol.suite)
+    known = simulator_of(protocol.suite)
     environment = known.contract(protocol.suite, protocol.image_size, protocol.render)
     usual = known.usual(protocol.suite)
     for name, place in policies.items():
@@ -67,13 +67,13 @@ def before_hours(protocol: Protocol, policies: dict[str, str]) -> None:
 
 def require(suite: str, render: str) -> None:
     """Check the simulator unless this has been done; warn of what differs. Raises UserError if results were invalid."""
-    asked = simulator(suite)
-    known = cache_folder() / "selfcheck" / f"{fingerprint(asked.setting(suite, render), Path(__file__))}.json"
+    simulator = simulator_of(suite)
+    known = cache_folder() / "selfcheck" / f"{fingerprint(simulator.setting(suite, render), Path(__file__))}.json"
     checks: list[Check] = []
     with suppress(OSError, FileError):  # a damaged file is written again
         checks = read_json(known, list[Check])
     done = bool(checks)
-    checks = checks or list(asked.examine(suite, render))
+    checks = checks or list(simulator.examine(suite, render))
     wrong = [str(check) for check in checks if check.verdict == INVALID]
     if wrong:
         raise UserError("\n  ".join(["the simulator is not the one that its references were made with:", *wrong]))

@@ -80,11 +80,11 @@ def import_seer(
 
     Args:
         checkpoint: the .pth file that the public code saved.
-        out: the folder to write.
+        out: folder to write.
         mae: folder or hub name of the ViT-MAE, or the .pth file that the public code uses; not read if the checkpoint
             holds the encoder.
         clip: folder or hub name of CLIP: its tokenizer and, unless the checkpoint holds them, its text weights.
-        recorded: which data the weights were trained on: cameras, gripper, orientation of the images.
+        recorded: conventions of the data that the weights were trained on: cameras, gripper, orientation of the images.
 
     Returns:
         What `imported.json` in the folder says: "mapped" (their name: our names), "unused" (their name: why),

@@ -22,11 +22,11 @@ from apprentice.common.files import replacing
 from apprentice.common.pool import spread
 from apprentice.common.progress import Meter
 from apprentice.nano.scenes.catalogue import HELD_OUT, problems
+from apprentice.nano.scenes.labels import render_labelled
 from apprentice.nano.scenes.layout import draw
-from apprentice.nano.scenes.mixtures import OWN, kept_for_tests, own_scenes
+from apprentice.nano.scenes.own_scenes import OWN, kept_for_tests, own_scenes
 from apprentice.nano.scenes.scene_model import SceneModel
 from apprentice.nano.scenes.shards import ShardedRows, mapped
-from apprentice.nano.scenes.truth import look
 
 UNSEEN_LAYOUTS = 15  # a scene of LIBERO-90
 OWN_SHARDS = 6  # of each scene of ours; those that are kept for tests have one
@@ -41,38 +41,38 @@ def write_scene(job: tuple[str, str, list[int], int, int]) -> int:
     """
     folder, scene, numbers, count, seed = job
     missing = [n for n in numbers if not (Path(folder) / f"{scene}-{n:03d}.npz").exists()]
-    stage = SceneModel(scene, seed) if missing else None
+    model = SceneModel(scene, seed) if missing else None
     for number in missing:
-        assert stage is not None
+        assert model is not None
         rng = np.random.default_rng([seed, number])
-        looks: list[dict[str, Any]] = []
-        while len(looks) < count:
+        samples: list[dict[str, Any]] = []
+        while len(samples) < count:
             try:
-                draw(stage, rng)
+                draw(model, rng)
             except RuntimeError:
                 continue
-            looks.append(look(stage))
-        text = json.dumps([look["facts"] for look in looks]).encode()
-        arrays = {key: np.stack([look[key] for look in looks]) for key in ARRAYS}
+            samples.append(render_labelled(model))
+        text = json.dumps([sample["facts"] for sample in samples]).encode()
+        arrays = {key: np.stack([sample[key] for sample in samples]) for key in ARRAYS}
         with replacing(Path(folder) / f"{scene}-{number:03d}.npz") as fresh:
             np.savez(fresh, **arrays, facts=np.frombuffer(text, np.uint8))  # type: ignore[arg-type]
-    if stage is not None:
-        stage.close()
+    if model is not None:
+        model.close()
     return len(numbers) * count
 
 
 def generate(folder: Path | str, layouts: int = 40_000, workers: int = 2, shard: int = 100, seed: int = 0) -> None:
     """Draw, render and store random layouts of LIBERO-90's scenes and of our own; shards that exist are kept.
 
-    A shard's name is its scene's and its number, so that held-out scenes are told apart by name; each of those has
+    A shard's name is its scene's and its number, so that held-out scenes are recognised by name; each of those has
     one shard. More layouts asked for later come on top of those that are there.
 
     Args:
-        folder: where to write.
-        layouts: how many to train on; those of the held-out scenes come on top.
-        workers: processes.
-        shard: layouts a file.
-        seed: of everything that varies.
+        folder: folder to write.
+        layouts: number of layouts to train on; layouts of the held-out scenes are added.
+        workers: number of processes.
+        shard: number of layouts in a file.
+        seed: seed of everything that varies.
     """
     os.environ.setdefault("MUJOCO_GL", "egl")
     os.environ.setdefault("PYOPENGL_PLATFORM", "egl")

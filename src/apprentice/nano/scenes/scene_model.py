@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from apprentice.nano.scenes.catalogue import CATEGORIES, DRAWERS, NAMES, SIZE, kind_of
-from apprentice.nano.scenes.mixtures import OWN, bddl
+from apprentice.nano.scenes.own_scenes import OWN, bddl
 
 AWAY = 30.0  # m, how high objects wait that a layout does not show
 
@@ -22,7 +22,7 @@ def yaw_quat(yaw: float) -> np.ndarray:
 
 
 @dataclass
-class Thing:
+class SceneObject:
     """An object or fixture. `low`, `high` (3,): its box in the settled pose, relative to the body's origin, m."""
 
     name: str
@@ -42,9 +42,9 @@ class Thing:
 
 
 class SceneModel:
-    """One scene, to be laid out anew (`layout.draw`) and looked at (`truth.look`).
+    """One scene, to be laid out anew (`layout.draw`) and rendered with labels (`truth.render_labelled`).
 
-    `things` and `objects` (those that can be moved) are what a layout shows, see `show`.
+    `present` and `movable` (of `present`) are the objects that a layout shows, see `show`.
     """
 
     def __init__(self, scene: str, seed: int):
@@ -53,7 +53,7 @@ class SceneModel:
 
         from apprentice.simulators.libero.simulator.render import renderers
 
-        self.mj, self.scene = mujoco, scene
+        self.mj, self.name = mujoco, scene
         self.control = ControlEnv(
             str(bddl(scene)), has_offscreen_renderer=False, use_camera_obs=False, ignore_done=True
         )
@@ -66,7 +66,7 @@ class SceneModel:
                 self.control.step([0.0] * 6 + [-1.0])
         m, d = self.model, self.data
         self.owner = self._owners()
-        self.all = {name: self._thing(name) for name in self.control.env.obj_body_id}
+        self.all = {name: self._object(name) for name in self.control.env.obj_body_id}
         self.show(list(self.all))
         self.table_z = self._table()
         self.category = self._categories()
@@ -95,9 +95,9 @@ class SceneModel:
 
     def show(self, names: list[str]) -> None:
         """Lay out these objects and all fixtures; other objects wait high above, out of view."""
-        self.things = {name: thing for name, thing in self.all.items() if thing.joint < 0 or name in names}
-        self.objects = [thing for thing in self.things.values() if thing.joint >= 0]
-        for n, name in enumerate(self.all.keys() - self.things.keys()):
+        self.present = {name: obj for name, obj in self.all.items() if obj.joint < 0 or name in names}
+        self.movable = [obj for obj in self.present.values() if obj.joint >= 0]
+        for n, name in enumerate(self.all.keys() - self.present.keys()):
             self.data.qpos[self.all[name].joint : self.all[name].joint + 3] = n, 0.0, AWAY
 
     def _table(self) -> float:
@@ -120,7 +120,7 @@ class SceneModel:
             owner[body] = roots.get(at, "")
         return owner
 
-    def _thing(self, name: str) -> Thing:
+    def _object(self, name: str) -> SceneObject:
         m, d = self.model, self.data
         body = self.control.env.obj_body_id[name]
         joint = int(m.body_jntadr[body])
@@ -133,7 +133,7 @@ class SceneModel:
                 middle, reach = d.geom_xpos[g] + turn @ centre - d.xpos[body], np.abs(turn) @ half
                 low, high = np.minimum(low, middle - reach), np.maximum(high, middle + reach)
         quat = d.xquat[body].copy() if free else m.body_quat[body].copy()
-        return Thing(name, kind_of(name), body, int(m.jnt_qposadr[joint]) if free else -1, quat, low, high)
+        return SceneObject(name, kind_of(name), body, int(m.jnt_qposadr[joint]) if free else -1, quat, low, high)
 
     def _categories(self) -> np.ndarray:
         """Category of every geom, (ngeom + 1,): the last for "no geom"."""
@@ -159,27 +159,27 @@ class SceneModel:
             table[g] = CATEGORIES.index(label)
         return table
 
-    def opened(self, thing: Thing, site: str) -> float:
+    def opened(self, obj: SceneObject, site: str) -> float:
         """How far (0 to 1) the drawer of a region is open; 1 where there is no drawer."""
-        joint = self.joints.get(f"{thing.name}_{site.split('_')[0]}_level")
+        joint = self.joints.get(f"{obj.name}_{site.split('_')[0]}_level")
         if joint is None:
             return 1.0
         return float(abs(self.data.qpos[joint.qposadr[0]]) / max(abs(joint.range)))
 
-    def put(self, thing: Thing, position: np.ndarray, yaw: float) -> None:
+    def put(self, obj: SceneObject, position: np.ndarray, yaw: float) -> None:
         """Move an object; its origin goes to `position` (3,) m, its yaw is in rad."""
-        thing.yaw = yaw
-        at = thing.joint
+        obj.yaw = yaw
+        at = obj.joint
         self.data.qpos[at : at + 3] = position
         quat = np.empty(4)
-        self.mj.mju_mulQuat(quat, yaw_quat(yaw), thing.quat)
+        self.mj.mju_mulQuat(quat, yaw_quat(yaw), obj.quat)
         self.data.qpos[at + 3 : at + 7] = quat
 
-    def position(self, thing: Thing) -> np.ndarray:
+    def position(self, obj: SceneObject) -> np.ndarray:
         """Where the origin of a thing is (3,) m."""
-        if thing.joint < 0:
-            return self.data.xpos[thing.body].copy()
-        return self.data.qpos[thing.joint : thing.joint + 3].copy()
+        if obj.joint < 0:
+            return self.data.xpos[obj.body].copy()
+        return self.data.qpos[obj.joint : obj.joint + 3].copy()
 
     def close(self) -> None:
         for renderer in self.renderers.values():

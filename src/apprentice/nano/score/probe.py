@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from apprentice.nano.batches import ENTITIES, positions
-from apprentice.nano.passes import image_tokens, pixels_of
+from apprentice.nano.forward import image_tokens, pixels_of
 from apprentice.nano.scenes.dataset import load, rows_of_part
 
 FITTED = 3000  # at most so many layouts
@@ -64,7 +64,7 @@ def probe(model: Any, data: Path | str, parts: tuple[str, ...], fitted: int = FI
     return found
 
 
-def linear(features: Tensor, targets: Tensor, asked: Tensor) -> Tensor:
+def linear(features: Tensor, targets: Tensor, queries: Tensor) -> Tensor:
     """Ridge regression of targets (N, D) on features (N, F), read off at features (M, F): (M, D).
 
     The penalty is the one of `PENALTIES` that does best on every fourth row, fitted on the others. Solved in the space
@@ -73,16 +73,16 @@ def linear(features: Tensor, targets: Tensor, asked: Tensor) -> Tensor:
     rows = torch.arange(len(features)) % HELD_BACK == 0
     best = min(PENALTIES, key=lambda p: float((_ridge(features[~rows], targets[~rows], features[rows], p)
                                                - targets[rows]).norm(dim=-1).median()))  # fmt: skip
-    return _ridge(features, targets, asked, best)
+    return _ridge(features, targets, queries, best)
 
 
-def _ridge(features: Tensor, targets: Tensor, asked: Tensor, penalty: float) -> Tensor:
+def _ridge(features: Tensor, targets: Tensor, queries: Tensor, penalty: float) -> Tensor:
     middle, centre = features.mean(0), targets.mean(0)
     centred = (features - middle).double()
     kernel = centred @ centred.T
     damped = kernel + penalty * kernel.diagonal().mean() * torch.eye(len(kernel), dtype=torch.float64)
     weights = torch.linalg.solve(damped, (targets - centre).double())
-    return (((asked - middle).double() @ centred.T) @ weights).to(targets.dtype) + centre
+    return (((queries - middle).double() @ centred.T) @ weights).to(targets.dtype) + centre
 
 
 @dataclass
@@ -98,8 +98,8 @@ def _read(model: Any, data: Path | str, part: str, most: int) -> _Reading:
     rows = rows_of_part(len(stored["facts"]), most)
     places, known = positions([stored["facts"][row] for row in rows])
     tokens = []
-    for some in np.array_split(rows, max(1, len(rows) // 32)):
-        seen = image_tokens(model, pixels_of(stored["images"][some], model.device)).float().cpu()
-        tokens.append(seen.reshape(len(some), 2, -1))
+    for chunk in np.array_split(rows, max(1, len(rows) // 32)):
+        seen = image_tokens(model, pixels_of(stored["images"][chunk], model.device)).float().cpu()
+        tokens.append(seen.reshape(len(chunk), 2, -1))
     both = torch.cat(tokens)
     return _Reading((both[:, 0], both.flatten(1)), torch.from_numpy(places), torch.from_numpy(known))

@@ -18,12 +18,12 @@ from apprentice.common.files import read_json, write_text
 from apprentice.common.progress import track
 from apprentice.common.untrusted import place_of, without_weights
 from apprentice.nano.batches import Chat, Corpus, Item, pack
-from apprentice.nano.passes import answer_logits, image_tokens, pixels_of
+from apprentice.nano.forward import answer_logits, image_tokens, pixels_of
 from apprentice.nano.questions import KINDS
 from apprentice.nano.scenes.catalogue import CATEGORIES
 from apprentice.nano.scenes.dataset import available, load, rows_of_part
-from apprentice.nano.score.card import PARTS, Score, card
-from apprentice.nano.score.marks import Mark, Marker
+from apprentice.nano.score.grading import Mark, Marker
+from apprentice.nano.score.model_card import PARTS, Score, card
 from apprentice.nano.score.probe import probe
 
 LAYOUTS, QUESTIONS = 200, 16  # at most so many layouts of a part, and questions about each
@@ -35,9 +35,9 @@ def score(data: Path | str, run: Path | str, twin: Path | str) -> list[Score]:
     """Score a pre-trained VLM on held-out pictures and write its model card, RUN/model/README.md.
 
     Args:
-        data: folder of the scenes that both were trained on, made by `apprentice scenes`.
-        run: the VLM's folder, made by `apprentice pretrain-vlm`.
-        twin: the text-only twin's folder, made by `apprentice pretrain-vlm --blind`.
+        data: folder of the scenes that both models were trained on, written by `apprentice scenes`.
+        run: folder of the VLM, written by `apprentice pretrain-vlm`.
+        twin: folder of the text-only twin, written by `apprentice pretrain-vlm --blind`.
 
     Raises UserError if a model is missing, if the VLM is blind or if the twin is not.
     """
@@ -81,7 +81,7 @@ class Exam:
         names = [Counter(thing["name"] for thing in corpus.facts[row]["things"]) for row in rows]
         self.single = [{CATEGORIES.index(name) for name, count in held.items() if count == 1} for held in names]
         longest_first = sorted((item for items in self.items for item in items), key=lambda item: -len(item.ask))
-        self.examples = {KINDS[item.kind]: chat.asked(item) for item in longest_first}
+        self.examples = {KINDS[item.kind]: chat.question_text(item) for item in longest_first}
 
     def marks(self, guesses: list[list[np.ndarray]]) -> list[Mark]:
         """Judge an answer to every question."""

@@ -1,62 +1,29 @@
 """Demonstrations by the scripted demonstrator, written as a LeRobotDataset v3.0.
 
 An episode is planned and acted without cameras; only if it succeeded are its recorded states drawn. How episodes are
-kept and written: `gathering.py`.
+kept and written: `episode_jobs.py`.
 """
 
-from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from apprentice.simulators.base import simulator
-from apprentice.simulators.collection.gathering import Collected, CollectJob, attempt, gather, settings_of
+from apprentice.simulators.base import simulator_of
+from apprentice.simulators.collection.config import CollectConfig
+from apprentice.simulators.collection.episode_jobs import Collected, CollectJob, attempt, gather
 
 
-def collect(
-    suite: str,
-    episodes: int,
-    out: Path | str,
-    tasks: Sequence[int] | None = None,
-    workers: int = 2,
-    ray: str | None = None,
-    seed: int = 0,
-    render: str = "fast",
-    size: int = 128,
-    images: bool = False,
-    worlds: int = 0,
-    reworded: bool = False,
-) -> dict[str, Any]:
-    """Write `episodes` successful demonstrations of each task into the dataset folder `out`; returns a summary.
+def collect(config: CollectConfig) -> dict[str, Any]:
+    """Write successful demonstrations of each task into a dataset; returns a summary.
 
     Finished episodes wait in a folder beside `out` until all are there: start again to go on after a kill. Starts from
     fresh scenes, never from the test states.
 
-    Args:
-        suite: such as libero_goal.
-        episodes: successful ones of each task, at most 1000.
-        out: folder to write, which must not exist, or be what is asked for.
-        tasks: their indices in the suite; all of them if not given.
-        workers: processes.
-        ray: address of a Ray cluster whose processes do the work, such as auto.
-        seed: decides everything that varies.
-        render: "fast" (simplified meshes) or "exact".
-        size: of the images (px).
-        images: keep each image as PNG in place of videos: exact and quick to read, many times larger.
-        worlds: play each task in so many worlds of its own, with objects exchanged and spread over the table;
-            0 plays it as published.
-        reworded: say each instruction in other words.
-
     Raises UserError if `out` exists, if what waits beside it was collected with other settings, if a task can have no
-    own world, or, when all else is done, if a task could not be demonstrated.
+    variant, or, when all else is done, if a task could not be demonstrated.
     """
-    settings = settings_of(suite, seed, render, size, worlds, reworded)
-    make = partial(CollectJob, **settings)
-    return gather(
-        Path(out), make, _collect_one, settings, tasks=tasks, episodes=episodes, workers=workers, ray=ray, images=images
-    )
+    return gather(config, partial(CollectJob, **config.shared), _collect_one, config.shared)
 
 
 def _collect_one(job: CollectJob) -> Collected:
     """Collect one episode in a worker."""
-    return attempt(job, simulator(job.suite).demonstrator().demonstrate)
+    return attempt(job, simulator_of(job.suite).demonstrator().demonstrate)

@@ -10,15 +10,15 @@ from apprentice.common.errors import FileError, UserError
 from apprentice.common.files import read_json
 from apprentice.common.result import Result
 from apprentice.data.info import read_info
-from apprentice.simulators.base import Simulator, simulator, simulators
+from apprentice.simulators.base import Simulator, simulator_of, simulators
 
 
 def doctor(dataset: Path | str, episodes: int = 6, workers: int = 2) -> Result:
     """Replay episodes of a dataset in its simulator, and print a table of checks.
 
     Args:
-        dataset: a LeRobotDataset folder.
-        episodes: how many to replay, spread evenly over the dataset.
+        dataset: folder of a LeRobotDataset.
+        episodes: number of episodes to replay, spread evenly over the dataset.
         workers: processes.
 
     Raises UserError if the dataset is of no simulator that can replay it.
@@ -40,7 +40,7 @@ def recorded_in(root: Path) -> Simulator:
     with suppress(OSError, FileError):
         collection = read_json(root / "meta" / "collection.json", dict[str, Any])
     if isinstance(suite := collection.get("suite"), str):
-        return simulator(suite)
+        return simulator_of(suite)
     features = read_info(root)["features"]
     wanted = {each.name: each.contract(next(iter(each.suites)), 1, "fast").cameras or () for each in simulators()}
     for each in simulators():

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from apprentice.simulators import drawing
+from apprentice.simulators import opengl
 from apprentice.simulators.base import Check, Demonstrator, Observation, Observer, Usual
 from apprentice.simulators.libero import FAST_VERSION, PACKAGES
+from apprentice.simulators.libero.simulator.paraphrases import paraphrases
 from apprentice.simulators.libero.simulator.suites import PERTURBATIONS, STEP_LIMITS, Task, goals, task_count, tasks
-from apprentice.simulators.libero.simulator.wording import paraphrases
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,7 +55,7 @@ class Libero:
         return paraphrases(instruction)
 
     def check_drawing(self) -> None:
-        drawing.check_drawing()
+        opengl.check_drawing()
 
     def versions(self) -> dict[str, str]:
         return {name: version(name) for name in PACKAGES}
@@ -73,7 +73,7 @@ class Libero:
     def begin(
         self, env: "LiberoEnv", *, seed: int, init_state: int | None, settle_steps: int, moved: int | None = None
     ) -> None:
-        from apprentice.simulators.libero.evaluation.moving import Start, carried, reset_moved
+        from apprentice.simulators.libero.evaluation.moved_objects import Start, carried, reset_moved
 
         start = Start(seed, init_state, FRESH_START if init_state is None else 0.0, settle_steps)
         if moved is None:
@@ -82,7 +82,7 @@ class Libero:
             reset_moved(env, carried(env.goals_of(moved)), start)
 
     def can_move(self, suite: str, task: int) -> bool:
-        from apprentice.simulators.libero.evaluation.moving import carried
+        from apprentice.simulators.libero.evaluation.moved_objects import carried
 
         return bool(carried(goals(tasks(suite)[task].bddl)))
 

@@ -1,4 +1,4 @@
-"""What is wrong with recorded episodes, told from what the simulator does with the same actions. NumPy alone.
+"""What is wrong with recorded episodes, found from what the simulator does with the same actions. NumPy alone.
 
 Recorded and replayed motion part where an action was scaled or an object lies elsewhere, so nothing here asks for equal
 paths: columns are found by what goes together, scales by how far the hand goes for what it was asked.
@@ -73,9 +73,9 @@ def label_fault(labels: Sequence[np.ndarray], executed: Sequence[np.ndarray]) ->
     label, done = np.concatenate(labels), np.concatenate(executed)
     scales = []
     for part in (slice(0, 3), slice(3, 6)):
-        asked, given = label[:, part], done[:, part]
-        same = (np.abs(given) > 0.01) & (asked * given > 0)
-        ratios = asked[same] / given[same]
+        commanded, given = label[:, part], done[:, part]
+        same = (np.abs(given) > 0.01) & (commanded * given > 0)
+        ratios = commanded[same] / given[same]
         values, counts = np.unique(np.round(50 * np.log(ratios)), return_counts=True)
         scales.append(_likely(float(np.exp(values[counts.argmax()] / 50))) if len(values) else 1.0)
     return Fault(gripper=-1 if np.sum(label[:, 6] * done[:, 6]) < 0 else 1, translation=scales[0], rotation=scales[1])
@@ -145,9 +145,9 @@ def _gain(replays: Sequence[Replay], turning: bool, replayed: bool) -> float:
         states = (replay.replayed if replayed else replay.recorded)[:FREE]
         moved = _turned(states[:, 3:6]) if turning else _moved(states[:, :3])
         total = np.concatenate([np.zeros((1, 3)), np.cumsum(actions, axis=0)])
-        asked = total[WINDOW : len(states)] - total[: len(states) - WINDOW]
-        along += float(np.sum(asked * moved))
-        across += float(np.sum(asked * asked))
+        commanded = total[WINDOW : len(states)] - total[: len(states) - WINDOW]
+        along += float(np.sum(commanded * moved))
+        across += float(np.sum(commanded * commanded))
     return along / across if along > 0 and across > 1e-4 else 1.0
 
 

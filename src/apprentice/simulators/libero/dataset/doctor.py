@@ -22,7 +22,7 @@ from apprentice.common.result import Result
 from apprentice.data.contract import FILE, Contract
 from apprentice.data.dataset import column, instructions, open_dataset
 from apprentice.data.images import images
-from apprentice.simulators.collection.gathering import Setting, scenes
+from apprentice.simulators.collection.episode_jobs import Setting, scenes
 from apprentice.simulators.libero.convention import CAMERAS
 from apprentice.simulators.libero.convention import contract as convention
 from apprentice.simulators.libero.dataset.diagnosis import (
@@ -42,7 +42,7 @@ from apprentice.simulators.libero.simulator.suites import tasks as tasks_of
 
 STATE, ACTION, EXECUTED = "observation.state", "action", "executed"
 SHAPES = {STATE: (8,), ACTION: (7,)}
-LOOKS = 4  # images of an episode that are compared, all from its first third: nothing has been moved yet
+COMPARED = 4  # images of an episode that are compared, all from its first third: nothing has been moved yet
 PASSES = 4  # replays of an episode, each with what was found in the one before repaired
 TRACKED = 0.02  # m that the hand may leave its recorded path in a scene that is not the recorded one
 ALIKE = 0.5  # correlation below which two images do not show the same
@@ -57,7 +57,7 @@ class Trial:
     known: bool
     states: np.ndarray  # (T, 8)
     actions: np.ndarray  # (T, 7), as executed
-    looks: np.ndarray  # (K,) steps whose images are compared
+    compared: np.ndarray  # (K,) steps whose images are compared
     images: np.ndarray  # (K, 2, H, W, 3)
     render: str
 
@@ -117,14 +117,14 @@ def examine(root: Path, episodes: int, workers: int) -> list[Finding]:
             if rest == Fault() or attempt == PASSES - 1:
                 break
             fault = fault.then(rest)
-    learnt = fault.then(replace(label_fault(labels, [t.actions for t in trials]), columns=Fault().columns))
+    labelled = fault.then(replace(label_fault(labels, [t.actions for t in trials]), columns=Fault().columns))
     alike = np.mean([outcome.alike for outcome in outcomes], axis=0)
     return [
         _agrees("simulator", Contract(versions=contract.versions), trials),
         _agrees("contract", replace(contract, versions={}), trials),
         _state_check(fault),
-        _gripper_check(learnt),
-        _action_check(learnt, followed(replays)),
+        _gripper_check(labelled),
+        _action_check(labelled, followed(replays)),
         *_view_checks(alike),
         _success_check(outcomes, replays, fault) if trials[0].known else _path_check(replays, fault),
     ]
@@ -151,15 +151,15 @@ def _trials(root: Path, episodes: int) -> tuple[list[Trial], list[np.ndarray]]:
     for episode in sorted({int(e) for e in np.linspace(0, len(lengths) - 1, max(episodes, 1))}):
         begin = int(lengths[:episode].sum())
         span = slice(begin, begin + int(lengths[episode]))
-        looks = np.linspace(0, lengths[episode] // 3, LOOKS).astype(int)
+        compared = np.linspace(0, lengths[episode] // 3, COMPARED).astype(int)
         trials.append(
             Trial(
                 scenes=(recorded[episode],) if recorded else _scenes_named(texts[begin]),
                 known=bool(recorded),
                 states=states[span],
                 actions=executed[span],
-                looks=looks,
-                images=np.stack([each[begin + looks] for each in pictures], 1),
+                compared=compared,
+                images=np.stack([each[begin + compared] for each in pictures], 1),
                 render=Contract.of_dataset(root).render or "fast",
             )
         )
@@ -220,19 +220,19 @@ def _replay(job: tuple[int, Trial]) -> tuple[int, Replayed]:
     for step, action in enumerate(trial.actions):
         states.append(env.proprioception())
         near = np.linalg.norm(states[-1][:3] - trial.states[step, :3]) < TRACKED
-        if step in trial.looks and (near or step == 0):
-            alike.append(_looked(env, trial.images[list(trial.looks).index(step)]))
+        if step in trial.compared and (near or step == 0):
+            alike.append(_likenesses(env, trial.images[list(trial.compared).index(step)]))
         success = env.step(action)
     return index, Replayed(np.array(states), success, np.mean(alike, axis=0))
 
 
 def _first_look(trial: Trial, scene: Setting) -> np.ndarray:
-    return _looked(_begun(trial, scene), trial.images[0])
+    return _likenesses(_begun(trial, scene), trial.images[0])
 
 
 def _begun(trial: Trial, scene: Setting) -> LiberoEnv:
     """The environment at the episode's start; in a scene that is not known, at its hand's start if within reach."""
-    env = environment(scene.suite, scene.task, scene.world, render=trial.render, size=trial.images.shape[-2])
+    env = environment(scene.suite, scene.task, scene.variant, render=trial.render, size=trial.images.shape[-2])
     env.reset(seed=scene.seed, start_noise=scene.start_noise)
     if scene.start is not None:
         env.resume(scene.start)
@@ -245,7 +245,7 @@ def _begun(trial: Trial, scene: Setting) -> LiberoEnv:
     return env
 
 
-def _looked(env: LiberoEnv, images: np.ndarray) -> np.ndarray:
+def _likenesses(env: LiberoEnv, images: np.ndarray) -> np.ndarray:
     """Likenesses (2, 2, 4) of recorded images (2, H, W, 3) to what the cameras see now."""
     drawn = env.observe()
     return np.array([[likeness(picture, drawn[camera]) for camera in CAMERAS] for picture in images])

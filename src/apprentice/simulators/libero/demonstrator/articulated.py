@@ -16,37 +16,37 @@ DOOR_OPEN, DOOR_AJAR, DOOR_SHUT = -1.40, -0.80, -0.001  # rad
 class Part:
     """The drawer of a region, or the door or knob of a fixture: one joint and the body it moves."""
 
-    def __init__(self, world: Geometry, name: str):
-        self.world = world
-        if world.is_site(name):
-            self._joint = world.model.joint(world.domain.object_sites_dict[name].joints[0]).id
+    def __init__(self, geometry: Geometry, name: str):
+        self.geometry = geometry
+        if geometry.is_site(name):
+            self._joint = geometry.model.joint(geometry.domain.object_sites_dict[name].joints[0]).id
         else:
-            bodies = world.model.jnt_bodyid
-            self._joint = next(joint for joint, body in enumerate(bodies) if world.owner[body] == name)
-        self.body = int(world.model.jnt_bodyid[self._joint])
-        self.geoms = [geom for geom in world.solid if world.model.geom_bodyid[geom] == self.body]
+            bodies = geometry.model.jnt_bodyid
+            self._joint = next(joint for joint, body in enumerate(bodies) if geometry.owner[body] == name)
+        self.body = int(geometry.model.jnt_bodyid[self._joint])
+        self.geoms = [geom for geom in geometry.solid if geometry.model.geom_bodyid[geom] == self.body]
 
     @property
     def value(self) -> float:
         """How far the joint is (m or rad)."""
-        return float(self.world.data.qpos[self.world.model.jnt_qposadr[self._joint]])
+        return float(self.geometry.data.qpos[self.geometry.model.jnt_qposadr[self._joint]])
 
     @property
     def axis(self) -> np.ndarray:
-        return self.world.data.xaxis[self._joint].copy()
+        return self.geometry.data.xaxis[self._joint].copy()
 
     @property
     def anchor(self) -> np.ndarray:
-        return self.world.data.xanchor[self._joint].copy()
+        return self.geometry.data.xanchor[self._joint].copy()
 
     @property
     def rotation(self) -> np.ndarray:
-        return self.world.data.xmat[self.body].reshape(3, 3).copy()
+        return self.geometry.data.xmat[self.body].reshape(3, 3).copy()
 
     def foremost(self, direction: np.ndarray) -> np.ndarray:
         """Centre (3,) of the geom that sticks out most: the handle."""
-        geom = max(self.geoms, key=lambda g: float(self.world.data.geom_xpos[g] @ direction))
-        return self.world.data.geom_xpos[geom].copy()
+        geom = max(self.geoms, key=lambda g: float(self.geometry.data.geom_xpos[g] @ direction))
+        return self.geometry.data.geom_xpos[geom].copy()
 
 
 def drawer_pull(drawer: Part) -> tuple[np.ndarray, np.ndarray]:
@@ -55,10 +55,10 @@ def drawer_pull(drawer: Part) -> tuple[np.ndarray, np.ndarray]:
     return pull, drawer.foremost(pull)
 
 
-def open_drawer(hand: Controller, world: Geometry, site: str, until: float = DRAWER_OPEN) -> None:
+def open_drawer(hand: Controller, geometry: Geometry, site: str, until: float = DRAWER_OPEN) -> None:
     """Pull the drawer's handle from in front. Raises Failure."""
-    drawer = Part(world, site)
-    low = drawer_pull(drawer)[1][2] < world.table_height() + LOW_HANDLE
+    drawer = Part(geometry, site)
+    low = drawer_pull(drawer)[1][2] < geometry.table_height() + LOW_HANDLE
     for lean in (60, 55) if low else (90, 70):
         (_hook if low else _grip)(hand, drawer, np.deg2rad(lean), until)
         if drawer.value < until + 0.02:
@@ -106,12 +106,12 @@ def _hook(hand: Controller, drawer: Part, lean: float, until: float) -> None:
     hand.go(hand.position + 0.08 * UP + 0.05 * pull, leant, near=0.05, steps=20)
 
 
-def way_aside(world: Geometry, site: str, name: str) -> np.ndarray:
+def way_aside(geometry: Geometry, site: str, name: str) -> np.ndarray:
     """How far (3,) m an object must move sideways so that the open drawer will not hide it; zeros if it need not."""
-    drawer = Part(world, site)
+    drawer = Part(geometry, site)
     pull, handle = drawer_pull(drawer)
     side = np.cross(pull, UP)
-    thing, box = world.points(name, 0.01), world.fill(drawer.geoms, 0.01)
+    thing, box = geometry.points(name, 0.01), geometry.fill(drawer.geoms, 0.01)
     if (thing @ pull).min() > handle @ pull - DRAWER_OPEN:
         return np.zeros(3)
     inside = float((thing @ side).max() - (box @ side).min())  # what the drawer would cover, seen from one side
@@ -120,11 +120,11 @@ def way_aside(world: Geometry, site: str, name: str) -> np.ndarray:
     return direction * (covered - UNCOVERED) if covered > MOST_COVERED else np.zeros(3)
 
 
-def close_drawer(hand: Controller, world: Geometry, site: str) -> None:
+def close_drawer(hand: Controller, geometry: Geometry, site: str) -> None:
     """Push the handle with closed fingers. Raises Failure."""
-    drawer = Part(world, site)
+    drawer = Part(geometry, site)
     pull, handle = drawer_pull(drawer)
-    handle[2] = max(handle[2] + 0.006, world.table_height() + 0.03)
+    handle[2] = max(handle[2] + 0.006, geometry.table_height() + 0.03)
     leant = leaning(-pull, np.deg2rad(50), yaw_along(np.cross(pull, UP)))
     hand.gripper = CLOSE
     before = handle + 0.12 * pull
@@ -140,21 +140,21 @@ def close_drawer(hand: Controller, world: Geometry, site: str) -> None:
         raise Failure(f"drawer still open by {-drawer.value:.3f} m")
 
 
-def turn_knob(hand: Controller, world: Geometry, stove: str, on: bool) -> None:
+def turn_knob(hand: Controller, geometry: Geometry, stove: str, on: bool) -> None:
     """Grasp the knob's raised bar near its far end and lead it along its arc; its inertia makes it slow.
 
     Raises Failure.
     """
-    knob = Part(world, stove)
+    knob = Part(geometry, stove)
     centre, start = knob.anchor, knob.value
-    points = world.fill(knob.geoms, 0.003)
+    points = geometry.fill(knob.geoms, 0.003)
     top = points[:, 2].max()
     bar = points[points[:, 2] > centre[2] + 0.03][:, :2] - centre[:2]
     farthest = bar[np.linalg.norm(bar, axis=1).argmax()]
     along = np.linalg.eigh(np.cov(bar.T))[1][:, 1]
     along = along * np.sign(along @ farthest)
     radius, aside = (bar @ along).max() - 0.014, np.median(bar @ [-along[1], along[0]])
-    distance = np.linalg.norm((centre - world.base())[:2])
+    distance = np.linalg.norm((centre - geometry.base())[:2])
     lean = np.deg2rad(np.clip((0.5 - distance) / 0.2 * 35, 0, 35))  # a knob close to the base is out of reach upright
     first = wrapped(np.arctan2(along[1], along[0]))
 
@@ -176,37 +176,37 @@ def turn_knob(hand: Controller, world: Geometry, stove: str, on: bool) -> None:
             break
         hand.guide(*pose(knob.value + (0.7 if on else -0.7)))
     hand.release(-0.08 * hand.rotation[:, 2])
-    if not world.holds(("turnon" if on else "turnoff", stove)):
+    if not geometry.holds(("turnon" if on else "turnoff", stove)):
         raise Failure(f"knob at {knob.value:.2f} rad")
 
 
-def close_door(hand: Controller, world: Geometry, name: str) -> None:
+def close_door(hand: Controller, geometry: Geometry, name: str) -> None:
     """Sweep a hinged door shut from outside. Raises Failure."""
-    door = Part(world, name)
-    _sweep(hand, world, door, name, DOOR_SHUT, 0.0)
-    if not world.holds(("close", name)):
+    door = Part(geometry, name)
+    _sweep(hand, geometry, door, name, DOOR_SHUT, 0.0)
+    if not geometry.holds(("close", name)):
         raise Failure(f"door still open by {-door.value:.2f} rad")
 
 
-def open_door(hand: Controller, world: Geometry, name: str) -> None:
+def open_door(hand: Controller, geometry: Geometry, name: str) -> None:
     """Pull a hinged door by its handle until the hand fits behind it, and sweep it open from inside. Raises Failure."""
-    door = Part(world, name)
-    yaw = yaw_along(world.rotation(name)[:, 0])
+    door = Part(geometry, name)
+    yaw = yaw_along(geometry.rotation(name)[:, 0])
     if door.value > DOOR_AJAR + 0.05:
         _pull_ajar(hand, door, yaw)
-    _sweep(hand, world, door, name, DOOR_OPEN, yaw)
-    if not world.holds(("open", name)):
+    _sweep(hand, geometry, door, name, DOOR_OPEN, yaw)
+    if not geometry.holds(("open", name)):
         raise Failure(f"door open by {-door.value:.2f} rad only")
 
 
-def _sweep(hand: Controller, world: Geometry, door: Part, name: str, until: float, yaw: float) -> None:
+def _sweep(hand: Controller, geometry: Geometry, door: Part, name: str, until: float, yaw: float) -> None:
     """Move a door with closed fingers that point down beside it."""
     hinge, start, frame = door.anchor, door.value, door.rotation
     sign = -1 if until > start else 1  # pushed from outside to shut it, from inside to open it
-    panel = max(door.geoms, key=lambda geom: float(np.prod(world.model.geom_aabb[geom][3:])))
-    local = (world.fill([panel], 0.01) - hinge) @ frame
+    panel = max(door.geoms, key=lambda geom: float(np.prod(geometry.model.geom_aabb[geom][3:])))
+    local = (geometry.fill([panel], 0.01) - hinge) @ frame
     reach, face = local[:, 0].max() - 0.055, sign * (sign * local[:, 1]).max()
-    height = world.bounds(name)[1][2] - 0.02
+    height = geometry.bounds(name)[1][2] - 0.02
 
     def beside(value: float, gap: float) -> np.ndarray:
         offset = frame @ about_z(value - start) @ np.array([reach, face + sign * gap, 0])

@@ -3,7 +3,7 @@
 import numpy as np
 
 from apprentice.simulators.base import Demonstration, Record
-from apprentice.simulators.libero.demonstrator import articulated, dragging, spots
+from apprentice.simulators.libero.demonstrator import articulated, dragging, placements
 from apprentice.simulators.libero.demonstrator.controller import UP, Controller, Failure, Style
 from apprentice.simulators.libero.demonstrator.inserting import insert
 from apprentice.simulators.libero.demonstrator.resuming import holds
@@ -39,12 +39,12 @@ def solve(env: LiberoEnv, style: Style, rng: np.random.Generator, after: np.ndar
 
     `after` (7,) is the action before, if there was one: the first one then fits it, and what the hand holds is kept.
     """
-    hand, world = Controller(env, style, rng, int(PATIENCE * env.max_steps)), env.geometry()
+    hand, geometry = Controller(env, style, rng, int(PATIENCE * env.max_steps)), env.geometry()
     if after is not None:
         hand.take_over(after)
     failure = None
     try:
-        _solve(hand, world)
+        _solve(hand, geometry)
         hand.stay(3)
     except Failure as reason:
         failure = str(reason)
@@ -55,24 +55,24 @@ def solve(env: LiberoEnv, style: Style, rng: np.random.Generator, after: np.ndar
     return Demonstration(hand.record, failure, hand.retries)
 
 
-def _solve(hand: Controller, world: Geometry) -> None:
+def _solve(hand: Controller, geometry: Geometry) -> None:
     """Reach all goals, and once more what a later one undid. Raises Failure."""
-    goals = in_order([tuple(goal) for goal in world.domain.parsed_problem["goal_state"]])
-    if in_hand := [goal for goal in goals if holds(hand, world, goal[1])]:
+    goals = in_order([tuple(goal) for goal in geometry.domain.parsed_problem["goal_state"]])
+    if in_hand := [goal for goal in goals if holds(hand, geometry, goal[1])]:
         goals.sort(key=lambda goal: goal not in in_hand)
     else:
-        _settle(hand, world)
+        _settle(hand, geometry)
     for _ in range(ROUNDS):
         for goal in goals:
-            _achieve(hand, world, goal, goals)
-        if all(world.holds(goal) for goal in goals):
+            _achieve(hand, geometry, goal, goals)
+        if all(geometry.holds(goal) for goal in goals):
             return
 
 
-def _settle(hand: Controller, world: Geometry) -> None:
+def _settle(hand: Controller, geometry: Geometry) -> None:
     """Wait for what falls."""
     for _ in range(SETTLE_STEPS):
-        if world.still():
+        if geometry.still():
             return
         hand.stay(1)
 
@@ -98,14 +98,14 @@ def in_order(goals: list[Goal]) -> list[Goal]:
     return sorted(goals, key=rank)
 
 
-def _achieve(hand: Controller, world: Geometry, goal: Goal, goals: list[Goal]) -> None:
+def _achieve(hand: Controller, geometry: Geometry, goal: Goal, goals: list[Goal]) -> None:
     """Make a goal true by the skill for it, in a few tries. Raises Failure."""
     for attempt in range(TRIES):
-        if world.holds(goal):
+        if geometry.holds(goal):
             return
         try:
-            _attempt(hand, world, goal, goals)
-            _settle(hand, world)
+            _attempt(hand, geometry, goal, goals)
+            _settle(hand, geometry)
         except Failure:
             if attempt == TRIES - 1:
                 raise
@@ -113,38 +113,38 @@ def _achieve(hand: Controller, world: Geometry, goal: Goal, goals: list[Goal]) -
             hand.release(0.08 * UP)
 
 
-def _attempt(hand: Controller, world: Geometry, goal: Goal, goals: list[Goal]) -> None:
+def _attempt(hand: Controller, geometry: Geometry, goal: Goal, goals: list[Goal]) -> None:
     match goal:
-        case ("open", part) if world.is_site(part):
-            articulated.open_drawer(hand, world, part)
+        case ("open", part) if geometry.is_site(part):
+            articulated.open_drawer(hand, geometry, part)
         case ("open", part):
-            articulated.open_door(hand, world, part)
-        case ("close", part) if world.is_site(part):
-            articulated.close_drawer(hand, world, part)
+            articulated.open_door(hand, geometry, part)
+        case ("close", part) if geometry.is_site(part):
+            articulated.close_drawer(hand, geometry, part)
         case ("close", part):
-            articulated.close_door(hand, world, part)
+            articulated.close_door(hand, geometry, part)
         case ("turnon" | "turnoff" as verb, stove):
-            articulated.turn_knob(hand, world, stove, verb == "turnon")
+            articulated.turn_knob(hand, geometry, stove, verb == "turnon")
         case ("on", name, site) if name.startswith("plate"):
-            dragging.drag(hand, world, name, site)
+            dragging.drag(hand, geometry, name, site)
         case ("in", name, site) if site.startswith(("microwave", "wooden_two_layer_shelf")):
-            insert(hand, world, name, site)
+            insert(hand, geometry, name, site)
         case ("in", name, site) if "cabinet" in site:
-            if articulated.Part(world, site).value > -0.12:
-                way = articulated.way_aside(world, site, name)
+            if articulated.Part(geometry, site).value > -0.12:
+                way = articulated.way_aside(geometry, site, name)
                 if way.any() and "bowl" in name:
                     hand.style.speed = 1.0  # or the step limit may come first
-                    dragging.lead(hand, world, name, (world.position(name) + way)[:2], 0.012, tries=1)
-                articulated.open_drawer(hand, world, site, until=-0.14)
-            pick_and_place(hand, world, name, spots.in_drawer(world, name, site))
+                    dragging.lead(hand, geometry, name, (geometry.position(name) + way)[:2], 0.012, tries=1)
+                articulated.open_drawer(hand, geometry, site, until=-0.14)
+            pick_and_place(hand, geometry, name, placements.in_drawer(geometry, name, site))
         case ("in", name, site):
-            pick_and_place(hand, world, name, spots.in_region(world, name, site, _slot(goal, goals)))
+            pick_and_place(hand, geometry, name, placements.in_region(geometry, name, site, _slot(goal, goals)))
         case ("on", name, site) if site.startswith("wine_rack"):
-            pick_and_place(hand, world, name, spots.on_rack(world, name, world.parent(site)))
-        case ("on", name, site) if world.is_site(site):
-            pick_and_place(hand, world, name, spots.on_region(world, name, site, _slot(goal, goals)))
+            pick_and_place(hand, geometry, name, placements.on_rack(geometry, name, geometry.parent(site)))
+        case ("on", name, site) if geometry.is_site(site):
+            pick_and_place(hand, geometry, name, placements.on_region(geometry, name, site, _slot(goal, goals)))
         case ("on", name, other):
-            pick_and_place(hand, world, name, spots.on_object(world, name, other))
+            pick_and_place(hand, geometry, name, placements.on_object(geometry, name, other))
         case _:
             raise NotImplementedError(f"no skill for the goal {' '.join(goal)}")
 

@@ -4,42 +4,42 @@ import numpy as np
 
 from apprentice.simulators.libero.demonstrator.controller import CLOSE, DOWN, UP, Controller, Failure
 from apprentice.simulators.libero.demonstrator.grasping import REACH, TIP
+from apprentice.simulators.libero.demonstrator.placements import Spot
 from apprentice.simulators.libero.demonstrator.skills import pick_and_place
-from apprentice.simulators.libero.demonstrator.spots import Spot
 from apprentice.simulators.libero.simulator.geometry import Geometry
 
 PUSHED = 0.012  # m that a dish may run into what it passes
 DEEP = 0.03  # m from a bowl's floor to its rim
 
 
-def drag(hand: Controller, world: Geometry, name: str, site: str) -> None:
+def drag(hand: Controller, geometry: Geometry, name: str, site: str) -> None:
     """Lead a dish to a region, around what is in the way; what leaves no way is first put aside. Raises Failure."""
-    way = _way(world, name, site)
-    for other in _in_the_way(world, name, way):
-        pick_and_place(hand, world, other, _aside(world, name, other, way))
-        way = _way(world, name, site)
-    lead(hand, world, name, way[1], 0.02)
-    lead(hand, world, name, way[2], 0.006)
+    way = _way(geometry, name, site)
+    for other in _in_the_way(geometry, name, way):
+        pick_and_place(hand, geometry, other, _aside(geometry, name, other, way))
+        way = _way(geometry, name, site)
+    lead(hand, geometry, name, way[1], 0.02)
+    lead(hand, geometry, name, way[2], 0.006)
     hand.go(hand.position + 0.05 * UP, DOWN, near=0.02, steps=30)
 
 
-def lead(hand: Controller, world: Geometry, name: str, target: np.ndarray, near: float, tries: int = 4) -> None:
+def lead(hand: Controller, geometry: Geometry, name: str, target: np.ndarray, near: float, tries: int = 4) -> None:
     """Plant the closed finger tips in a dish and lead it by its inner rim to `target` (2,)."""
-    points, start = world.points(name, 0.004), world.position(name)
+    points, start = geometry.points(name, 0.004), geometry.position(name)
     middle = points[np.linalg.norm((points - start)[:, :2], axis=1) < 0.02]
     deep = points[:, 2].max() - middle[:, 2].max() > DEEP  # a bowl is led by its steep wall, a plate by its low rim
     height = middle[:, 2].max() + TIP + (0.012 if deep else -0.010)
     for _ in range(tries):
-        if np.linalg.norm(target - world.position(name)[:2]) < near:
+        if np.linalg.norm(target - geometry.position(name)[:2]) < near:
             return
-        _plant(hand, world, name, target, height)
-        _pull(hand, world, name, target, near, height)
+        _plant(hand, geometry, name, target, height)
+        _pull(hand, geometry, name, target, near, height)
         hand.go(hand.position + 0.03 * UP, DOWN, near=0.02, steps=12)
 
 
-def _plant(hand: Controller, world: Geometry, name: str, target: np.ndarray, height: float) -> None:
+def _plant(hand: Controller, geometry: Geometry, name: str, target: np.ndarray, height: float) -> None:
     """Put the finger tips into the dish, a little ahead of its middle."""
-    dish = world.position(name)[:2]
+    dish = geometry.position(name)[:2]
     ahead = (target - dish) / max(np.linalg.norm(target - dish), 1e-6)
     start = np.array([*(dish + 0.012 * ahead), height])
     above = 0.10 if np.linalg.norm((hand.position - start)[:2]) > 0.10 else 0.03
@@ -49,11 +49,11 @@ def _plant(hand: Controller, world: Geometry, name: str, target: np.ndarray, hei
     hand.go(start, DOWN, near=0.006, turned=0.1, steps=30)
 
 
-def _pull(hand: Controller, world: Geometry, name: str, target: np.ndarray, near: float, height: float) -> None:
+def _pull(hand: Controller, geometry: Geometry, name: str, target: np.ndarray, near: float, height: float) -> None:
     """Drag until there, or until the dish does not move any more."""
     past: list[np.ndarray] = []
     for count in range(140):
-        dish = world.position(name)[:2]
+        dish = geometry.position(name)[:2]
         gap = target - dish
         past.append(dish)
         if np.linalg.norm(gap) < near or (count > 30 and np.linalg.norm(dish - past[-15]) < 0.003):
@@ -63,10 +63,10 @@ def _pull(hand: Controller, world: Geometry, name: str, target: np.ndarray, near
         hand.guide(position, DOWN, gain=1.5, speed=0.45)
 
 
-def _way(world: Geometry, name: str, site: str) -> np.ndarray:
+def _way(geometry: Geometry, name: str, site: str) -> np.ndarray:
     """Start, corner and end (3, 2) of a way for the dish that avoids other things, into the region."""
-    start, (centre, half), radius = world.position(name), world.site(site), _radius(world, name)
-    low = world.obstacles((name,), 0.012)
+    start, (centre, half), radius = geometry.position(name), geometry.site(site), _radius(geometry, name)
+    low = geometry.obstacles((name,), 0.012)
     low = np.unique(np.round(low[low[:, 2] < start[2] + 0.05, :2], 2), axis=0)
     corners = np.stack(np.meshgrid(np.arange(-0.2, 0.2, 0.03), np.arange(-0.1, 0.31, 0.03)), -1).reshape(-1, 2)
     best = (np.inf, np.zeros((3, 2)))
@@ -76,42 +76,42 @@ def _way(world: Geometry, name: str, site: str) -> np.ndarray:
             first = start[:2] + 0.15 * (corner - start[:2])
             room = min(_clearance(low, first, corner), _clearance(low, corner, end))
             length = np.linalg.norm(corner - start[:2]) + np.linalg.norm(end - corner)
-            far = max(0.0, float(np.linalg.norm(corner - world.base()[:2])) - REACH)
+            far = max(0.0, float(np.linalg.norm(corner - geometry.base()[:2])) - REACH)
             cost = float(length + 8 * max(0.0, radius - room) + 10 * far)
             if cost < best[0]:
                 best = (cost, np.stack([start[:2], corner, end]))
     return best[1]
 
 
-def _radius(world: Geometry, name: str) -> float:
+def _radius(geometry: Geometry, name: str) -> float:
     """Of a dish and a little room around it, m."""
-    away = (world.points(name, 0.004) - world.position(name))[:, :2]
+    away = (geometry.points(name, 0.004) - geometry.position(name))[:, :2]
     return float(np.linalg.norm(away, axis=1).max()) + 0.006
 
 
-def _in_the_way(world: Geometry, name: str, way: np.ndarray) -> list[str]:
+def _in_the_way(geometry: Geometry, name: str, way: np.ndarray) -> list[str]:
     """The objects that the dish would push along on its way (3, 2)."""
-    others = [other for other in world.domain.objects_dict if other != name]
-    return [other for other in others if _beside(world.points(other, 0.01), way) < _radius(world, name) - PUSHED]
+    others = [other for other in geometry.domain.objects_dict if other != name]
+    return [other for other in others if _beside(geometry.points(other, 0.01), way) < _radius(geometry, name) - PUSHED]
 
 
-def _aside(world: Geometry, name: str, other: str, way: np.ndarray) -> Spot:
+def _aside(geometry: Geometry, name: str, other: str, way: np.ndarray) -> Spot:
     """The nearest place on the table for an object where it touches nothing and the dish passes by."""
-    here, points = world.position(other), world.points(other, 0.01)
-    room = float(np.linalg.norm((points - here)[:, :2], axis=1).max()) + 0.005
-    around = world.obstacles((other,), 0.012)
+    origin, points = geometry.position(other), geometry.points(other, 0.01)
+    room = float(np.linalg.norm((points - origin)[:, :2], axis=1).max()) + 0.005
+    around = geometry.obstacles((other,), 0.012)
     places = np.stack(np.meshgrid(np.arange(-0.3, 0.2, 0.02), np.arange(-0.34, 0.35, 0.02)), -1).reshape(-1, 2)
     free = [
         place
         for place in places
-        if np.linalg.norm(place - world.base()[:2]) < REACH
+        if np.linalg.norm(place - geometry.base()[:2]) < REACH
         and np.linalg.norm(around[:, :2] - place, axis=1).min() > room
-        and _beside(place[None], way) > _radius(world, name) + room
+        and _beside(place[None], way) > _radius(geometry, name) + room
     ]
     if not free:
         raise Failure(f"no way for {name}, and no place for {other}, which is in it")
-    xy = min(free, key=lambda place: float(np.linalg.norm(place - here[:2])))
-    return Spot(xy, world.table_height() + float(here[2] - points[:, 2].min()) + 0.003)
+    xy = min(free, key=lambda place: float(np.linalg.norm(place - origin[:2])))
+    return Spot(xy, geometry.table_height() + float(origin[2] - points[:, 2].min()) + 0.003)
 
 
 def _beside(points: np.ndarray, way: np.ndarray) -> float:

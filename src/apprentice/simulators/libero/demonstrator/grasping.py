@@ -66,22 +66,22 @@ def leaning(inward: np.ndarray, angle: float, yaw: float) -> np.ndarray:
     return Rotation.from_rotvec(angle * axis).as_matrix() @ about_z(yaw) @ DOWN
 
 
-def plan_grasps(world: Geometry, name: str, move: np.ndarray | None = None, turn: float = 0.0) -> list[Grasp]:
+def plan_grasps(geometry: Geometry, name: str, move: np.ndarray | None = None, turn: float = 0.0) -> list[Grasp]:
     """Grasps of an object, the best first, that collide with nothing.
 
     `move` (3,) and `turn` (rad) say how the object will be moved afterwards: a hand that would collide there
     is avoided if possible.
     """
-    target = world.points(name, 0.004)
+    target = geometry.points(name, 0.004)
     centre = (target.min(axis=0) + target.max(axis=0)) / 2
-    around = _near(world.obstacles((name,), 0.008), centre)
+    around = _near(geometry.obstacles((name,), 0.008), centre)
     there = np.zeros((0, 3))
     if move is not None:
-        there = _near(world.obstacles((name,), 0.008), centre + move) - move
+        there = _near(geometry.obstacles((name,), 0.008), centre + move) - move
         there = (there - centre) @ about_z(turn) + centre
-    table = world.table_height()
-    com, heights, base = world.centre_of_mass(name), _heights(target, table), world.base()
-    upper, lower = world.ledges(name)
+    table = geometry.table_height()
+    com, heights, base = geometry.centre_of_mass(name), _heights(target, table), geometry.base()
+    upper, lower = geometry.ledges(name)
     ledges = np.concatenate([upper + PAD_END, lower - PAD_TOP])
     stuck = {z: LEDGE_COST * bool((np.abs(ledges - z) < LEDGE).any()) for z in heights}
     grasps = []

@@ -17,15 +17,15 @@ OPENED = 0.07  # m between the fingers
 OVER = 0.012  # m beside its place that an object may be let down from
 
 
-def holds(hand: Controller, world: Geometry, name: str) -> bool:
+def holds(hand: Controller, geometry: Geometry, name: str) -> bool:
     """Is the object in the closed hand, and lifted?"""
-    return hand.gripper == CLOSE and name in world.grasped() and not world.rests(name)
+    return hand.gripper == CLOSE and name in geometry.grasped() and not geometry.rests(name)
 
 
-def present_grasp(hand: Controller, world: Geometry, name: str, yaw: float | None, low: float) -> Grasp | None:
+def present_grasp(hand: Controller, geometry: Geometry, name: str, yaw: float | None, low: float) -> Grasp | None:
     """How the hand holds the object; None if it does not, or not as `pick` is asked to (its `yaw` and `low`)."""
     rotation = hand.rotation
-    if not holds(hand, world, name) or rotation[2, 2] > -LEVEL or hand.position[2] < low:
+    if not holds(hand, geometry, name) or rotation[2, 2] > -LEVEL or hand.position[2] < low:
         return None
     grasp = Grasp(hand.position, float(np.arctan2(-rotation[0, 0], rotation[1, 0])), 0.0)
     return grasp if yaw is None or abs(wrapped(grasp.yaw - yaw)) < 0.1 else None
@@ -38,6 +38,6 @@ def comes_down_on(hand: Controller, grasp: Grasp) -> bool:
     return bool(hand.opening > OPENED and inside and np.arccos(np.clip((np.trace(turn) - 1) / 2, -1, 1)) < TURNED)
 
 
-def is_over(world: Geometry, name: str, xy: np.ndarray) -> bool:
+def is_over(geometry: Geometry, name: str, xy: np.ndarray) -> bool:
     """Is the object over `xy` (2,), so that it can be let straight down?"""
-    return bool(np.linalg.norm(world.position(name)[:2] - xy) < OVER)
+    return bool(np.linalg.norm(geometry.position(name)[:2] - xy) < OVER)

@@ -58,18 +58,18 @@ class Scripted:
 
 
 class Fingers:
-    """Watches what a policy's fingers do: `look` after every step."""
+    """Watches what a policy's fingers do: `observe` after every step."""
 
     def __init__(self, env: LiberoEnv):
-        self._world = env.geometry()
-        self._goals = in_order([tuple(goal) for goal in self._world.domain.parsed_problem["goal_state"]])
+        self._geometry = env.geometry()
+        self._goals = in_order([tuple(goal) for goal in self._geometry.domain.parsed_problem["goal_state"]])
         self._wanted = {goal[1] for goal in self._goals if goal[0] in ("on", "in")}
         self._closed = self._gripping = False
         self._step = self._last = self._lifted = 0
         self.usable, self.holding = True, False  # may the demonstrator take over? with an object in the hand?
         self.mistake: int | None = None  # the step from which on nothing is usable
 
-    def look(self, action: np.ndarray) -> None:
+    def observe(self, action: np.ndarray) -> None:
         """Take in what the last step did, with its action (7,)."""
         self._step += 1
         closed = bool(action[6] > 0 or (self._closed and action[6] == 0))
@@ -79,8 +79,8 @@ class Fingers:
         if not closed or not self._gripping:
             self._lifted = 0
             return
-        grasped = self._world.grasped()
-        lifted = {name for name in grasped & set(self._world.domain.objects_dict) if not self._world.rests(name)}
+        grasped = self._geometry.grasped()
+        lifted = {name for name in grasped & set(self._geometry.domain.objects_dict) if not self._geometry.rests(name)}
         if grasped:
             self._last = self._step
         self._lifted = self._lifted + 1 if lifted & self._wanted else 0
@@ -90,7 +90,7 @@ class Fingers:
 
     def _next_is_gripped(self) -> bool:
         """Does the demonstrator grip something for the first goal that does not hold?"""
-        unmet = next((goal for goal in self._goals if not self._world.holds(goal)), self._goals[0])
+        unmet = next((goal for goal in self._goals if not self._geometry.holds(goal)), self._goals[0])
         return not (unmet[0] == "close" or (unmet[0] == "on" and unmet[1].startswith("plate")))
 
 

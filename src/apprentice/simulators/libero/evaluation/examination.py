@@ -88,9 +88,9 @@ def _start(expected: Reference, take: Take) -> Check:
     fix = "the physics or the scene changed: install the versions above"
     if expected.qpos.shape != take.qpos.shape:
         found = f"{len(take.qpos)} coordinates"
-        return Check("first state", INVALID, f"{len(expected.qpos)} coordinates of robot and things", found, fix)
+        return Check("first state", INVALID, f"{len(expected.qpos)} coordinates of robot and objects", found, fix)
     off = float(np.abs(expected.qpos - take.qpos).max())
-    expectation = f"robot and things within {1000 * SAME:g} mm or mrad of the reference"
+    expectation = f"robot and objects within {1000 * SAME:g} mm or mrad of the reference"
     return Check("first state", _graded(off, SAME, ELSEWHERE), expectation, f"{1000 * off:.2g} mm or mrad off", fix)
 
 

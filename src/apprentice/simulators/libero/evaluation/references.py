@@ -108,7 +108,7 @@ def content_of(suite: str) -> str:
 def play(env: LiberoEnv, actions: np.ndarray) -> Take:
     """Put an environment into its task's first initial state, and execute actions (T, 7)."""
     env.reset(seed=0, init_state=0)
-    qpos, images = env.data.qpos.copy(), look(env)
+    qpos, images = env.data.qpos.copy(), small_images(env)
     states, success = [], False
     for action in actions:
         states.append(env.proprioception())
@@ -116,7 +116,7 @@ def play(env: LiberoEnv, actions: np.ndarray) -> Take:
     return Take(qpos, images, np.array(states), success)
 
 
-def look(env: LiberoEnv) -> np.ndarray:
+def small_images(env: LiberoEnv) -> np.ndarray:
     """What both cameras see, averaged to (2, SIDE, SIDE, 3)."""
     seen = env.observe()
     pictures = [Image.fromarray(seen[camera]).resize((SIDE, SIDE), Image.Resampling.BOX) for camera in CAMERAS]
@@ -156,7 +156,7 @@ def _made(suite: str, task: int) -> dict[str, np.ndarray]:
     levels = []
     for snapshot in episode.record.snapshots[:end:LOOK_EVERY]:
         fast.restore(snapshot)
-        levels.append(look(fast).mean(axis=(1, 2)) / 255)
+        levels.append(small_images(fast).mean(axis=(1, 2)) / 255)
     actions = np.round(episode.record.executed[:end], 3).astype(np.float32)
     take = play(fast, actions)
     if not take.success:
@@ -166,7 +166,7 @@ def _made(suite: str, task: int) -> dict[str, np.ndarray]:
     fast.close()
     exact = LiberoEnv(suite, task, render="exact")
     exact.reset(seed=0, init_state=0)
-    images = np.array([take.images, look(exact)])
+    images = np.array([take.images, small_images(exact)])
     exact.close()
     series = {"actions": actions, "qpos": take.qpos, "states": take.states, "colours": np.mean(levels, axis=0)}
     return {"images": images} | {name: array.astype(np.float32) for name, array in series.items()}

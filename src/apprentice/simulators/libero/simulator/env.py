@@ -52,15 +52,15 @@ class SimulatorState(Snapshot):
 
 
 class LiberoEnv:
-    """One task, as published or in the own world of that number. Call `reset` first, then `step` and `observe`."""
+    """One task, as published or its variant of that number. Call `reset` first, then `step` and `observe`."""
 
-    def __init__(self, suite: str, task: int, world: int | None = None, *, render: str = "fast", size: int = 128):
+    def __init__(self, suite: str, task: int, variant: int | None = None, *, render: str = "fast", size: int = 128):
         if render not in ("fast", "exact"):
             raise UserError(f"expected render to be 'fast' or 'exact', found {render!r}; fix: name one of them")
-        self.suite, self.task, self.world, self.render, self.size = suite, task, world, render, size
-        self.played = find_task(suite, task, world)
-        self.instruction, self.max_steps = self.played.instruction, STEP_LIMITS[suite]
-        self.control = _make_control(str(self.played.bddl))
+        self.suite, self.task, self.variant, self.render, self.size = suite, task, variant, render, size
+        self.definition = find_task(suite, task, variant)
+        self.instruction, self.max_steps = self.definition.instruction, STEP_LIMITS[suite]
+        self.control = _make_control(str(self.definition.bddl))
         self.model: mujoco.MjModel = self.control.env.sim.model._model
         self.data: mujoco.MjData = self.control.env.sim.data._data
         self._robot = self.control.env.robots[0]
@@ -94,10 +94,10 @@ class LiberoEnv:
         `TURN_PER_METRE * start_noise` rad about each axis. LIBERO sometimes places two objects into one another, and
         physics throws them off the table: such a layout is drawn again, from a seed that follows from `seed`.
 
-        Raises UserError for a test state in an own world.
+        Raises UserError for a test state of a variant.
         """
-        if init_state is not None and self.world is not None:
-            raise UserError(f"expected no test state in an own world, found {init_state}; fix: leave one of them out")
+        if init_state is not None and self.variant is not None:
+            raise UserError(f"expected no test state of a variant, found {init_state}; fix: leave one of them out")
         for draw in range(DRAWS):
             placed = self._place((seed + draw * NEXT_DRAW) % 2**32, init_state)
             if start_noise:
@@ -132,8 +132,8 @@ class LiberoEnv:
             if self._states is None:
                 self._states = initial_states(self.suite, self.task)
             self.control.set_init_state(self._states[init_state])
-        if self.world is not None:
-            spread(self.geometry(), TaskText.of(self.played).loose, np.random.default_rng([seed, 4]))
+        if self.variant is not None:
+            spread(self.geometry(), TaskText.of(self.definition).loose, np.random.default_rng([seed, 4]))
         return self._objects()
 
     def step(self, action: np.ndarray) -> bool:
@@ -292,13 +292,13 @@ class LiberoEnv:
 _kept: list[LiberoEnv] = []  # of this process, at most one
 
 
-def environment(suite: str, task: int, world: int | None = None, *, render: str, size: int) -> LiberoEnv:
+def environment(suite: str, task: int, variant: int | None = None, *, render: str, size: int) -> LiberoEnv:
     """The environment of this process, made anew if it is another: that takes seconds, keeping one hundreds of MB."""
-    wanted = (find_task(suite, task, world), render, size)
-    if _kept and (_kept[0].played, _kept[0].render, _kept[0].size) != wanted:
+    wanted = (find_task(suite, task, variant), render, size)
+    if _kept and (_kept[0].definition, _kept[0].render, _kept[0].size) != wanted:
         _kept.pop().close()
     if not _kept:
-        _kept.append(LiberoEnv(suite, task, world, render=render, size=size))
+        _kept.append(LiberoEnv(suite, task, variant, render=render, size=size))
     return _kept[0]
 
 

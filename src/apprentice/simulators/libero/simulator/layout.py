@@ -1,4 +1,4 @@
-"""Where the things of an own world stand: anywhere on the table within reach, apart from one another.
+"""Where the objects of a task's variant stand: anywhere on the table within reach, apart from one another.
 
 LIBERO's own sampler takes everything, baskets and cabinets included, for a disc of 5 cm.
 """
@@ -17,46 +17,46 @@ ROOM = 0.15  # m around fixtures of the goal, to open or fill them
 TRIES = 100
 
 
-def spread(world: Geometry, loose: Collection[str], rng: np.random.Generator) -> None:
+def spread(geometry: Geometry, loose: Collection[str], rng: np.random.Generator) -> None:
     """Move `loose`, the things that stand on the table, in place. What the goal's own region of the table is named
     after stays ("to the right of the plate"), and so does everything if there is no room.
     """
-    wanted = _wanted(world)
-    fixed = [region for word in wanted if (region := _table_region(world, word)) is not None]
-    for name in world.root.keys() - loose:
-        if (box := _box(world, name)) is not None:
-            room = ROOM if name in wanted and name in world.domain.fixtures_dict else 0.0
+    wanted = _wanted(geometry)
+    fixed = [region for word in wanted if (region := _table_region(geometry, word)) is not None]
+    for name in geometry.root.keys() - loose:
+        if (box := _box(geometry, name)) is not None:
+            room = ROOM if name in wanted and name in geometry.domain.fixtures_dict else 0.0
             fixed.append(box + np.array([[-room], [room]]))
-    sizes = {name: box[1] - box[0] for name in loose if (box := _box(world, name)) is not None}
+    sizes = {name: box[1] - box[0] for name in loose if (box := _box(geometry, name)) is not None}
     for apart in APART:
-        middles = _arranged(sizes, np.array(fixed).reshape(-1, 2, 2), wanted, world.base()[:2], float(apart), rng)
+        middles = _arranged(sizes, np.array(fixed).reshape(-1, 2, 2), wanted, geometry.base()[:2], float(apart), rng)
         if middles:
             break
     for name, middle in middles.items():
-        box = _box(world, name)
+        box = _box(geometry, name)
         assert box is not None
-        joint = world.model.joint(world.domain.objects_dict[name].joints[-1])
-        world.data.qpos[joint.qposadr[0] : joint.qposadr[0] + 2] += middle - box.mean(axis=0)
-    mujoco.mj_forward(world.model, world.data)
+        joint = geometry.model.joint(geometry.domain.objects_dict[name].joints[-1])
+        geometry.data.qpos[joint.qposadr[0] : joint.qposadr[0] + 2] += middle - box.mean(axis=0)
+    mujoco.mj_forward(geometry.model, geometry.data)
 
 
-def _wanted(world: Geometry) -> list[str]:
+def _wanted(geometry: Geometry) -> list[str]:
     """What the goal speaks of: objects, fixtures and regions, and what regions belong to."""
-    words = sorted({word for _, *words in world.domain.parsed_problem["goal_state"] for word in words})
-    return words + [world.parent(word) for word in words if world.is_site(word)]
+    words = sorted({word for _, *words in geometry.domain.parsed_problem["goal_state"] for word in words})
+    return words + [geometry.parent(word) for word in words if geometry.is_site(word)]
 
 
-def _table_region(world: Geometry, word: str) -> np.ndarray | None:
+def _table_region(geometry: Geometry, word: str) -> np.ndarray | None:
     """Corners (2, 2) of a region of the table itself; None for anything else."""
-    if not world.is_site(word) or world.parent(word) in world.root:
+    if not geometry.is_site(word) or geometry.parent(word) in geometry.root:
         return None
-    centre, half = world.site(word)
+    centre, half = geometry.site(word)
     return np.array([centre - half, centre + half])[:, :2]
 
 
-def _box(world: Geometry, name: str) -> np.ndarray | None:
+def _box(geometry: Geometry, name: str) -> np.ndarray | None:
     """Lowest and highest corner (2, 2) as seen from above; None for what cannot be hit."""
-    points = world.points(name, 0.01)[:, :2]
+    points = geometry.points(name, 0.01)[:, :2]
     return np.array([points.min(axis=0), points.max(axis=0)]) if len(points) else None
 
 

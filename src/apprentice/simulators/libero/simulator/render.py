@@ -9,7 +9,7 @@ import mujoco
 import numpy as np
 
 from apprentice.common.errors import UserError
-from apprentice.simulators.libero.simulator.detail import AGENT, WRIST, lighter, put, shrink_textures
+from apprentice.simulators.libero.simulator.level_of_detail import AGENT, WRIST, lighter, put, shrink_textures
 
 CAMERAS = {"image": "agentview", "image2": "robot0_eye_in_hand"}
 DETAIL = {"agentview": AGENT, "robot0_eye_in_hand": WRIST}
@@ -80,9 +80,9 @@ class Renderer:
         near, far = np.array([self._model.vis.map.znear, self._model.vis.map.zfar]) * self._model.stat.extent
         metres = near * far / (depth * (far - near) + near)  # the depth buffer is reversed: 1 near, 0 far
         renderer.enable_segmentation_rendering()
-        shown = renderer.render()
+        rendered = renderer.render()
         renderer.disable_segmentation_rendering()
-        geom = np.where(shown[..., 1] == int(mujoco.mjtObj.mjOBJ_GEOM), shown[..., 0], -1)
+        geom = np.where(rendered[..., 1] == int(mujoco.mjtObj.mjOBJ_GEOM), rendered[..., 0], -1)
         return image[::-1, ::-1].copy(), metres[::-1, ::-1].copy(), geom[:, ::-1].copy()
 
     @property

@@ -25,7 +25,12 @@ SUITES: dict[str, int] = {
     "libero_90": 400,
 }
 # What LIBERO-PRO changes. For tests alone.
-PERTURBATIONS = {"lan": "other words", "object": "other looks", "swap": "exchanged places", "task": "another task"}
+PERTURBATIONS = {
+    "lan": "other words",
+    "object": "other looks",
+    "swap": "exchanged places",
+    "task": "another task",
+}
 FOUR = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 PRO: dict[str, int] = {f"{suite}_{kind}": SUITES[suite] for suite in FOUR for kind in PERTURBATIONS}
 STEP_LIMITS = SUITES | PRO
@@ -79,7 +84,7 @@ def tasks(suite: str) -> list[Task]:
         raise UserError(f"expected LIBERO's tasks in {root}, found nothing; fix: mend or remove {config_file}")
     files = [root / task.problem_folder / task.bddl_file for task in listed]
     return [
-        Task(suite, index, _told(file) if suite.endswith(("_lan", "_task")) else task.language, file)
+        Task(suite, index, _instruction(file) if suite.endswith(("_lan", "_task")) else task.language, file)
         for index, (task, file) in enumerate(zip(listed, files, strict=True))
     ]
 
@@ -92,9 +97,9 @@ def goals(bddl: Path) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(predicate) for predicate in robosuite_parse_problem(str(bddl))["goal_state"])
 
 
-def _told(bddl: Path) -> str:
+def _instruction(bddl: Path) -> str:
     """The instruction in a BDDL file. LIBERO-PRO writes other words there and leaves the file's name, from which the
-    package takes `language`, as it was: a policy would be told the old task."""
+    package takes `language`, as it was: a policy would be given the old task's instruction."""
     said = re.search(r"\(:language\s+(.*?)\s*\)", bddl.read_text(), re.DOTALL)
     if said is None:
         raise UserError(f"expected an instruction (:language ...) in {bddl}, found none; fix: install LIBERO again")

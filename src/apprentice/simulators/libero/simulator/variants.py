@@ -1,7 +1,7 @@
-"""Own worlds: LIBERO's tasks with objects exchanged and spread over the table, so that a policy must look and listen.
+"""Variants of LIBERO's tasks: objects exchanged and spread over the table, so that a policy must look and listen.
 
 In the published suites objects stay within millimetres or centimetres; a policy can remember instead of looking. A
-world is a BDDL file of LIBERO's own language, written from a task's; what it says about fixtures stays. Where things
+variant is a BDDL file of LIBERO's own language, written from a task's; what it says about fixtures stays. Where things
 stand is drawn at each reset (`layout.py`). The LIBERO-PRO suites, which perturb tasks in similar ways, are for tests
 alone and are not used here.
 """
@@ -56,14 +56,14 @@ class TaskText:
         }
 
 
-def find_task(suite: str, index: int, world: int | None = None) -> Task:
-    """A suite's task, or its own world of that number. Raises UserError."""
+def find_task(suite: str, index: int, variant: int | None = None) -> Task:
+    """A suite's task, or the task's variant of that number. Raises UserError."""
     task = tasks(suite)[index]
-    return task if world is None else own_world(task, world)
+    return task if variant is None else variant_task(task, variant)
 
 
-def own_world(task: Task, seed: int) -> Task:
-    """The task in a world of its own: other things of the same kinds. Its file is cached.
+def variant_task(task: Task, seed: int) -> Task:
+    """A variant of the task: other objects of the same kinds. Its file is cached.
 
     Raises UserError if the instruction tells things apart by their places, which then would no longer hold, or if
     nothing can be exchanged or moved.
@@ -73,14 +73,14 @@ def own_world(task: Task, seed: int) -> Task:
     several = {category for category in wanted if list(scene.categories.values()).count(category) > 1}
     if several:
         raise UserError(
-            f"expected one of each kind of thing in '{task.instruction}', found several {', '.join(sorted(several))}; "
+            f"expected one object of each kind in '{task.instruction}', found several {', '.join(sorted(several))}; "
             "fix: a task that does not tell them apart by their places"
         )
     swaps = _exchange(scene, np.random.default_rng(seed))
     if not (swaps or scene.loose):
         raise UserError(
-            f"expected a thing to exchange or to move in {task.suite} task {task.index}, '{task.instruction}', found "
-            "none: what stands on the table is what its goal names a place after; fix: leave out this task, or --worlds"
+            f"expected an object to exchange or to move in {task.suite} task {task.index}, '{task.instruction}', found "
+            "none: what stands on the table is what its goal names a place after; fix: leave out the task or --variants"
         )
     names = GROCERIES | MUGS
     spoken = task.instruction.replace("cream cheese box", "cream cheese") if swaps else task.instruction
@@ -90,7 +90,7 @@ def own_world(task: Task, seed: int) -> Task:
         name: _replace({category: swaps.get(category, category)}, name) for name, category in scene.categories.items()
     }
     text = _replace(objects | {f"- {old}": f"- {new}" for old, new in swaps.items()}, text)
-    path = cache_folder() / "worlds" / f"{task.bddl.stem}-{fingerprint(text)}.bddl"
+    path = cache_folder() / "variants" / f"{task.bddl.stem}-{fingerprint(text)}.bddl"
     if not path.exists():
         write_text(path, text)
     return replace(task, instruction=instruction, bddl=path)

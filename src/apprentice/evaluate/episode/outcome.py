@@ -9,7 +9,7 @@ from apprentice.evaluate.episode.recording import record
 from apprentice.evaluate.episode.trace import Trace
 from apprentice.evaluate.episode.video import encode
 from apprentice.evaluate.results import OTHER_TASK, Episode
-from apprentice.simulators.base import Observation, simulator
+from apprentice.simulators.base import Observation, simulator_of
 
 SPEED = 2  # films run at twice the real speed
 FILMED = 2  # initial states of each task that are filmed even if they succeed; failures always are
@@ -28,17 +28,17 @@ def kept(
         seed: of the layout and of the policy's sampling.
         n_action_steps: actions of a plan that were executed.
     """
-    played = simulator(job.protocol.suite)
+    simulator = simulator_of(job.protocol.suite)
     episode = _episode(job, run, instruction, seed)
     trace = Trace.of(run.states, run.actions, run.plans)
     episode = replace(episode, trace=f"{episode.stem}.npz")
     files = {f"traces/{episode.trace}": trace.to_bytes()}
-    if job.film == "all" or (job.film == "some" and not (run.told_success and job.init_state >= FILMED)):
-        film = [played.film(each) for each in [*run.observations, observe()]]
+    if job.film == "all" or (job.film == "some" and not (run.instructed_success and job.init_state >= FILMED)):
+        film = [simulator.film(each) for each in [*run.observations, observe()]]
         episode = replace(episode, video=f"{episode.stem}.mp4")
-        files[f"videos/{episode.video}"] = encode(film, SPEED * played.fps / n_action_steps)
+        files[f"videos/{episode.video}"] = encode(film, SPEED * simulator.fps / n_action_steps)
     if job.rerun:
-        files[f"recordings/{episode.stem}.rrd"] = record(episode, trace, run.observations, played.fps)
+        files[f"recordings/{episode.stem}.rrd"] = record(episode, trace, run.observations, simulator.fps)
     return episode, files
 
 
@@ -50,11 +50,11 @@ def _episode(job: EpisodeJob, run: Run, instruction: str, seed: int) -> Episode:
         conditions=job.protocol.conditions,
         suite=job.protocol.suite,
         task=job.task,
-        told=job.told,
+        instructed=job.instructed,
         init_state=job.init_state,
         instruction=instruction,
         success=run.success,
-        told_success=run.told_success,
+        instructed_success=run.instructed_success,
         steps=len(run.actions),
         seconds=round(sum(run.seconds.values()), 3),
         reset_seconds=round(run.seconds["reset"], 3),
@@ -64,5 +64,5 @@ def _episode(job: EpisodeJob, run: Run, instruction: str, seed: int) -> Episode:
         video=None,
         seed=seed,
         probe=job.probe,
-        failure=OTHER_TASK if run.success and not run.told_success else run.failure,
+        failure=OTHER_TASK if run.success and not run.instructed_success else run.failure,
     )

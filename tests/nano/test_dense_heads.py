@@ -6,12 +6,12 @@ import torch
 from tests.nano.tiny_nano import TINY
 
 from apprentice.nano.batches import ENTITIES, Chat
-from apprentice.nano.dense import DenseHead, heat_loss
+from apprentice.nano.dense_heads import DenseHead, heat_loss
 from apprentice.nano.model import build_model, build_processor
 from apprentice.nano.scenes.catalogue import CATEGORIES, CELL
 from apprentice.nano.scenes.dataset import load
-from apprentice.nano.score.checks import HeldOut
 from apprentice.nano.score.probe import _ridge, linear
+from apprentice.nano.score.validation import HeldOut
 
 PLATE, BOWL = CATEGORIES.index("plate"), CATEGORIES.index("black bowl")
 
@@ -60,14 +60,14 @@ def test_tokens_cover_the_cells_below_them():
 
 def test_heat_is_the_share_that_lies_on_the_thing():
     """Closed form: with equal logits the share of a thing that covers k of P cells is k / P."""
-    shown = torch.zeros(1, 1024, dtype=torch.long)
-    shown[0, :8], shown[0, 100:132] = PLATE, BOWL
+    labels = torch.zeros(1, 1024, dtype=torch.long)
+    labels[0, :8], labels[0, 100:132] = PLATE, BOWL
     logits = torch.zeros(1, 1024, len(CATEGORIES))
     expected = -(np.log(8 / 1024) + np.log(32 / 1024)) / 2
-    assert heat_loss(logits, shown).item() == pytest.approx(expected, rel=1e-5)
+    assert heat_loss(logits, labels).item() == pytest.approx(expected, rel=1e-5)
     logits[0, :8, PLATE] = logits[0, 100:132, BOWL] = 50.0
-    assert heat_loss(logits, shown).item() == pytest.approx(0.0, abs=1e-5)
-    assert heat_loss(logits, torch.zeros_like(shown)).item() == 0.0  # nothing to search for
+    assert heat_loss(logits, labels).item() == pytest.approx(0.0, abs=1e-5)
+    assert heat_loss(logits, torch.zeros_like(labels)).item() == 0.0  # nothing to search for
 
 
 def test_perfect_read_outs_cost_nothing():

@@ -42,23 +42,23 @@ def reset_moved(env: LiberoEnv, names: Sequence[str], start: Start) -> None:
     does in the episode that nothing is changed in. Raises UserError if there is no room for one.
     """
     start.reset(env)
-    world, rng = env.geometry(), np.random.default_rng([start.seed, 6])
+    geometry, rng = env.geometry(), np.random.default_rng([start.seed, 6])
     moves = []
     for name in names:
-        group = _together(world, name)
+        group = _together(geometry, name)
         draws = (_way(rng, near=NEAR if number < 2 * TRIES // 3 else LESS) for number in range(TRIES))
-        way = next((way for way in draws if _stands(world, name, group, way)), None)
+        way = next((way for way in draws if _stands(geometry, name, group, way)), None)
         if way is None:
             raise UserError(
                 f"expected room to move {name} in {env.suite} task {env.task}, initial state {start.init_state}, seed "
                 f"{start.seed}, found none; fix: leave the probe 'moved' or this task out"
             )
         moves.append((group, way))
-        _shift(world, env.data, group, way)
+        _shift(geometry, env.data, group, way)
         mujoco.mj_forward(env.model, env.data)
     replace(start, settle_steps=0).reset(env)
     for group, way in moves:
-        _shift(world, env.data, group, way)
+        _shift(geometry, env.data, group, way)
     mujoco.mj_forward(env.model, env.data)
     for _ in range(start.settle_steps):
         env.step(SETTLE)
@@ -74,33 +74,33 @@ def _way(rng: np.random.Generator, near: float) -> np.ndarray:
     return distance * np.array([np.cos(angle), np.sin(angle)])
 
 
-def _together(world: Geometry, name: str) -> list[str]:
+def _together(geometry: Geometry, name: str) -> list[str]:
     """An object and every loose one that touches it, or touches one that does."""
-    owner = np.array([str(owner) for owner in world.owner])
-    pairs = owner[world.model.geom_bodyid[world.data.contact.geom]]
+    owner = np.array([str(owner) for owner in geometry.owner])
+    pairs = owner[geometry.model.geom_bodyid[geometry.data.contact.geom]]
     group = {name}
-    for _ in world.domain.objects_dict:
-        group |= {str(word) for pair in pairs if group & set(pair) for word in pair} & set(world.domain.objects_dict)
+    for _ in geometry.domain.objects_dict:
+        group |= {str(word) for pair in pairs if group & set(pair) for word in pair} & set(geometry.domain.objects_dict)
     return sorted(group)
 
 
-def _shift(world: Geometry, data: mujoco.MjData, group: list[str], way: np.ndarray) -> None:
+def _shift(geometry: Geometry, data: mujoco.MjData, group: list[str], way: np.ndarray) -> None:
     for name in group:
-        joint = world.model.joint(world.domain.objects_dict[name].joints[-1])
+        joint = geometry.model.joint(geometry.domain.objects_dict[name].joints[-1])
         data.qpos[joint.qposadr[0] : joint.qposadr[0] + 2] += way
 
 
-def _stands(world: Geometry, name: str, group: list[str], way: np.ndarray) -> bool:
+def _stands(geometry: Geometry, name: str, group: list[str], way: np.ndarray) -> bool:
     """Would the group touch nothing, and stay as it is, if it were moved by `way` (2,) m? Tried on a copy."""
-    model, base = world.model, world.base()[:2]
-    spot = world.position(name)[:2]
+    model, base = geometry.model, geometry.base()[:2]
+    spot = geometry.position(name)[:2]
     if np.linalg.norm(spot + way - base) > max(FARTHEST, float(np.linalg.norm(spot - base))):
         return False
-    trial = copy.copy(world.data)
-    _shift(world, trial, group, way)
+    trial = copy.copy(geometry.data)
+    _shift(geometry, trial, group, way)
     mujoco.mj_forward(model, trial)
-    bodies = np.array([world.root[other] for other in world.domain.objects_dict])
-    members = np.isin([str(owner) for owner in world.owner], group)[model.geom_bodyid]
+    bodies = np.array([geometry.root[other] for other in geometry.domain.objects_dict])
+    members = np.isin([str(owner) for owner in geometry.owner], group)[model.geom_bodyid]
     if ((members[trial.contact.geom].sum(axis=1) == 1) & (trial.contact.dist < TOUCHING)).any():
         return False
     places, up = trial.xpos[bodies].copy(), trial.xmat[bodies].reshape(-1, 3, 3).copy()

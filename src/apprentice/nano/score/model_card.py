@@ -7,8 +7,8 @@ from typing import Any
 from apprentice.common.intervals import wilson
 from apprentice.nano.model import NanoConfig
 from apprentice.nano.scenes.catalogue import HELD_OUT
-from apprentice.nano.scenes.mixtures import OWN
-from apprentice.nano.score.marks import DISTANCE, NEAR, PIXEL
+from apprentice.nano.scenes.own_scenes import OWN
+from apprentice.nano.score.grading import DISTANCE, NEAR, PIXEL
 from apprentice.nano.score.probe import Probed
 
 PARTS = {

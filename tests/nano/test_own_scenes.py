@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from apprentice.nano.scenes.catalogue import HELD_OUT, NAMES, SIZE, problems
-from apprentice.nano.scenes.mixtures import (
+from apprentice.nano.scenes.own_scenes import (
     OBJECTS,
     SHOWN,
     bddl,
@@ -49,38 +49,38 @@ def test_forbidden_are_the_contents_of_libero_10():
 
 
 @pytest.fixture(scope="module")
-def stage():
+def scene():
     os.environ.setdefault("MUJOCO_GL", "egl")
     os.environ.setdefault("PYOPENGL_PLATFORM", "egl")
     from apprentice.nano.scenes.scene_model import SceneModel
 
-    scene = next(s for s in SCENES if len(contents(bddl(s).read_text())) == OBJECTS - 2 + 2)  # one fixture
-    made = SceneModel(scene, 0)
+    name = next(s for s in SCENES if len(contents(bddl(s).read_text())) == OBJECTS - 2 + 2)  # one fixture
+    made = SceneModel(name, 0)
     yield made
     made.close()
 
 
-def test_drawn_layouts_agree_with_the_simulator(stage):
+def test_drawn_layouts_agree_with_the_simulator(scene):
     """Centres lie on what is seen of the thing where it is not covered; objects stand on the table or their support;
     what is not shown is in no picture; colour, depth and geoms are those of MuJoCo's own renderer."""
+    from apprentice.nano.scenes.labels import CAMERAS, project, render_labelled
     from apprentice.nano.scenes.layout import draw
-    from apprentice.nano.scenes.truth import CAMERAS, look, project
 
     rng, inside, standing = np.random.default_rng(0), [], 0
     for _ in range(12):
-        draw(stage, rng)
-        found = look(stage)
+        draw(scene, rng)
+        found = render_labelled(scene)
         shown = [thing for thing in found["facts"]["things"] if "of" not in thing]
         assert SHOWN[0] <= sum(thing["movable"] for thing in shown) <= SHOWN[1]
         for thing in shown:
-            body = stage.data.xpos[stage.all[thing["id"]].body]
+            body = scene.data.xpos[scene.all[thing["id"]].body]
             assert np.linalg.norm(body - thing["position"]) < 0.25
             if thing["movable"] and not thing["held"] and not thing["parent"]:
-                low = body[2] + stage.all[thing["id"]].low[2]
+                low = body[2] + scene.all[thing["id"]].low[2]
                 assert low == pytest.approx(found["facts"]["table"], abs=2e-3)
                 standing += 1
             for camera, centre, pixel, seen in zip(CAMERAS, thing["centre"], thing["px"], thing["seen"], strict=True):
-                assert centre == project(stage, np.array(thing["position"]), camera) or centre is not None
+                assert centre == project(scene, np.array(thing["position"]), camera) or centre is not None
                 if seen >= 60 and thing["movable"]:
                     x, y, metres = centre
                     inside.append(np.hypot(x - pixel[0] - 0.5, y - pixel[1] - 0.5) / np.sqrt(seen))
@@ -89,21 +89,21 @@ def test_drawn_layouts_agree_with_the_simulator(stage):
     assert np.median(inside) < 0.25 and np.mean(np.array(inside) < 1) > 0.85  # in sides of a square of its size
 
 
-def test_a_point_projects_to_where_a_sphere_there_is_drawn(stage):
+def test_a_point_projects_to_where_a_sphere_there_is_drawn(scene):
     """Geometry against MuJoCo: the hand's body is drawn around the pixel that its geoms' places project to."""
+    from apprentice.nano.scenes.labels import CAMERAS, project
     from apprentice.nano.scenes.layout import draw
-    from apprentice.nano.scenes.truth import CAMERAS, project
 
     rng, off = np.random.default_rng(3), []
     for _ in range(8):
-        draw(stage, rng)
-        _, depth, geoms = stage.renderers[CAMERAS[0]].draw_all(stage.data, CAMERAS[0])
+        draw(scene, rng)
+        _, depth, geoms = scene.renderers[CAMERAS[0]].draw_all(scene.data, CAMERAS[0])
         for geom in np.unique(geoms[geoms >= 0]):
             rows, columns = np.nonzero(geoms == geom)
             touching = min(rows.min(), columns.min()) == 0 or max(rows.max(), columns.max()) == SIZE - 1
-            if len(rows) < 40 or touching or stage.model.geom_rbound[geom] > 0.06:
+            if len(rows) < 40 or touching or scene.model.geom_rbound[geom] > 0.06:
                 continue
-            x, y, metres = project(stage, stage.data.geom_xpos[geom], CAMERAS[0])
+            x, y, metres = project(scene, scene.data.geom_xpos[geom], CAMERAS[0])
             off.append(np.hypot(columns.mean() + 0.5 - x, rows.mean() + 0.5 - y) / np.sqrt(len(rows)))
             assert depth[rows, columns].min() < metres + 0.06
     assert len(off) > 8 and np.median(off) < 0.3

@@ -10,7 +10,7 @@ from apprentice.nano.scenes.catalogue import CATEGORIES, CELL
 
 FIRST_THING = CATEGORIES.index("gripper")  # categories before it fill the picture: they are not searched for
 ROOM = 0.25  # weight of a cell that shows the room or the arm, against one that shows a thing
-READER = 64  # width of a question's look at a token
+READER = 64  # width of a query and of a token's key
 
 
 class DenseHead(nn.Module):
@@ -34,15 +34,15 @@ class DenseHead(nn.Module):
 
     def forward(self, tokens: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Losses of image tokens (2 B, T, H): category and heat (nats), depth (log m), position and search (dm)."""
-        shown = batch["category"].flatten(0, 1).flatten(1)  # (2 B, S * S)
+        labels = batch["category"].flatten(0, 1).flatten(1)  # (2 B, S * S)
         logits = self.categories(tokens)
         weight = torch.full((len(CATEGORIES),), 1.0, device=tokens.device)
         weight[:FIRST_THING] = ROOM
         depth = (self._picture(self.depth(tokens).unsqueeze(-1)).squeeze(-1)).float()
         target = 10 * batch["positions"]
         return {
-            "category": F.cross_entropy(logits.flatten(0, 1), shown.flatten(), weight),
-            "heat": heat_loss(logits, shown),
+            "category": F.cross_entropy(logits.flatten(0, 1), labels.flatten(), weight),
+            "heat": heat_loss(logits, labels),
             "depth": F.l1_loss(depth, batch["depth"].flatten(0, 1).flatten(1).clamp(min=0.01).log()),
             "position": _distance(self.positions(tokens), target, batch["known"]),
             "search": _distance(self.search(tokens), target, batch["known"]),
@@ -89,13 +89,13 @@ class Searcher(nn.Module):
         return (guess.unflatten(-1, (2, 3)).transpose(1, 2) + self.bias).float()
 
 
-def heat_loss(logits: Tensor, shown: Tensor) -> Tensor:
+def heat_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """How little of each thing's heat lies on it: -log of its share (nats), a mean over the things of all images.
 
     A thing's heat is the softmax of its logit over the cells (N, P, C) of an image; `shown` (N, P) is what they show.
     """
     heat = logits.log_softmax(1).transpose(1, 2)  # (N, C, P)
-    there = F.one_hot(shown, logits.shape[-1]).transpose(1, 2).bool()
+    there = F.one_hot(labels, logits.shape[-1]).transpose(1, 2).bool()
     share = heat.masked_fill(~there, -torch.inf).logsumexp(-1)
     present = there.any(-1)
     present[:, :FIRST_THING] = False

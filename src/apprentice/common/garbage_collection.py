@@ -1,4 +1,4 @@
-"""How often Python looks for garbage. A module of its own, so that help need not wait for more."""
+"""How often Python collects garbage. It is a module of its own, so that help need not wait for more."""
 
 import gc
 

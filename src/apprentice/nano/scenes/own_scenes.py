@@ -52,7 +52,7 @@ def bddl(scene: str) -> Path:
     if OWN not in scene:
         return problems()[scene]
     text = _written(scene)
-    path = cache_folder() / "worlds" / f"{scene}-{fingerprint(text)}.bddl"
+    path = cache_folder() / "variants" / f"{scene}-{fingerprint(text)}.bddl"
     if not path.exists():
         write_text(path, text)
     return path

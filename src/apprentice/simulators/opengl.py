@@ -1,4 +1,4 @@
-"""Can the simulator draw here? Told from the environment and the system's libraries, before MuJoCo is imported.
+"""Can the simulator draw here? Found from the environment and the system's libraries, before MuJoCo is imported.
 
 MuJoCo draws through EGL (a GPU or the CPU, without a display), OSMesa (the CPU) or GLFW (a display), as MUJOCO_GL says.
 """

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from apprentice.nano.batches import Chat, Corpus
-from apprentice.nano.dense import FIRST_THING, DenseHead
-from apprentice.nano.passes import image_tokens
+from apprentice.nano.dense_heads import FIRST_THING, DenseHead
+from apprentice.nano.forward import image_tokens
 from apprentice.nano.scenes.catalogue import CATEGORIES
 from apprentice.nano.scenes.dataset import rows_of_part
 from apprentice.nano.score.score import Exam, answers
@@ -43,10 +43,10 @@ class HeldOut:
             error = (head.positions(tokens) / 10 - batch["positions"]).norm(dim=-1)
             for sort in (0, 1):
                 far[sort].append(error[:, sort, :-1][batch["known"][:, sort, :-1]])
-            shown, hottest = batch["category"].flatten(0, 1).flatten(1), head.categories(tokens).argmax(1)
-            for thing in range(FIRST_THING + 1, len(CATEGORIES)):
-                there = (shown == thing).any(1)
-                hits.append(shown.gather(1, hottest[:, thing : thing + 1])[there, 0] == thing)
+            labels, hottest = batch["category"].flatten(0, 1).flatten(1), head.categories(tokens).argmax(1)
+            for category in range(FIRST_THING + 1, len(CATEGORIES)):
+                there = (labels == category).any(1)
+                hits.append(labels.gather(1, hottest[:, category : category + 1])[there, 0] == category)
         found = {name: float(np.mean(values)) for name, values in losses.items()}
         found["heat"] = float(torch.cat(hits).float().mean())
         for name, errors in zip(("workspace", "hand"), far, strict=True):

@@ -1,4 +1,4 @@
-"""Own worlds and other words: collected, interrupted, the same again, and replayed."""
+"""Variants of tasks and other words: collected, interrupted, the same again, and replayed."""
 
 import itertools
 from collections.abc import Callable
@@ -11,45 +11,46 @@ from apprentice.common.errors import UserError
 from apprentice.common.files import read_json
 from apprentice.data.dataset import instructions, open_dataset
 from apprentice.simulators.collection.collect import collect
-from apprentice.simulators.collection.gathering import CollectJob, scenes
+from apprentice.simulators.collection.config import CollectConfig
+from apprentice.simulators.collection.episode_jobs import CollectJob, scenes
 from apprentice.simulators.libero.dataset.doctor import examine
 from apprentice.simulators.libero.simulator.env import LiberoEnv
 from apprentice.simulators.libero.simulator.layout import HIGH, LOW
+from apprentice.simulators.libero.simulator.paraphrases import paraphrases
 from apprentice.simulators.libero.simulator.suites import tasks
 from apprentice.simulators.libero.simulator.variants import find_task
-from apprentice.simulators.libero.simulator.wording import paraphrases
 
 TASK = tasks("libero_object")[0]
 
 
-def test_episodes_take_turns_in_worlds_and_the_seed_decides_the_words() -> None:
-    jobs = [CollectJob("libero_object", 0, n, 7, "fast", 128, worlds=2, reworded=True) for n in range(6)]
-    worlds = [find_task("libero_object", 0, job.world) for job in jobs]
-    assert worlds[0] != worlds[1] and worlds == worlds[:2] * 3
-    assert all(job.instruction in paraphrases(world.instruction) for job, world in zip(jobs, worlds, strict=True))
+def test_episodes_take_turns_in_variants_and_the_seed_decides_the_words() -> None:
+    jobs = [CollectJob("libero_object", 0, n, 7, "fast", 128, variants=2, reworded=True) for n in range(6)]
+    variants = [find_task("libero_object", 0, job.variant) for job in jobs]
+    assert variants[0] != variants[1] and variants == variants[:2] * 3
+    assert all(job.instruction in paraphrases(variant.instruction) for job, variant in zip(jobs, variants, strict=True))
     assert len({job.instruction for job in jobs}) > 2
-    others = {CollectJob("libero_object", 0, 0, seed, "fast", 128, worlds=2).world for seed in range(5)}
+    others = {CollectJob("libero_object", 0, 0, seed, "fast", 128, variants=2).variant for seed in range(5)}
     assert len(others) == 5
-    assert CollectJob("libero_object", 1, 0, 7, "fast", 128, worlds=2).world not in (jobs[0].world, None)
+    assert CollectJob("libero_object", 1, 0, 7, "fast", 128, variants=2).variant not in (jobs[0].variant, None)
     plain = CollectJob("libero_object", 0, 0, 7, "fast", 128)
-    assert plain.world is None and plain.instruction == TASK.instruction
+    assert plain.variant is None and plain.instruction == TASK.instruction
 
 
-def test_own_worlds_survive_a_kill_and_replay(tmp_path: Path, interrupted: Callable[..., tuple[Path, dict]]) -> None:
+def test_variants_survive_a_kill_and_replay(tmp_path: Path, interrupted: Callable[..., tuple[Path, dict]]) -> None:
     out = tmp_path / "demonstrations"
-    _, before = interrupted("libero_object", 0, out, workers=1, worlds=2, reworded=True)
-    with pytest.raises(UserError, match="'worlds': 2"):
-        collect("libero_object", 2, out, [0], worlds=1, reworded=True)
-    summary = collect("libero_object", 2, out, [0], worlds=2, reworded=True)
+    _, before = interrupted("libero_object", 0, out, workers=1, variants=2, reworded=True)
+    with pytest.raises(UserError, match="'variants': 2"):
+        collect(CollectConfig(suite="libero_object", episodes=2, out=out, tasks=[0], variants=1, reworded=True))
+    summary = collect(CollectConfig(suite="libero_object", episodes=2, out=out, tasks=[0], variants=2, reworded=True))
 
     dataset, kept = open_dataset(out), read_json(out / "meta" / "collection.json")
     assert kept == {**summary, "per_task": {str(task): found for task, found in summary["per_task"].items()}}
     last = {key: dataset.hf_dataset[key][-len(before["action"]) :] for key in ("observation.state", "action")}
     for key, values in last.items():
         np.testing.assert_array_equal(np.array(values), before[key])
-    told = kept["per_task"]["0"]["instructions"]
-    assert list(dict.fromkeys(instructions(dataset))) == told and TASK.instruction not in told
-    assert [scene.world for scene in scenes(out)] == kept["per_task"]["0"]["worlds"] == [0, 1]
+    different = kept["per_task"]["0"]["instructions"]
+    assert list(dict.fromkeys(instructions(dataset))) == different and TASK.instruction not in different
+    assert [scene.variant for scene in scenes(out)] == kept["per_task"]["0"]["variants"] == [0, 1]
     assert all(check.passed for check in examine(out, 2, 1))
 
 
@@ -60,22 +61,20 @@ def test_own_worlds_survive_a_kill_and_replay(tmp_path: Path, interrupted: Calla
         ("libero_90", 37, "libero_90 task 37, 'put the white bowl to the right of the plate', found none"),
     ],
 )
-def test_what_has_no_own_world_is_said_before_anything_is_done(
-    suite: str, task: int, found: str, tmp_path: Path
-) -> None:
+def test_what_has_no_variant_is_said_before_anything_is_done(suite: str, task: int, found: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=found):
-        collect(suite, 1, tmp_path / "out", [task], worlds=1)
+        collect(CollectConfig(suite=suite, episodes=1, out=tmp_path / "out", tasks=[task], variants=1))
     assert not list(tmp_path.iterdir())
 
 
 def test_things_stand_apart_anywhere_within_reach_and_the_seed_decides_where() -> None:
-    env = LiberoEnv("libero_object", 0, world=0)
-    with pytest.raises(UserError, match="own world"):
+    env = LiberoEnv("libero_object", 0, variant=0)
+    with pytest.raises(UserError, match="of a variant"):
         env.reset(seed=0, init_state=0)
-    world, places = env.geometry(), []
+    geometry, places = env.geometry(), []
     for seed in (0, 1, 2, 3, 0):
         env.reset(seed=seed)
-        bounds = [np.array(world.bounds(name))[:, :2] - world.base()[:2] for name in world.root]
+        bounds = [np.array(geometry.bounds(name))[:, :2] - geometry.base()[:2] for name in geometry.root]
         assert all((low > LOW - 0.01).all() and (high < HIGH + 0.01).all() for low, high in bounds)
         places.append(np.array([box.mean(axis=0) for box in bounds]))
         for (low, high), (other_low, other_high) in itertools.combinations(bounds, 2):

@@ -1,7 +1,7 @@
 """Episodes for a dataset: made one by one in any number of processes, kept until all are there, then written.
 
 Every episode has its own seeds, so a dataset is the same whatever the number of workers and however often its making
-was interrupted. `meta/collection.json` keeps the seed of each episode, its own world and words, and `meta/starts.npz`
+was interrupted. `meta/collection.json` keeps the seed of each episode, its variant and its words, and `meta/starts.npz`
 where those begin that begin in the middle of another: `apprentice doctor` replays them.
 """
 
@@ -22,8 +22,9 @@ from apprentice.common.errors import FileError, UserError
 from apprentice.common.files import UNFINISHED, only_one, read_json, replacing, sweep, write_json
 from apprentice.common.pool import spread
 from apprentice.common.progress import Meter, console
-from apprentice.simulators.base import Demonstration, Environment, simulator
-from apprentice.simulators.collection.writing import assemble
+from apprentice.simulators.base import Demonstration, Environment, simulator_of
+from apprentice.simulators.collection.config import CollectConfig
+from apprentice.simulators.collection.dataset import assemble
 
 ATTEMPTS = 10  # seeds an episode may use up
 LAST_SEED = 999  # of a dataset: the seeds of evaluation on fresh layouts lie beyond
@@ -41,7 +42,7 @@ class CollectJob:
     seed: int
     render: str
     size: int
-    worlds: int = 0
+    variants: int = 0
     reworded: bool = False
 
     @property
@@ -49,15 +50,15 @@ class CollectJob:
         return self._number(self.episode) * ATTEMPTS
 
     @property
-    def world(self) -> int | None:
-        """The number of its own world: that of the task's first episode there."""
-        return self._number(self.episode % self.worlds) if self.worlds else None
+    def variant(self) -> int | None:
+        """The number of the task's variant, which is that of its first episode; None: the task as published."""
+        return self._number(self.episode % self.variants) if self.variants else None
 
     @property
     def instruction(self) -> str:
-        played = simulator(self.suite)
-        said = played.task(self.suite, self.task, self.world).instruction
-        others = played.paraphrases(said) if self.reworded else []
+        simulator = simulator_of(self.suite)
+        said = simulator.task(self.suite, self.task, self.variant).instruction
+        others = simulator.paraphrases(said) if self.reworded else []
         return str(np.random.default_rng([self.first_seed, 3]).choice(others)) if others else said
 
     def _number(self, episode: int) -> int:
@@ -74,7 +75,7 @@ class Setting:
 
     suite: str
     task: int
-    world: int | None
+    variant: int | None
     seed: int
     start_noise: float  # m
     start: Any = None  # where it begins, if not with the reset
@@ -99,54 +100,34 @@ class Collected:
     rejected: list[Rejected]
 
 
-def settings_of(suite: str, seed: int, render: str, size: int, worlds: int, reworded: bool) -> dict[str, Any]:
-    """What episodes of one dataset share, as fields of their jobs; what is not asked for is left out."""
-    settings: dict[str, Any] = {"suite": suite, "seed": seed, "render": render, "size": size}
-    return settings | {key: value for key, value in {"worlds": worlds, "reworded": reworded}.items() if value}
-
-
 def gather[J: CollectJob](
-    out: Path,
-    make: Callable[..., J],
-    run: Callable[[J], Collected],
-    settings: dict[str, Any],
-    *,
-    tasks: Sequence[int] | None,
-    episodes: int,
-    workers: int,
-    ray: str | None,
-    images: bool,
+    config: CollectConfig, make: Callable[..., J], run: Callable[[J], Collected], settings: dict[str, Any]
 ) -> dict[str, Any]:
-    """Make `episodes` successful episodes of each task and write them into the dataset folder `out`.
+    """Make successful episodes of each task and write them into the dataset folder `config.out`.
 
     Args:
-        out: folder to write, which must not exist, or be what is asked for; finished episodes wait in a folder beside.
+        config: what to collect; finished episodes wait in a folder beside `out`.
         make: the job of a `task` and an `episode`.
         run: does a job, in a worker.
         settings: what all jobs share and the dataset should tell, JSON.
-        tasks: their indices in the suite; all of them if not given.
-        episodes: successful ones of each task, at most 1000.
-        workers: processes.
-        ray: address of a Ray cluster whose processes do the work.
-        images: keep each image as PNG in place of videos.
 
     Returns a summary. Raises UserError as `collect` does.
     """
-    suite, seed, worlds = settings["suite"], settings["seed"], settings.get("worlds", 0)
-    played = simulator(suite)
-    known = played.tasks(suite)
-    chosen = list(tasks or range(len(known)))
-    finished = _finished(out, {**settings, "tasks": chosen, "episodes": episodes})
+    out, suite = Path(config.out), config.suite
+    simulator = simulator_of(suite)
+    known = simulator.tasks(suite)
+    chosen = list(config.tasks or range(len(known)))
+    finished = _finished(out, {**settings, "tasks": chosen, "episodes": config.episodes})
     if unknown := [task for task in chosen if not 0 <= task < len(known)]:
         raise UserError(f"expected tasks 0 to {len(known) - 1} of {suite}, found {unknown}; fix: name existing tasks")
-    if not 0 < episodes <= 1000 or not 0 <= seed <= LAST_SEED or worlds < 0:
+    if not 0 < config.episodes <= 1000 or not 0 <= config.seed <= LAST_SEED or config.variants < 0:
         raise UserError(
-            f"expected 1 to 1000 episodes, a seed from 0 to {LAST_SEED} and a number of worlds from 0 on, "
-            f"found {episodes}, {seed} and {worlds}; fix: change them"
+            f"expected 1 to 1000 episodes, a seed from 0 to {LAST_SEED} and a number of variants from 0 on, "
+            f"found {config.episodes}, {config.seed} and {config.variants}; fix: change them"
         )
-    jobs = [make(task=task, episode=episode) for task in chosen for episode in range(episodes)]
+    jobs = [make(task=task, episode=episode) for task in chosen for episode in range(config.episodes)]
     for task in chosen:
-        played.task(suite, task, 0 if worlds else None)
+        simulator.task(suite, task, 0 if config.variants else None)
     scratch = out.with_name(f".{out.name}.episodes")
     if finished is not None:  # a kill may have come between the last lines below
         sweep(out.parent, f".{out.name}.*{UNFINISHED}")
@@ -155,14 +136,14 @@ def gather[J: CollectJob](
         return finished
     with only_one(scratch):
         _check_settings(scratch, settings)
-        if failures := _run(run, jobs, scratch, workers, ray):
+        if failures := _run(run, jobs, scratch, config.workers, config.ray):
             raise UserError(_explained(failures, scratch))
-        summary = {**settings, "tasks": chosen, "episodes": episodes, **_summary(jobs, scratch)}
+        summary = {**settings, "tasks": chosen, "episodes": config.episodes, **_summary(jobs, scratch)}
         with replacing(out) as fresh:
             files = [scratch / job.file for job in jobs]
-            contract = played.contract(suite, jobs[0].size, jobs[0].render)
+            contract = simulator.contract(suite, jobs[0].size, jobs[0].render)
             given = list(zip(files, (job.instruction for job in jobs), strict=True))
-            assemble(given, fresh, contract, played.demonstrator(), images, max(played.suites.values()))
+            assemble(given, fresh, contract, simulator.demonstrator(), config.images, max(simulator.suites.values()))
             contract.save(fresh / "meta")
             write_json(fresh / "meta" / "collection.json", summary)
             _keep_starts(files, fresh / "meta" / STARTS)
@@ -177,8 +158,8 @@ def attempt(job: CollectJob, act: Callable[[Environment, int], Demonstration]) -
     What had to be tried again is no demonstration: a policy sees no difference between the grasp that missed, after
     which the hand opens and rises, and the next one, after which it does not.
     """
-    played = simulator(job.suite)
-    env = played.environment(job.suite, job.task, job.world, render=job.render, size=job.size)
+    simulator = simulator_of(job.suite)
+    env = simulator.environment(job.suite, job.task, job.variant, render=job.render, size=job.size)
     rejected: list[Rejected] = []
     for seed in range(job.first_seed, job.first_seed + ATTEMPTS):
         try:
@@ -201,7 +182,7 @@ class Kept(TypedDict):
     """What is read of a task in meta/collection.json."""
 
     seeds: list[int]
-    worlds: NotRequired[list[int | None]]
+    variants: NotRequired[list[int | None]]
 
 
 class Collection(TypedDict):
@@ -221,27 +202,27 @@ def scenes(root: Path) -> list[Setting]:
     found: list[Setting] = []
     for task in collection["tasks"]:
         kept = collection["per_task"].get(str(task))
-        worlds = kept.get("worlds", [None] * len(kept["seeds"])) if kept else []
-        if kept is None or len(worlds) != len(kept["seeds"]):
-            there = f"{len(kept['seeds'])} and {len(worlds)}" if kept else "nothing"
+        variants = kept.get("variants", [None] * len(kept["seeds"])) if kept else []
+        if kept is None or len(variants) != len(kept["seeds"]):
+            there = f"{len(kept['seeds'])} and {len(variants)}" if kept else "nothing"
             raise FileError(
-                f"expected seeds of each task, and as many worlds, in {file}, found {there} of task {task}; fix: put "
+                f"expected seeds of each task, and as many variants, in {file}, found {there} of task {task}; fix: put "
                 "back what was written there, or collect again"
             )
-        for world, seed in zip(worlds, kept["seeds"], strict=True):
+        for variant, seed in zip(variants, kept["seeds"], strict=True):
             start = starts.get(len(found))
-            found.append(Setting(collection["suite"], task, world, seed, collection["start_noise"], start))
+            found.append(Setting(collection["suite"], task, variant, seed, collection["start_noise"], start))
     return found
 
 
-def _finished(out: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
-    """What `out` tells of itself if it is what is asked for. Raises UserError if something else is there."""
+def _finished(out: Path, required: dict[str, Any]) -> dict[str, Any] | None:
+    """The summary in `out` if it has the required settings. Raises UserError if something else is there."""
     if not out.exists():
         return None
     found: dict[str, Any] = {}
     with suppress(OSError, FileError):
         found = read_json(out / "meta" / "collection.json", dict[str, Any])
-    if {key: found.get(key) for key in asked} != asked:
+    if {key: found.get(key) for key in required} != required:
         raise UserError(f"expected no {out}, found one; fix: remove it or choose another folder")
     return found
 
@@ -263,7 +244,7 @@ def _run[J: CollectJob](
 ) -> list[Collected]:
     """Collect the episodes that are not there yet; returns those of which every attempt was rejected."""
     missing = [job for job in jobs if not (scratch / job.file).exists()]
-    missing.sort(key=lambda job: job.world or 0)  # making one takes seconds
+    missing.sort(key=lambda job: job.variant or 0)  # making one takes seconds
     kept, tried, failures = Counter[int](), Counter[int](), []
     with Meter("episodes", len(jobs), done=len(jobs) - len(missing)) as meter:
         for outcome in spread(run, missing, workers, ray=ray):
@@ -327,7 +308,7 @@ def _starts(path: Path, suite: str) -> dict[int, Any]:
         for key in arrays:
             index, _, name = key.partition(".")
             found.setdefault(int(index), {})[name] = arrays[key]
-    demonstrator = simulator(suite).demonstrator()
+    demonstrator = simulator_of(suite).demonstrator()
     return {index: demonstrator.state(fields) for index, fields in found.items()}
 
 
@@ -355,8 +336,8 @@ def _summary(jobs: Sequence[CollectJob], scratch: Path) -> dict[str, Any]:
     per_task: dict[int, dict[str, Any]] = {}
     for job in jobs:
         with np.load(scratch / job.file, allow_pickle=False) as episode:
-            task = per_task.setdefault(job.task, {key: [] for key in ("steps", "seeds", "worlds", "instructions")})
-            task["worlds"].append(job.world)
+            task = per_task.setdefault(job.task, {key: [] for key in ("steps", "seeds", "variants", "instructions")})
+            task["variants"].append(job.variant)
             task["instructions"].append(job.instruction)
             task["seeds"].append(int(episode["seed"]))
             task["steps"].append(len(episode["action"]))
@@ -365,17 +346,21 @@ def _summary(jobs: Sequence[CollectJob], scratch: Path) -> dict[str, Any]:
             pairs = zip(episode["rejected_seeds"], episode["rejected_reasons"], strict=True)
             rejected += [Rejected(job.task, job.episode, int(seed), str(reason)) for seed, reason in pairs]
     failures = Counter(attempt.task for attempt in rejected)
-    own = {key for task in per_task.values() for key in task} - {"steps", "seeds", "worlds", "instructions"}
-    told = {"seeds": True, "worlds": bool(jobs[0].worlds), "instructions": bool(jobs[0].worlds) or jobs[0].reworded}
+    own = {key for task in per_task.values() for key in task} - {"steps", "seeds", "variants", "instructions"}
+    always = {
+        "seeds": True,
+        "variants": bool(jobs[0].variants),
+        "instructions": bool(jobs[0].variants) or jobs[0].reworded,
+    }
     rates = {
         str(index): {
             "kept": round(len(task["seeds"]) / (len(task["seeds"]) + failures[index]), 4),
             "mean_steps": round(float(np.mean(task["steps"])), 1),
-            **{key: task[key] for key, wanted in (told | dict.fromkeys(sorted(own), True)).items() if wanted},
+            **{key: task[key] for key, wanted in (always | dict.fromkeys(sorted(own), True)).items() if wanted},
         }
         for index, task in per_task.items()
     }
-    start_noise = simulator(jobs[0].suite).demonstrator().start_noise
+    start_noise = simulator_of(jobs[0].suite).demonstrator().start_noise
     return {"start_noise": start_noise, "per_task": rates, "rejected": [asdict(attempt) for attempt in rejected]}
 
 
@@ -389,4 +374,4 @@ def _show(summary: dict[str, Any]) -> None:
 
 
 def _instruction(suite: str, task: int) -> str:
-    return simulator(suite).tasks(suite)[task].instruction
+    return simulator_of(suite).tasks(suite)[task].instruction

@@ -7,8 +7,8 @@ from apprentice.common.errors import UserError
 from apprentice.common.files import fingerprint
 from apprentice.data.contract import Contract
 from apprentice.experts import checkpoints, read_tasks
-from apprentice.serve.card import Execution, PolicyCard
 from apprentice.serve.checkpoint import inspect_checkpoint
+from apprentice.serve.policy_card import Execution, PolicyCard
 
 
 def inspect_by_task(
@@ -16,7 +16,7 @@ def inspect_by_task(
 ) -> PolicyCard:
     """Look at each task's checkpoint. Raises UserError if one does not fit, or one of the instructions has none."""
     for instruction in instructions:
-        told_folder(name, str(file), instruction)
+        folder_of(name, str(file), instruction)
     cards = {folder: inspect_checkpoint(name, folder, environment, execution) for folder in checkpoints(file)}
     kinds = {(card.type, card.n_action_steps) for card in cards.values()}
     if len(kinds) > 1:
@@ -29,8 +29,8 @@ def inspect_by_task(
     return PolicyCard(f"{kind}, one a task", fingerprint(*parts), steps)
 
 
-def told_folder(name: str, place: str, instruction: str) -> Path:
-    """The checkpoint that an episode with this instruction is played by. Raises UserError if there is none."""
+def folder_of(name: str, place: str, instruction: str) -> Path:
+    """The checkpoint that acts in an episode with this instruction. Raises UserError if there is none."""
     if not Path(place).is_file():
         return Path(place)
     known = read_tasks(place)
