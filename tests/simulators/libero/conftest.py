@@ -8,6 +8,7 @@ from tests import support
 
 from apprentice.simulators.collection import episode_jobs
 from apprentice.simulators.collection.collect import collect as collect_demonstrations
+from apprentice.simulators.collection.config import CollectConfig
 from apprentice.simulators.libero.dataset import doctor as doctors
 from apprentice.simulators.libero.simulator.env import LiberoEnv
 
@@ -52,7 +53,9 @@ def interrupted(
     def collect(suite: str, task: int, out: Path, workers: int, **settings: Any) -> tuple[Path, dict[str, np.ndarray]]:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(episode_jobs, "assemble", stop)
-            collect_demonstrations(suite, 2, out, [task], workers=workers, **settings)
+            collect_demonstrations(
+                CollectConfig(suite=suite, episodes=2, out=out, tasks=[task], workers=workers, **settings)
+            )
         in_this_process()
         assert not out.exists()
         scratch = out.with_name(f".{out.name}.episodes")
