@@ -24,7 +24,7 @@ LONG = (
     *("distill/test_plan.py", "evaluate/test_rollout.py", "distill/test_processes.py"),
     *("simulators/libero/test_demonstrator.py", "policy/test_lerobot.py", "evaluate/test_correct.py"),
     *("policy/test_remembering.py", "distill/test_stages.py", "simulators/libero/test_doctor.py"),
-    *("experts/test_seer.py", "simulators/libero/test_collect_worlds.py", "test_pool.py"),
+    *("experts/test_seer.py", "simulators/libero/test_collect_variants.py", "test_pool.py"),
 )
 
 
