@@ -24,21 +24,23 @@ COLUMNS = {
 }
 TEXT = """# Families of vision-language models
 
-Written by `python -m tests.vlm.table` from the results of `tests/vlm/test_families.py`: tiny random weights, the real
-classes of model and processor. How to add one: [adding-a-vlm.md](adding-a-vlm.md).
+`python -m tests.vlm.table` writes this page from the results of `tests/vlm/test_families.py`. The tests use tiny random
+weights and the real classes of model and processor. [Adding a family](adding-a-vlm.md) says how to add a row.
 
 {table}
 
-- **untouched**: same class, same weights' names; logits and greedy answers bit-identical to the model's alone.
-- **image tokens once**: those computed beforehand enter as the model itself merges them, for one and two images.
-- **split equal**: prefix, key-value cache and suffix give the whole pass to 1e-4, gradients included, for unequal
-  prompts padded on either side.
-- **prefix on disk**: keys and values of the prompt are kept while aligning; where layers have a sliding window, only if
-  the prompt fits into it, else they are computed again in each step.
-- **history carried**: the steps of a history as turns of a chat, with keys and values carried from each to the next,
-  give to 1e-4 what all of them in one pass give, for unequal prompts and histories of unequal length. Token by token
-  the chat is the family's own; without a chat template (PaliGemma) turns just follow each other, and each turn's images
-  and text see one another and all that was before.
+- **untouched**: the student's VLM has the same class and the same names of weights. Its logits and greedy answers equal
+  those of the model alone, bit for bit.
+- **image tokens once**: image tokens are computed beforehand. They enter the prompt as the model itself merges them,
+  for one and two images.
+- **split equal**: prefix, key-value cache and suffix give the result of one whole pass to 1e-4, gradients included. The
+  prompts differ in length and are padded on either side.
+- **prefix on disk**: the keys and values of the prompt are kept while aligning. If layers have a sliding window, they
+  are kept only if the prompt fits into the window. Otherwise they are computed again in each step.
+- **history carried**: the steps of a history are turns of a chat. Keys and values are carried from each turn to the
+  next. The result equals one pass over all turns to 1e-4, for prompts and histories of different lengths. The chat
+  equals the family's own, token by token. PaliGemma has no chat template. There turns just follow each other. The
+  images and text of a turn see one another and all turns before.
 - **LoRA**: LeRobot's `--peft.*` with PEFT.
 """
 
