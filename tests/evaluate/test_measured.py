@@ -22,7 +22,7 @@ def test_a_line_holds_what_was_counted(tmp_path: Path) -> None:
     for role, failed in FAILS.items():
         line = lines[role]
         assert (line.suite, line.variant, line.layouts, line.train_seed) == ("libero_goal", "swap", "test", 3)
-        assert line.rows_by_task == {str(task): (EPISODES, EPISODES - len(failed[task])) for task in TASKS}
+        assert line.by_task == {str(task): (EPISODES, EPISODES - len(failed[task])) for task in TASKS}
         assert line.episodes == len(TASKS) * EPISODES and sum(line.failures.values()) == sum(map(len, failed.values()))
         for bound in (line.low95, line.high95):  # the definition of Wilson's bounds
             deviation = abs(line.successes / line.episodes - bound)
