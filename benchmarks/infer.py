@@ -51,6 +51,7 @@ class Backbone:
     Attributes:
         image: side of the images (px); `scale` x `scale` patches of `patch` px make one token.
         vision, text: width, layers, MLP, heads; and of the text heads of keys and values.
+        vocabulary: number of token embeddings.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Backbone:
     vision: tuple[int, int, int, int]
     text: tuple[int, int, int, int, int]
     patch: int = 16
+    vocabulary: int = 1024
 
     def save(self, folder: Path) -> Path:
         """Configuration and processor, no weights."""
@@ -68,7 +70,7 @@ class Backbone:
             tokenizer._set_model_specific_special_tokens({name: token})
         ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
         names = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "num_key_value_heads")
-        text = LlamaConfig(**dict(zip(names, self.text, strict=True)), vocab_size=1024, **ids)
+        text = LlamaConfig(**dict(zip(names, self.text, strict=True)), vocab_size=self.vocabulary, **ids)
         vision = dict(zip(names, self.vision, strict=False)) | {"image_size": self.image, "patch_size": self.patch}
         SmolVLMConfig(
             vision_config=vision,

@@ -1,7 +1,6 @@
-"""What `apprentice plan` predicts for VLMs of published sizes, as the table of docs/scaling.md.
+"""What `apprentice plan` predicts for VLMs of published sizes, as tables for docs/scaling.md.
 
-    python benchmarks/memory.py            # prints the table
-    python benchmarks/memory.py --write    # writes it into docs/scaling.md
+    python benchmarks/memory.py
 
 The model hub cannot be reached from a test, so the sizes stand here, as config.json has them there; the tokenizers are
 small ones, which changes a prompt by a few tokens. No weights are made.
@@ -10,57 +9,19 @@ small ones, which changes a prompt by a few tokens. No weights are made.
 import argparse
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import LlamaConfig, SmolVLMConfig
+from infer import BACKBONES, Backbone
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-PAGE = ROOT / "docs" / "scaling.md"
-BEGIN, END = "<!-- from benchmarks/memory.py -->\n", "<!-- end -->\n"
 EXPERT, DATASET = "assets/seer", "assets/demonstrations/libero_goal"
 BATCHES = (8, 64)  # planned; the peak of others lies on a line through these
 GPUS = (8, 16, 24, 80)  # GB
 SPARE = 0.9  # of a GPU's memory is ours: the rest is CUDA's own and fragments
 STAGES = ("align", "finetune", "finetune, LoRA")
-
-
-@dataclass(frozen=True)
-class Smol:
-    """Sizes of a SmolVLM2, from its config.json on the hub: hidden, layers, intermediate, heads, key-value heads."""
-
-    name: str
-    text: tuple[int, int, int, int, int]
-    vision: tuple[int, int, int, int] = (768, 12, 3072, 12)
-    image: int = 512
-    scale: int = 4
-    vocabulary: int = 49_280
-
-    def save(self, folder: Path) -> None:
-        """Configuration and processor, no weights."""
-        from apprentice.nano.graft import SMOLVLM_MARKS, smolvlm_processor
-
-        from apprentice.nano.tokenizer import CHAT_TEMPLATE, train_tokenizer
-
-        tokenizer = train_tokenizer(["put the bowl on the plate"] * 10, vocab_size=560)
-        tokenizer.add_special_tokens({"additional_special_tokens": SMOLVLM_MARKS})
-        for name, token in zip(("fake_image_token", "global_image_token"), SMOLVLM_MARKS[1:], strict=True):
-            tokenizer._set_model_specific_special_tokens({name: token})
-        ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-        names = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "num_key_value_heads")
-        vision = dict(zip(names, self.vision, strict=False)) | {"image_size": self.image, "patch_size": 16}
-        text = LlamaConfig(**dict(zip(names, self.text, strict=True)), vocab_size=self.vocabulary, **ids)
-        SmolVLMConfig(
-            vision_config=vision,
-            text_config=text.to_dict(),
-            scale_factor=self.scale,
-            image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-            **ids,
-        ).save_pretrained(folder)
-        tokens = (self.image // 16 // self.scale) ** 2
-        smolvlm_processor(self.image, tokens, tokenizer, CHAT_TEMPLATE).save_pretrained(folder)
 
 
 @dataclass(frozen=True)
@@ -77,22 +38,23 @@ class Qwen:
         from tests.vlm import families
         from transformers import Qwen2VLImageProcessor
 
-        families_text = {"rope_parameters": {"rope_type": "default", "mrope_section": [16, 24, 24], "rope_theta": 1e6}}
+        rope = {"rope_parameters": {"rope_type": "default", "mrope_section": [16, 24, 24], "rope_theta": 1e6}}
         with torch.device("meta"):
             model, processor = families.qwen(
                 "Qwen2_5_VL",
                 Qwen2VLImageProcessor(),
                 families.Qwen2VLVideoProcessor(),
-                self.text | families_text,
+                self.text | rope,
                 self.vision,
             )
         model.config.save_pretrained(folder)
         processor.save_pretrained(folder)
 
 
-VLMS: list[Smol | Qwen] = [
-    Smol("SmolVLM2-256M", (576, 30, 1536, 9, 3)),
-    Smol("SmolVLM2-500M", (960, 32, 2560, 15, 5)),
+SMOL = replace(BACKBONES["256M"], vocabulary=49_280)
+VLMS: list[Backbone | Qwen] = [
+    SMOL,
+    replace(SMOL, name="SmolVLM2-500M", text=(960, 32, 2560, 15, 5)),
     Qwen(
         "Qwen2.5-VL-3B",
         {"hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36, "num_attention_heads": 16,
@@ -108,7 +70,7 @@ VLMS: list[Smol | Qwen] = [
 ]  # fmt: skip
 
 
-def predicted(vlm: Smol | Qwen, batch: int) -> Any:
+def predicted(vlm: Backbone | Qwen, batch: int) -> Any:
     """The plan of a VLM at a batch."""
     from apprentice.distill.plan import plan
 
@@ -147,13 +109,8 @@ def page() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="write the table into docs/scaling.md")
-    tables = page()
-    if parser.parse_args().write:
-        before, rest = PAGE.read_text().split(BEGIN)
-        PAGE.write_text(f"{before}{BEGIN}{tables}{END}{rest.split(END)[1]}")
-    print(tables)
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    print(page())
 
 
 if __name__ == "__main__":

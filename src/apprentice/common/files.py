@@ -300,8 +300,8 @@ def checked(text: str, kind: Any, what: str, where: str, more: bool = False, fix
                 f"an unknown key; {meant(str(first['loc'][-1]), names := _keys(kind), f'known: {", ".join(names)}')}"
             )
         elif field and first["type"] not in ("missing", "json_invalid"):
-            final = repr(first["input"])
-            found += f", {final if len(final) < 60 else final[:57] + '...'}"
+            value = repr(first["input"])
+            found += f", {value if len(value) < 60 else value[:57] + '...'}"
         others = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         raise FileError(
             f"expected {what} {where}, found{f' in {field}' if field else ''}: {found}{others}; fix: {fix}"

@@ -57,7 +57,7 @@ class Meter:
         seconds, worked = self._last - self._start, self.done - self._first
         eta = f"ETA {seconds / worked * (self.total - self.done):.0f} s" if worked else "ETA unknown"
         line = f"{self.description}: {self.done}/{self.total}, {seconds:.0f} s, {eta} {self.note}"
-        console.print(line.rstrip(), highlight=False, soft_wrap=True)
+        show(line.rstrip())
 
 
 def track[T](items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:

@@ -192,13 +192,13 @@ def rates(runs: list[Path]) -> Result:
 def rates_of(evaluation: Evaluation) -> dict[str, Any]:
     """What `summary` shows, as data."""
     protocol = evaluation.protocol
-    named = {
+    return {
         "folder": evaluation.folder,
         "suite": protocol.suite,
         "layouts": protocol.layouts,
         "protocol": protocol.hash,
+        "rates": _rows(evaluation),
     }
-    return named | {"rates": _rows(evaluation)}
 
 
 def _rows(evaluation: Evaluation) -> list[Row]:

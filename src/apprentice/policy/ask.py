@@ -13,7 +13,7 @@ from transformers.utils import logging
 from apprentice.common.adapters import load_policy, policy_type
 from apprentice.common.device import best_device
 from apprentice.common.errors import UserError
-from apprentice.common.progress import console
+from apprentice.common.progress import show
 from apprentice.common.result import Result
 from apprentice.policy.configuration_apprentice import ApprenticeConfig
 from apprentice.vlm.base import VLM
@@ -50,34 +50,29 @@ def ask(model: str, images: list[str], question: str, tokens: int = 64) -> Resul
     if not (folder / "config.json").exists() or policy_type(folder) != "apprentice":
         vlm = VLM.from_pretrained(model)
         said = _text(vlm, answer(vlm, vlm.inputs([pictures], [question]), tokens))
-        say(said)
+        show(said)
         return Result({"answer": said})
     policy = load_policy(folder, ApprenticeConfig.from_pretrained(folder))
     student = policy.vlm.to(best_device()).eval()
     inputs = student.inputs([pictures], [question])
     said = _text(student, answer(student, inputs, tokens))
-    say(f"the student: {said}")
+    show(f"the student: {said}")
     if policy.config.scratch:
-        say("its VLM started from random weights: there is no original")
+        show("its VLM started from random weights: there is no original")
         return Result({"answer": said})
     try:
         original = VLM.from_pretrained(policy.config.vlm, local=True).to(best_device()).eval()
     except UserError:
-        say(f"the original, {policy.config.vlm}, was not found: drift is not measured")
+        show(f"the original, {policy.config.vlm}, was not found: drift is not measured")
         return Result({"answer": said})
     expected = answer(original, inputs, tokens)
     found = drift(student, original, inputs, expected)
-    say(f"the original: {_text(original, expected)}")
-    say(
+    show(f"the original: {_text(original, expected)}")
+    show(
         f"drift over the original's {len(expected)} tokens: KL divergence {found.divergence:.3g} nats a token, "
         f"{found.equal:.0%} of tokens equal; the language model's weights changed by {found.weights:.2%}"
     )
     return Result({"answer": said, "original": _text(original, expected), "drift": found})
-
-
-def say(text: str) -> None:
-    """Print a line as it is, however long."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 @torch.no_grad()

@@ -100,14 +100,12 @@ class Entry:
 
     def described(self) -> dict[str, Any]:
         """What the table shows, in bytes and seconds since 1970."""
-        about = None if self.about is None else asdict(self.about)
-        size, state = self.size, self.state
         return {
             "name": self.path.name,
-            "about": about,
+            "about": None if self.about is None else asdict(self.about),
             "rows": self.done,
-            "bytes": size,
-            "state": state,
+            "bytes": self.size,
+            "state": self.state,
             "used": self.used,
         }
 

@@ -18,7 +18,7 @@ from typing import Any, TypedDict
 
 from apprentice.common.errors import FileError
 from apprentice.common.files import disk_full_at, fingerprint, read_lines, write_text
-from apprentice.common.progress import console
+from apprentice.common.progress import show
 
 PROJECT, LOG = "apprentice", "log.jsonl"
 HELD_OUT = "validation_loss"
@@ -172,4 +172,4 @@ def _begun(kind: str, run: Path, settings: dict[str, Any]) -> Any:
 
 
 def _give_up(kind: str, error: Exception) -> None:
-    console.print(f"continuing without {kind}: {error}", markup=False, highlight=False, soft_wrap=True)
+    show(f"continuing without {kind}: {error}")

@@ -113,7 +113,7 @@ def gather[J: CollectJob](
 
     Returns a summary. Raises UserError as `collect` does.
     """
-    out, suite = Path(config.out), config.suite
+    out, suite = config.out, config.suite
     simulator = simulator_of(suite)
     known = simulator.tasks(suite)
     chosen = list(config.tasks or range(len(known)))
