@@ -1,13 +1,15 @@
 """Runs that are killed and started again: what is there in the end must be what a run that was never killed leaves.
 
-    python benchmarks/kills.py                              # 100 kills of each of six commands
-    python benchmarks/kills.py --kills 20 --only align      # fewer
+    python benchmarks/kills.py                              # 50 moments and all file operations of six commands
+    python benchmarks/kills.py --moments 9 --operations 9 --only align      # fewer
 
 Each trial starts a command in a fresh folder with fresh caches, kills it (SIGKILL), starts the same command again and
-compares all files with those of a run that was not killed, byte by byte. Half of the kills come at a random moment; the
-others right before a file operation (open to write, rename, remove, make a folder, ...), one after the other through
-all that the command does, which Python's audit events tell. Left out of the comparison is what a clock says: fields
-called seconds, ..._seconds, date or created in JSON, and the checksums of files that hold such fields.
+compares all files with those of a run that was not killed, byte by byte. Some kills come at a random moment; the others
+right before a file operation (open to write, rename, remove, make a folder, ...), one after the other through all that
+the command does, which Python's audit events tell. Left out of the comparison is what a clock says: fields called
+seconds, ..._seconds, date or created in JSON, and the checksums of files that hold such fields.
+
+Trials that are done are kept in --out and not done again, as long as the commit stays the same.
 
 All modules are imported once; each run is a fork of this process. Runs are as small as they can be, and save a
 checkpoint after every step. When `collect` and `eval` are killed at file operations, which all are of their first
@@ -23,6 +25,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -105,7 +108,7 @@ def run(words: list[str], here: bool, at: int = 0, count: Path | None = None, be
     seen: list[str] = []
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
-        writes = event == "open" and (isinstance(arguments[1], str) and set(arguments[1]) & set("wax+"))
+        writes = event == "open" and isinstance(arguments[1], str) and bool(set(arguments[1]) & set("wax+"))
         writes = writes or (event == "open" and arguments[1] is None and bool(arguments[2] & (os.O_WRONLY | os.O_RDWR)))
         if (writes or event in OPERATIONS) and str(arguments[0]).startswith(below):
             seen.append(f"{event} {arguments[0]}")
@@ -174,10 +177,11 @@ def digests(folder: Path) -> dict[str, str]:
 class Trials:
     """One command, killed again and again in a folder of its own."""
 
-    def __init__(self, name: str, work: Path):
+    def __init__(self, name: str, work: Path, commit: str):
         self.name, self.work, self.out = name, work, work / name / "out"
         self.log, self.operations = work / name / "output.log", work / name / "operations.txt"
         self.words = [word.format(inputs=work / "inputs", out=self.out) for word in COMMANDS[name]]
+        self.done, self.commit = work / name / "trials.jsonl", commit
         self.failures: list[str] = []
         self.expected, self.took = self.unkilled()
         self.steps = self.operations.read_text().splitlines()
@@ -210,30 +214,46 @@ class Trials:
         found = digests(self.out)
         wrong = sorted(name for name in found | self.expected if found.get(name) != self.expected.get(name))
         if code or wrong:
-            self.failures.append(f"{self.name}, {what}: exit code {code}; {', '.join(wrong[:5])}")
-            print(self.failures[-1], flush=True)
+            print(f"{self.name}, {what}: exit code {code}; {', '.join(wrong[:5])}", flush=True)
         return not code and not wrong
 
-    def all(self, kills: int, seed: int) -> str:
-        """A row of the table."""
+    def all(self, operations: int | None, moments: int, seed: int) -> str:
+        """A row of the table. `operations`: how many are tried, evenly spread; None: each."""
+        number = min(operations or len(self.steps), len(self.steps))
+        chosen = {1 + round(i * (len(self.steps) - 1) / max(1, number - 1)) for i in range(number)}
         draw = random.Random(seed)
-        number = kills // 2
-        chosen = [1 + round(i * (len(self.steps) - 1) / max(1, number - 1)) for i in range(number)]
-        at_files = [self.trial(f"before {self.steps[at - 1]}", True, at) for at in dict.fromkeys(chosen)]
-        at_moments: list[bool | None] = []
-        while len(at_moments) < kills - number:
-            wait = draw.uniform(0, 0.8 * self.took)
-            at_moments.append(self.trial(f"after {wait:.2f} s", False, wait=wait))
+        parts = [0.8 * draw.random() for _ in range(moments)]
+        kills: list[tuple[str, dict[str, Any]]] = [
+            *((f"before operation {at}", {"here": True, "at": at}) for at in sorted(chosen)),
+            *((f"after {part:.3f} of the run", {"here": False, "wait": part * self.took}) for part in parts),
+        ]
+        known = {kept["trial"]: kept["same"] for kept in self.kept()}
+        from apprentice.common.progress import Meter
+
+        with Meter(self.name, len(kills), sum(what in known for what, _ in kills)) as meter, self.done.open("a") as log:
+            for what, how in kills:
+                if what not in known:
+                    known[what] = self.trial(what, **how)
+                    log.write(json.dumps({"commit": self.commit, "trial": what, "same": known[what]}) + "\n")
+                    log.flush()
+                    meter.advance()
         cells = [self.name]
-        for found in (at_files, at_moments):
-            counted = [each for each in found if each is not None]
+        for kind in (kills[: len(chosen)], kills[len(chosen) :]):
+            counted = [known[what] for what, _ in kind if known[what] is not None]  # None: it came too late
             cells += [str(len(counted)), str(sum(counted))]
-        return f"| {' | '.join(cells)} | {len(set(chosen))} of {len(self.steps)} |"
+        self.failures = [f"{self.name}, {what}" for what, _ in kills if known[what] is False]
+        return f"| {' | '.join(cells)} | {len(chosen)} of {len(self.steps)} |"
+
+    def kept(self) -> list[dict[str, Any]]:
+        """Trials of this commit that are done."""
+        lines = self.done.read_text().splitlines() if self.done.exists() else []
+        return [kept for kept in map(json.loads, lines) if kept["commit"] == self.commit]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=100, help="of each command (default: 100)")
+    parser.add_argument("--moments", type=int, default=50, help="random moments of each command (default: 50)")
+    parser.add_argument("--operations", type=int, help="file operations of each command (default: all)")
     parser.add_argument("--only", nargs="+", choices=COMMANDS, default=list(COMMANDS))
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
     parser.add_argument("--out", type=Path, default=Path("runs/bench-kills"))
@@ -248,10 +268,11 @@ def main() -> None:
         if code:
             raise SystemExit(f"expected small inputs, found exit code {code}; fix: see {work / 'prepare.log'}")
     rows, failures = [], []
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     for name in options.only:
         (work / name).mkdir(exist_ok=True)
-        trials = Trials(name, work)
-        rows.append(trials.all(options.kills, options.seed))
+        trials = Trials(name, work, commit)
+        rows.append(trials.all(options.operations, options.moments, options.seed))
         failures += trials.failures
         print(rows[-1], flush=True)
     print("\n| command | killed at a file operation | same end | at a random moment | same end | operations tried |")
