@@ -1,4 +1,7 @@
-"""Trainings in a process that `accelerate launch` has started: [{"config": ..., "kill": ..., "fsdp": ...}, ...]."""
+"""Trainings in a process that `accelerate launch` has started, or in a fork that has the same environment.
+
+Each job is {"config": ..., "kill": ..., "fsdp": ...}.
+"""
 
 import json
 import os
@@ -6,6 +9,7 @@ import signal
 import sys
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState, DistributedType, PartialState
@@ -13,8 +17,6 @@ from accelerate.state import AcceleratorState, DistributedType, PartialState
 from apprentice.distill import trainer
 from apprentice.distill.runs.tracking import Clock
 from apprentice.distill.stages import StageConfig, finetune
-
-torch.set_num_threads(1)
 
 
 def die_between_two_renames() -> None:
@@ -42,12 +44,28 @@ def shard() -> None:
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 
-for job in json.loads(sys.argv[1]):
-    steps = count(1)
-    Clock.due = lambda self, every, steps=steps: next(steps) % 3 == 0  # type: ignore[method-assign]
-    trainer.LOG_EVERY = 1
-    if job["kill"]:
-        die_between_two_renames()
-    if job["fsdp"]:
-        shard()
-    finetune(StageConfig(**job["config"]))
+def train(jobs: list[dict[str, Any]]) -> None:
+    """One after the other."""
+    for job in jobs:
+        steps = count(1)
+        Clock.due = lambda self, every, steps=steps: next(steps) % 3 == 0  # type: ignore[method-assign]
+        trainer.LOG_EVERY = 1
+        if job["kill"]:
+            die_between_two_renames()
+        if job["fsdp"]:
+            shard()
+        finetune(StageConfig(**job["config"]))
+
+
+def member(rank: int, port: int, jobs: list[dict[str, Any]]) -> None:
+    """One of two processes, without their launcher."""
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+    os.environ |= {key: str(value) for key, value in place.items()}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true", "ACCELERATE_MIXED_PRECISION": "no"}
+    torch.set_num_threads(1)
+    train(jobs)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    train(json.loads(sys.argv[1]))

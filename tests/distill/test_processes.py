@@ -2,6 +2,8 @@
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -11,10 +13,23 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.distill import launched
+from tests.starting import start
 
 from apprentice.distill import trainer
 from apprentice.distill.runs.checkpoint import damage
 from apprentice.distill.stages import StageConfig, finetune
+
+
+def pair(*jobs: dict[str, Any]) -> list[int | None]:
+    """Two processes on the CPU, as `accelerate launch` sets them up, without its imports; their exit codes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [start(launched.member, rank, port, list(jobs)) for rank in (0, 1)]
+    for process in processes:
+        process.join(300)
+    return [process.exitcode for process in processes]
 
 
 def launch(*jobs: dict[str, Any]) -> int:
@@ -22,7 +37,7 @@ def launch(*jobs: dict[str, Any]) -> int:
     command = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --main_process_port 0"
     command += " --mixed_precision no --dynamo_backend no tests/distill/launched.py"
     done = subprocess.run(
-        [sys.executable, *command.split(), json.dumps([{"kill": False, "fsdp": False, **job} for job in jobs])],
+        [sys.executable, *command.split(), json.dumps(jobs)],
         env={
             **os.environ,
             "ACCELERATE_USE_CPU": "true",
@@ -61,9 +76,9 @@ def test_two_processes_train_as_one_killed_or_sharded(
     finetune(config)
 
     def job(run: Path, **how: bool) -> dict[str, Any]:
-        return {"config": asdict(replace(config, out=str(run))), **how}
+        return {"config": asdict(replace(config, out=str(run))), "kill": False, "fsdp": False, **how}
 
-    assert launch(job(killed, kill=True)) != 0
+    assert pair(job(killed, kill=True))[0] == -signal.SIGKILL
     assert not damage(killed / "checkpoint") and not damage(killed / "previous")  # they changed places in one step
     assert launch(job(killed), job(two), job(sharded, fsdp=True)) == 0
     assert log(killed)[2]["seconds"] < log(killed)[3]["seconds"]
