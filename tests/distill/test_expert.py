@@ -292,3 +292,17 @@ def test_bfloat16_is_tried_once_and_kept(configs: Any, monkeypatch: pytest.Monke
     assert found == [config.batch_size] and json.loads((Path(config.out) / "precision.json").read_text()) == {
         "bfloat16": True
     }
+
+
+def test_weights_that_cannot_be_fetched_are_named_and_the_folder_stays_free(
+    configs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a network, ACT's usual ResNet cannot be had; the same folder then takes another setting."""
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    config = configs("act", steps=1)
+    with pytest.raises(UserError, match=r"go online once, or --set pretrained_backbone_weights=null"):
+        train_expert(dataclasses.replace(config, set={k: v for k, v in config.set.items() if k not in EYES}))
+    train_expert(config)
+    with pytest.raises(UserError, match=r"expected the run of .* again, found another: seed was"):
+        train_expert(dataclasses.replace(config, seed=1))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict
+from urllib.error import URLError
 
 import draccus
 import torch
@@ -229,11 +230,16 @@ def built(config: Any, mixture: Mixture, cameras: Sequence[str], init: Path | No
     else:
         try:
             policy = get_policy_class(config.type)(config, dataset_stats=mixture.meta.stats, dataset_meta=mixture.meta)
+        except URLError as error:
+            raise UserError(
+                f"expected to fetch the pretrained weights of {config.type}'s vision encoder, found no way there: "
+                f"{error.reason}; fix: go online once, or --set pretrained_backbone_weights=null, which starts it anew"
+            ) from error
         except (ValueError, ImportError, OSError) as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(
-                f"expected a {config.type} that fits to {mixture.name}, found: {error}; fix: --set another value, "
+                f"expected {config.type} to fit to {mixture.name}, found: {error}; fix: --set another value, "
                 "--cameras to leave images out, or install what it needs"
             ) from error
     if hasattr(policy, "contract"):  # a Seer's units: those that any of the datasets knows

@@ -67,7 +67,7 @@ def same_place(one: Any, other: Any, cwd: str = ".") -> bool:
 def _begun(run: Path, config: dict[str, Any]) -> Position | None:
     """Where to go on; None if there is nothing to do. Records what changed."""
     config = {**json.loads(json.dumps(config)), "cwd": os.getcwd()}
-    if not (run / "config.json").exists():
+    if not (run / "config.json").exists() or _never_began(run):
         write_json(run / "config.json", config)
         return recover(run)
     known = _known(run, config["stage"])
@@ -105,6 +105,11 @@ def _begun(run: Path, config: dict[str, Any]) -> Position | None:
     if config != known:
         write_json(run / "config.json", config)
     return position
+
+
+def _never_began(run: Path) -> bool:
+    """Did a run end, for a fault in what it was given, before it had anything but its settings?"""
+    return {path.name for path in run.iterdir()} <= {"config.json", ".lock"}
 
 
 class Before(TypedDict):
