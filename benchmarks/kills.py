@@ -10,7 +10,8 @@ the command does, which Python's audit events tell. Left out of the comparison i
 seconds, ..._seconds, date or created in JSON, and the checksums of files that hold such fields.
 
 Two caches of the simulator are there from the start, for to fill them takes longer than all else: simplified meshes,
-and the answer of the check of the simulator. Trials that are done are kept in --out and not done again, as long as the commit stays the same.
+and the answer of the check of the simulator. Trials that are done are kept in --out and not done again, as long as the
+commit stays the same.
 
 All modules are imported once; each run is a fork of this process. Runs are as small as they can be, and save a
 checkpoint after every step. When `collect` and `eval` are killed at file operations, which all are of their first
