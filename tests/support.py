@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from lerobot.utils.feature_utils import dataset_to_policy_features
 from torch.utils.data import DataLoader, default_collate
 
 from apprentice.data.dataset import open_dataset
+from apprentice.data.local import LocalDataset
 from apprentice.distill.config import CacheConfig
 from apprentice.experts.seer.configuration_seer import SeerConfig
 from apprentice.experts.seer.modeling_seer import SeerPolicy
@@ -118,10 +120,16 @@ def make_vlm(folder: Path) -> Path:
     return folder
 
 
+@cache
+def opened(root: Path) -> LocalDataset:
+    """A dataset that no test changes, read once."""
+    return open_dataset(root)
+
+
 def make_student(dataset: Path, expert: Path, vlm: Path, **fields: Any) -> ApprenticePolicy:
     """A fresh student of the expert, in eval mode."""
     torch.manual_seed(0)
-    meta = open_dataset(dataset).meta
+    meta = opened(dataset).meta
     features = dataset_to_policy_features(meta.features)
     config = ApprenticeConfig(
         vlm=str(vlm),
@@ -136,7 +144,7 @@ def make_student(dataset: Path, expert: Path, vlm: Path, **fields: Any) -> Appre
 
 def make_batch(root: Path, frames: Sequence[int]) -> dict[str, Any]:
     """Frames of a dataset as a raw batch of LeRobot's data loader."""
-    dataset = open_dataset(root)
+    dataset = opened(root)
     items = [dataset[i] for i in frames]
     keys = [*CAMERAS, "observation.state"]
     return {key: torch.stack([item[key] for item in items]) for key in keys} | {"task": [i["task"] for i in items]}
@@ -144,7 +152,7 @@ def make_batch(root: Path, frames: Sequence[int]) -> dict[str, Any]:
 
 def make_history(root: Path, config: ApprenticeConfig, frames: Sequence[int]) -> dict[str, Any]:
     """Frames of a dataset as LeRobot's data loader yields them to a student with a history."""
-    meta = open_dataset(root).meta
+    meta = opened(root).meta
     deltas = resolve_delta_timestamps(config, meta)
     dataset = LeRobotDataset(meta.repo_id, root=root, delta_timestamps=deltas, video_backend="pyav", return_uint8=True)
     return default_collate([dataset[i] for i in frames])
