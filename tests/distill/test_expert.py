@@ -306,3 +306,12 @@ def test_weights_that_cannot_be_fetched_are_named_and_the_folder_stays_free(
     train_expert(config)
     with pytest.raises(UserError, match=r"expected the run of .* again, found another: seed was"):
         train_expert(dataclasses.replace(config, seed=1))
+
+
+def test_a_folder_with_a_configuration_of_something_else_is_left_alone(configs: Any, tmp_path: Path) -> None:
+    file = tmp_path / "run" / "config.json"
+    file.parent.mkdir()
+    file.write_text('{"model_type": "smolvlm"}')
+    with pytest.raises(UserError, match=r"expected the run of .* again, found another: stage was None"):
+        train_expert(configs("seer", steps=1))
+    assert file.read_text() == '{"model_type": "smolvlm"}'

@@ -67,10 +67,10 @@ def same_place(one: Any, other: Any, cwd: str = ".") -> bool:
 def _begun(run: Path, config: dict[str, Any]) -> Position | None:
     """Where to go on; None if there is nothing to do. Records what changed."""
     config = {**json.loads(json.dumps(config)), "cwd": os.getcwd()}
-    if not (run / "config.json").exists() or _never_began(run):
+    known = _known(run, config["stage"]) if (run / "config.json").exists() else None
+    if known is None or ("stage" in known and _never_began(run)):  # one without a stage is not ours
         write_json(run / "config.json", config)
         return recover(run)
-    known = _known(run, config["stage"])
     changed = _changed(known, config)
     if other := {k: v for k, v in changed.items() if not _is_pace(k, *v)}:
         difference = ", ".join(f"{k} was {old} and is {new}" for k, (old, new) in other.items())
