@@ -11,7 +11,7 @@ seconds, ..._seconds, date or created in JSON, and the checksums of files that h
 
 Two caches of the simulator are there from the start, for to fill them takes longer than all else: simplified meshes,
 and the answer of the check of the simulator. Trials that are done are kept in --out and not done again, as long as the
-commit stays the same.
+code stays the same.
 
 All modules are imported once; each run is a fork of this process. Runs are as small as they can be, and save a
 checkpoint after every step. When `collect` and `eval` are killed at file operations, which all are of their first
@@ -27,16 +27,21 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import resumable
+
+from apprentice.common.files import fingerprint
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+os.environ["TTY_COMPATIBLE"] = "0"  # a thread draws the bar on a terminal, and forks do not have it
 OPERATIONS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink", "os.utime"}
 CLOCKED = ("manifest.json",)  # they hold checksums of files that hold times
 SLOW = ("meshes", "selfcheck")  # caches
@@ -177,15 +182,36 @@ def digests(folder: Path) -> dict[str, str]:
     return found
 
 
+@dataclass(frozen=True)
+class Kill:
+    """Before a file operation (the first one is 1), or after a part of the time that the command takes."""
+
+    operation: int | None = None
+    part: float | None = None
+
+    def __str__(self) -> str:
+        return f"before operation {self.operation}" if self.operation else f"after {self.part:.3f} of the run"
+
+
+@dataclass(frozen=True)
+class Ending:
+    job: Kill
+    code: str  # fingerprint of our sources
+    same: bool | None  # the end as that of a run that was not killed; None: the kill came too late
+
+    @classmethod
+    def of_line(cls, line: str) -> "Ending":
+        fields = json.loads(line)
+        return cls(**{**fields, "job": Kill(**fields["job"])})
+
+
 class Trials:
     """One command, killed again and again in a folder of its own."""
 
-    def __init__(self, name: str, work: Path, commit: str):
-        self.name, self.work, self.out = name, work, work / name / "out"
+    def __init__(self, name: str, work: Path, code: str):
+        self.name, self.work, self.out, self.code = name, work, work / name / "out", code
         self.log, self.operations = work / name / "output.log", work / name / "operations.txt"
         self.words = [word.format(inputs=work / "inputs", out=self.out) for word in COMMANDS[name]]
-        self.done, self.commit = work / name / "trials.jsonl", commit
-        self.failures: list[str] = []
         self.expected, self.took = self.unkilled()
         self.steps = self.operations.read_text().splitlines()
 
@@ -213,50 +239,43 @@ class Trials:
             for kept in missing:
                 shutil.copytree(self.out / "cache" / kept, self.work / kept)
 
-    def trial(self, what: str, here: bool, at: int = 0, wait: float = math.inf) -> bool | None:
-        """Kill and start again; whether the end was the same, None if the kill came too late."""
+    def trial(self, kill: Kill) -> Ending:
+        """Kill and start again."""
         self.fresh()
-        code, _ = forked(lambda: run(self.words, here, at, below=str(self.out)), self.log, wait)
+        at, wait = kill.operation or 0, math.inf if kill.part is None else kill.part * self.took
+        code, _ = forked(lambda: run(self.words, bool(at), at, below=str(self.out)), self.log, wait)
         if code == 0:
-            return None
-        code, _ = forked(lambda: run(self.words, here), self.log)
+            return Ending(kill, self.code, None)
+        code, _ = forked(lambda: run(self.words, bool(at)), self.log)
         found = digests(self.out)
         wrong = sorted(name for name in found | self.expected if found.get(name) != self.expected.get(name))
         if code or wrong:
-            print(f"{self.name}, {what}: exit code {code}; {', '.join(wrong[:5])}", flush=True)
-        return not code and not wrong
+            print(f"{self.name}, {kill}: exit code {code}; {', '.join(wrong[:5])}", flush=True)
+        return Ending(kill, self.code, not code and not wrong)
 
-    def all(self, operations: int | None, moments: int, seed: int) -> str:
-        """A row of the table. `operations`: how many are tried, evenly spread; None: each."""
+    def all(self, operations: int | None, moments: int, seed: int) -> list[Ending]:
+        """Of kills before `operations`, evenly spread (None: each), and at random moments."""
         number = min(operations or len(self.steps), len(self.steps))
         chosen = {1 + round(i * (len(self.steps) - 1) / max(1, number - 1)) for i in range(number)}
         draw = random.Random(seed)
-        parts = [0.8 * draw.random() for _ in range(moments)]
-        kills: list[tuple[str, dict[str, Any]]] = [
-            *((f"before operation {at}", {"here": True, "at": at}) for at in sorted(chosen)),
-            *((f"after {part:.3f} of the run", {"here": False, "wait": part * self.took}) for part in parts),
-        ]
-        known = {kept["trial"]: kept["same"] for kept in self.kept()}
-        from apprentice.common.progress import Meter
+        kills = [Kill(operation=at) for at in sorted(chosen)]
+        kills += [Kill(part=0.8 * draw.random()) for _ in range(moments)]
+        log = self.work / self.name / "trials.jsonl"
+        return resumable.run(kills, self.trial, 1, log, Ending.of_line, self.code, self.name, through=one_by_one)
 
-        with Meter(self.name, len(kills), sum(what in known for what, _ in kills)) as meter, self.done.open("a") as log:
-            for what, how in kills:
-                if what not in known:
-                    known[what] = self.trial(what, **how)
-                    log.write(json.dumps({"commit": self.commit, "trial": what, "same": known[what]}) + "\n")
-                    log.flush()
-                    meter.advance()
+    def row(self, endings: list[Ending]) -> str:
+        """Of the table."""
+        at_files = [each for each in endings if each.job.operation]
         cells = [self.name]
-        for kind in (kills[: len(chosen)], kills[len(chosen) :]):
-            counted = [known[what] for what, _ in kind if known[what] is not None]  # None: it came too late
+        for kind in (at_files, [each for each in endings if not each.job.operation]):
+            counted = [each.same for each in kind if each.same is not None]
             cells += [str(len(counted)), str(sum(counted))]
-        self.failures = [f"{self.name}, {what}" for what, _ in kills if known[what] is False]
-        return f"| {' | '.join(cells)} | {len(chosen)} of {len(self.steps)} |"
+        return f"| {' | '.join(cells)} | {len(at_files)} of {len(self.steps)} |"
 
-    def kept(self) -> list[dict[str, Any]]:
-        """Trials of this commit that are done."""
-        lines = self.done.read_text().splitlines() if self.done.exists() else []
-        return [kept for kept in map(json.loads, lines) if kept["commit"] == self.commit]
+
+def one_by_one(measure: Callable[[Any], Any], jobs: list[Any], _: int) -> Iterable[Any]:
+    """In this process, which has imported all."""
+    return map(measure, jobs)
 
 
 def main() -> None:
@@ -277,12 +296,13 @@ def main() -> None:
         if code:
             raise SystemExit(f"expected small inputs, found exit code {code}; fix: see {work / 'prepare.log'}")
     rows, failures = [], []
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    sources = fingerprint(*sorted((ROOT / "src").rglob("*.py")), Path(__file__))
     for name in options.only:
         (work / name).mkdir(exist_ok=True)
-        trials = Trials(name, work, commit)
-        rows.append(trials.all(options.operations, options.moments, options.seed))
-        failures += trials.failures
+        trials = Trials(name, work, sources)
+        endings = trials.all(options.operations, options.moments, options.seed)
+        rows.append(trials.row(endings))
+        failures += [f"{name}, {each.job}" for each in endings if each.same is False]
         print(rows[-1], flush=True)
     print("\n| command | killed at a file operation | same end | at a random moment | same end | operations tried |")
     print("| --- | --: | --: | --: | --: | --: |")

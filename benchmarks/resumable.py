@@ -1,7 +1,7 @@
 """Results of a benchmark's jobs in a file, one JSON line each: a killed benchmark goes on by the same command."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,23 +29,25 @@ def run(
     code: str,
     name: str,
     note: Callable[[list[Any]], str] = lambda results: "",
+    through: Callable[[Callable[[Any], Any], list[Any], int], Iterable[Any]] = spread,
 ) -> list[Any]:
     """Results of all jobs, those in the file included.
 
     Args:
         jobs: hashable.
-        measure: a job's result, a dataclass with its `job` and the `code` that made it; runs in a worker.
+        measure: a job's result, a dataclass with its `job` and the `code` that made it; runs where `through` runs it.
         workers: processes.
         out: the file.
         of_line: a result of its line.
         code: fingerprint of the code whose results count.
         name: what the jobs are.
         note: what to say of the results so far.
+        through: yields `measure` of each job, on so many workers.
     """
     done = finished(out, of_line, code)
     missing = [job for job in jobs if job not in done]
     with out.open("a", buffering=1) as stream, Meter(name, len(jobs), len(jobs) - len(missing)) as meter:
-        for result in spread(measure, missing, workers):
+        for result in through(measure, missing, workers):
             stream.write(json.dumps(asdict(result)) + "\n")
             done[result.job] = result
             meter.advance(note=note([done[job] for job in jobs if job in done]))
