@@ -1,6 +1,6 @@
 """An animated picture of a student that acts, for the README: an evaluation's episodes in large pictures.
 
-    python scripts/student_film.py runs/demo/evaluation --policy two-stage --out docs/student.webp
+    python scripts/student_film.py runs/demo/eval --policy two-stage --out docs/student.webp
 
 A trace holds the actions. The same layout and the same actions give the same episode.
 """
@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from apprentice.evaluate.episode.runner import FRESH_SEED
+from apprentice.evaluate.episode.probes import PLAIN
+from apprentice.evaluate.episode.runner import begin
 from apprentice.evaluate.episode.trace import Trace
 from apprentice.evaluate.results import Episode, Evaluation
 from apprentice.simulators.base import simulator_of
@@ -29,13 +30,7 @@ def scenes(evaluation: Evaluation, episode: Episode) -> list[np.ndarray]:
     """
     protocol, simulator = evaluation.protocol, simulator_of(episode.suite)
     env = simulator.environment(episode.suite, episode.task, render="exact", size=SIZE)
-    fresh = protocol.layouts == "fresh"
-    simulator.begin(
-        env,
-        seed=episode.seed + FRESH_SEED * fresh,
-        init_state=None if fresh else episode.init_state,
-        settle_steps=protocol.settle_steps,
-    )
+    begin(protocol, env, episode.init_state)
     path = evaluation.file("traces", episode.trace)
     if path is None:
         raise SystemExit(f"{episode.stem}: the evaluation kept no trace")
@@ -72,17 +67,19 @@ def main() -> None:
     evaluation = Evaluation.load(flags.evaluation)
     shown: dict[int, Episode] = {}
     for episode in sorted(evaluation.episodes, key=lambda each: each.init_state):
-        if episode.policy == flags.policy and episode.success and episode.instructed == episode.task:
+        plain = episode.instructed == episode.task and episode.probe == PLAIN
+        if plain and episode.policy == flags.policy and episode.success:
             shown.setdefault(episode.task, episode)
     shown = {task: shown[task] for task in flags.tasks or sorted(shown)}
     films = {task: scenes(evaluation, episode) for task, episode in shown.items()}
+    captions = {task: caption(episode.instruction) for task, episode in shown.items()}
     length = max(map(len, films.values())) + PAUSE
     frames = []
     for index in range(length):
         frame = Image.new("RGB", (len(films) * (SIZE + 4) - 4, SIZE + CAPTION), "white")
         for column, (task, pictures) in enumerate(films.items()):
             frame.paste(Image.fromarray(pictures[min(index, len(pictures) - 1)]), (column * (SIZE + 4), 0))
-            frame.paste(caption(shown[task].instruction), (column * (SIZE + 4), SIZE))
+            frame.paste(captions[task], (column * (SIZE + 4), SIZE))
         frames.append(frame)
     frames[0].save(
         flags.out, save_all=True, append_images=frames[1:], duration=1000 // FPS, loop=0, quality=70, method=4

@@ -15,7 +15,7 @@ from apprentice.serve.checkpoint import Checkpoint, inspect_checkpoint
 from apprentice.serve.client import RemotePolicy, inspect_server, is_address
 from apprentice.serve.policy_card import PolicyCard
 from apprentice.serve.policy_per_task import folder_of, inspect_by_task
-from apprentice.simulators.base import Environment, Simulator, simulator_of
+from apprentice.simulators.base import Environment, simulator_of
 
 FRESH_SEED = 2_000_000_000  # beyond those of collection
 
@@ -62,7 +62,7 @@ def run_episode(job: EpisodeJob) -> tuple[Episode, dict[str, bytes]]:
     instruction = said(job.probe, simulator.tasks(protocol.suite)[job.instructed].instruction, seed, simulator)
     policy = load(job, instruction)
     clock = Stopwatch()
-    _begin(job, simulator, env, seed)
+    begin(protocol, env, job.init_state, moved=job.instructed if job.probe == MOVED else None)
     policy.reset(seed)
     observer = simulator.observer(env, job.instructed)
     clock.lap("reset")
@@ -71,12 +71,13 @@ def run_episode(job: EpisodeJob) -> tuple[Episode, dict[str, bytes]]:
     return kept(job, run, env.observe, instruction, seed, policy.n_action_steps)
 
 
-def _begin(job: EpisodeJob, simulator: Simulator, env: Environment, seed: int) -> None:
-    fresh = job.protocol.layouts == "fresh"
-    simulator.begin(
+def begin(protocol: Protocol, env: Environment, init_state: int, moved: int | None = None) -> None:
+    """Reset to an episode's initial state or fresh layout; with `moved`, what that task carries stands elsewhere."""
+    fresh, seed = protocol.layouts == "fresh", protocol.seed + init_state
+    simulator_of(protocol.suite).begin(
         env,
         seed=FRESH_SEED + seed if fresh else seed,
-        init_state=None if fresh else job.init_state,
-        settle_steps=job.protocol.settle_steps,
-        moved=job.instructed if job.probe == MOVED else None,
+        init_state=None if fresh else init_state,
+        settle_steps=protocol.settle_steps,
+        moved=moved,
     )
