@@ -45,7 +45,8 @@ def shard() -> None:
 
 
 def train(jobs: list[dict[str, Any]]) -> None:
-    """One after the other."""
+    """One after the other, with one thread."""
+    torch.set_num_threads(1)
     for job in jobs:
         steps = count(1)
         Clock.due = lambda self, every, steps=steps: next(steps) % 3 == 0  # type: ignore[method-assign]
@@ -62,10 +63,8 @@ def member(rank: int, port: int, jobs: list[dict[str, Any]]) -> None:
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
     os.environ |= {key: str(value) for key, value in place.items()}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true", "ACCELERATE_MIXED_PRECISION": "no"}
-    torch.set_num_threads(1)
     train(jobs)
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     train(json.loads(sys.argv[1]))

@@ -42,8 +42,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 def interrupted(
     monkeypatch: pytest.MonkeyPatch, in_this_process: Callable[[], None]
 ) -> Callable[..., tuple[Path, dict[str, np.ndarray]]]:
-    """Collects two episodes of a task in workers (with none: here), is stopped before it writes them, and loses the
-    second.
+    """Collects two episodes of a task in workers, is stopped before it writes them, and loses the second.
 
     What it returns: the folder where the first one waits, and what the second one held. From then on no worker is used.
     """
@@ -52,12 +51,10 @@ def interrupted(
         raise KeyboardInterrupt
 
     def collect(suite: str, task: int, out: Path, workers: int, **settings: Any) -> tuple[Path, dict[str, np.ndarray]]:
-        if not workers:
-            in_this_process()
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(episode_jobs, "assemble", stop)
             collect_demonstrations(
-                CollectConfig(suite=suite, episodes=2, out=out, tasks=[task], workers=workers or 1, **settings)
+                CollectConfig(suite=suite, episodes=2, out=out, tasks=[task], workers=workers, **settings)
             )
         in_this_process()
         assert not out.exists()

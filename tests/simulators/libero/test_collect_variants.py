@@ -36,9 +36,12 @@ def test_episodes_take_turns_in_variants_and_the_seed_decides_the_words() -> Non
     assert plain.variant is None and plain.instruction == TASK.instruction
 
 
-def test_variants_survive_a_kill_and_replay(tmp_path: Path, interrupted: Callable[..., tuple[Path, dict]]) -> None:
+def test_variants_survive_a_kill_and_replay(
+    tmp_path: Path, in_this_process: Callable[[], None], interrupted: Callable[..., tuple[Path, dict]]
+) -> None:
     out = tmp_path / "demonstrations"
-    _, before = interrupted("libero_object", 0, out, workers=0, variants=2, reworded=True)
+    in_this_process()
+    _, before = interrupted("libero_object", 0, out, workers=1, variants=2, reworded=True)
     with pytest.raises(UserError, match="'variants': 2"):
         collect(CollectConfig(suite="libero_object", episodes=2, out=out, tasks=[0], variants=1, reworded=True))
     summary = collect(CollectConfig(suite="libero_object", episodes=2, out=out, tasks=[0], variants=2, reworded=True))
