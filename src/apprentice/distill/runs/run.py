@@ -68,7 +68,7 @@ def _begun(run: Path, config: dict[str, Any]) -> Position | None:
     """Where to go on; None if there is nothing to do. Records what changed."""
     config = {**json.loads(json.dumps(config)), "cwd": os.getcwd()}
     known = _known(run, config["stage"]) if (run / "config.json").exists() else None
-    if known is None or ("stage" in known and _never_began(run)):  # one without a stage is not ours
+    if known is None or (isinstance(known.get("stage"), str) and _never_began(run)):  # else it is not ours
         write_json(run / "config.json", config)
         return recover(run)
     changed = _changed(known, config)

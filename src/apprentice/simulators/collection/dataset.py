@@ -85,9 +85,16 @@ def _lean_writing(images: bool) -> Iterator[None]:
     """Statistics of every fourth image alone, and without images no search for them in the table.
 
     LeRobot samples images too, but not those of a video that it encodes as they come: it sorts the pixels of each,
-    which takes longer than to encode it.
+    which takes longer than to encode it. And it embeds images in a way that writes a random number into the file.
     """
+    import datasets
+    from datasets.table import embed_table_storage
     from lerobot.datasets import compute_stats, dataset_writer
+
+    def embedded(table: datasets.Dataset) -> datasets.Dataset:
+        if not images:
+            return table
+        return datasets.Dataset(embed_table_storage(table.data.table), fingerprint="frames")
 
     class Sampled(compute_stats.RunningQuantileStats):  # type: ignore[misc]
         calls = -1
@@ -99,8 +106,7 @@ def _lean_writing(images: bool) -> Iterator[None]:
 
     whole, embed = compute_stats.RunningQuantileStats, dataset_writer.embed_images
     compute_stats.RunningQuantileStats = Sampled
-    if not images:
-        dataset_writer.embed_images = lambda table: table
+    dataset_writer.embed_images = embedded
     try:
         yield
     finally:
