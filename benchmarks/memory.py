@@ -105,6 +105,7 @@ def page() -> str:
             )
             peaks = [plans[batch].stages[stage].peak / 1e9 for batch in BATCHES]
             fits.append(f"| {vlm.name} | {stage} | {' | '.join(largest(peaks, gpu) for gpu in GPUS)} |")
+            print(head[-1], fits[-1], sep="\n", file=sys.stderr, flush=True)  # each takes minutes
     return "\n".join([*head, "", "The largest batch that fits a GPU, a tenth of its memory left free:", "", *fits, ""])
 
 
