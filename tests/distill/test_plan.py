@@ -157,7 +157,7 @@ def test_fine_tuning_takes_the_memory_that_was_planned(
     vlm = middling(tmp_path / "vlm")
     given = {"dataset": str(small_dataset), "expert": str(small_expert), "steps": 2}
     small = {**given, "vlm": str(small_vlm), "out": str(tmp_path / "small"), "batch_size": 2}
-    large = {**given, "vlm": str(vlm), "out": str(tmp_path / "large"), "batch_size": 64}
+    large = {**given, "vlm": str(vlm), "out": str(tmp_path / "large"), "batch_size": 24}
     process = subprocess.run(
         [sys.executable, "-c", RUN, json.dumps(small), json.dumps(large)],
         env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"},  # what is freed is given back
@@ -166,7 +166,7 @@ def test_fine_tuning_takes_the_memory_that_was_planned(
     )
     assert process.returncode == 0, process.stderr[-2000:]
     took = int(process.stdout.split("took ")[1])
-    found = plan(str(vlm), str(small_expert), 64, str(small_dataset), precision="float32").content
+    found = plan(str(vlm), str(small_expert), 24, str(small_dataset), precision="float32").content
     print(took, found.stages["finetune"])
     assert took == pytest.approx(found.stages["finetune"].peak, rel=TOLERANCE)
     assert found.frames == open_dataset(small_dataset).num_frames

@@ -59,7 +59,7 @@ class Candidate:
     def aligned(self) -> Path:
         every_frame = len(self.data)  # in each step, so that the order of the samples plays no part
         out = str(self.folder / "align")
-        return align(self.config(out=out, steps=120, learning_rate=1e-2, batch_size=every_frame))
+        return align(self.config(out=out, steps=60, learning_rate=1e-2, batch_size=every_frame))
 
     @cached_property
     def tuned(self) -> Path:

@@ -13,9 +13,10 @@ from lerobot.configs import PreTrainedConfig
 from lerobot.policies.factory import make_pre_post_processors
 from lerobot.rollout.context import _load_pretrained_policy
 from lerobot.rollout.inference.rtc import supports_rtc_inference
+from lerobot.scripts import lerobot_eval
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tests.support import HELD_OUT, TASKS, command, loss_on_held_out, make_batch, resume, train
+from tests.support import HELD_OUT, TASKS, call, loss_on_held_out, make_batch, resume, train
 from torch import Tensor
 
 from apprentice.cli import main
@@ -195,8 +196,9 @@ def test_lerobot_eval_rolls_it_out(aligned: Path, tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     exec(recipe[1], {})
     out = tmp_path / "eval"
-    command(
-        "lerobot-eval",
+    monkeypatch.setenv("LIBERO_CONFIG_PATH", "libero")
+    call(
+        lerobot_eval.main,
         f"--policy.path={aligned}",
         "--policy.device=cpu",
         "--env.type=libero",
@@ -208,9 +210,6 @@ def test_lerobot_eval_rolls_it_out(aligned: Path, tmp_path: Path, monkeypatch: p
         "--eval.n_episodes=1",
         "--eval.batch_size=1",
         f"--output_dir={out}",
-        LIBERO_CONFIG_PATH="libero",
-        MUJOCO_GL="egl",
-        PYOPENGL_PLATFORM="egl",
     )
     overall = json.loads((out / "eval_info.json").read_text())["overall"]
     assert overall["n_episodes"] == 1 and overall["pc_success"] == 0.0

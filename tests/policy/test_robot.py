@@ -1,8 +1,6 @@
 """`lerobot-rollout` drives a robot, the plugin in tests/robot, by the student and by its expert."""
 
 import json
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from lerobot.policies.utils import prepare_observation_for_inference
 from lerobot.scripts import lerobot_rollout
 from lerobot.utils.feature_utils import build_dataset_frame, hw_to_dataset_features
-from tests.support import TASKS, call, command, make_student
+from tests.support import TASKS, call, make_student
 
 from apprentice.data.dataset import column, instructions, open_dataset
 
@@ -102,18 +100,14 @@ def test_what_a_student_does_becomes_a_dataset(checkpoints: dict[str, Path], tmp
     np.testing.assert_allclose(actions, planned(checkpoints["apprentice"], TASKS[0], len(actions)), atol=1e-5)
 
 
-def test_while_the_robot_moves(checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    """The actual command for the student, its expert in this process."""
+def test_while_the_robot_moves(checkpoints: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     rtc = ["--fps=10", "--inference.type=rtc", "--duration=3", f"--task={TASKS[0]}"]
     for kind, checkpoint in checkpoints.items():
         folder = tmp_path / kind
         folder.mkdir()
-        if kind == "apprentice":
-            path = os.pathsep.join([str(PLUGIN), *sys.path])
-            printed = command("lerobot-rollout", *flags(checkpoint, folder, *rtc), PYTHONPATH=path)
-            assert "RTC inference thread started" in printed and "RTC inference error" not in printed
-        else:
-            call(lerobot_rollout.main, *flags(checkpoint, folder, *rtc))
+        call(lerobot_rollout.main, *flags(checkpoint, folder, *rtc))
+        printed = "".join(capfd.readouterr())
+        assert "RTC inference thread started" in printed and "RTC inference error" not in printed
         actions, states = done(folder)
         assert len(actions) >= 5 and np.isfinite(actions).all()
         assert set(np.sign(actions[:, 6])) <= {-1, 1} and np.allclose(np.abs(actions[:, 6]), 1)
