@@ -1,4 +1,7 @@
-"""What LeRobot imports to find our policies; importing a module of the trio registers it."""
+"""What LeRobot imports to find our policies, and our SO-101 twin as an environment and as a robot."""
+
+from contextlib import suppress
+from importlib import import_module
 
 from apprentice.experts.seer import configuration_seer, processor_seer
 from apprentice.experts.seer_full import configuration_seer_full, processor_seer_full
@@ -12,3 +15,9 @@ __all__ = [
     "processor_seer",
     "processor_seer_full",
 ]
+
+# Importing a module of a policy's trio registers it. The twin is no part of the method, and is not packed with it
+# (`apprentice.offline`): hence by name, if it is there.
+with suppress(ModuleNotFoundError):
+    import_module("apprentice.simulators.so101.plugin.environment")
+    import_module("apprentice.simulators.so101.plugin.twinrobot")

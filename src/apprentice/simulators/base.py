@@ -18,7 +18,10 @@ if TYPE_CHECKING:  # each takes a tenth of a second to import, which whoever mis
     from apprentice.data.contract import Contract
 
 # what names of its suites begin with: "module:attribute"
-SIMULATORS = {"libero": "apprentice.simulators.libero.interface:LIBERO"}
+SIMULATORS = {
+    "libero": "apprentice.simulators.libero.interface:LIBERO",
+    "so101": "apprentice.simulators.so101.interface:TWIN",
+}
 
 PASSED, DIFFERS, INVALID = "passed", "differs", "invalid"
 Observation = dict[str, "np.ndarray"]  # LeRobot's keys: images uint8 (H, W, 3), observation.state float32 (S,)

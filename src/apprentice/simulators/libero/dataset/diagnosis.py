@@ -16,8 +16,6 @@ WINDOW, FREE = 8, 48  # steps: motion is summed over the first, in the second no
 APART = np.array([0.05] * 3 + [0.2] * 3 + [0.02] * 2)  # m, rad, m: starts that differ by this much are not the same
 LIKELY = np.array([0.01, 0.02, 0.05, 0.1, 0.2, 0.25, 0.5, 1, 2, 4, 5, 10, 20, 50, 100])  # mistakes that people make
 SURE = 0.8  # by how much permuted columns must fit better than those in order
-MARGIN = 0.03  # by which another view must be more alike than the expected one
-ORIENTATIONS = ("upright", "turned by 180 degrees", "upside down", "mirrored")
 
 
 @dataclass(frozen=True)
@@ -96,21 +94,6 @@ def deviation(replay: Replay) -> float:
     return float(np.linalg.norm(replay.replayed[free, :3] - replay.recorded[free, :3], axis=1).max())
 
 
-def likeness(recorded: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-    """Correlation (4,) of an image (H, W, 3) with a drawn one in each of ORIENTATIONS, at 32 x 32 pixels."""
-    seen = _standardised(recorded)
-    views = (drawn, drawn[::-1, ::-1], drawn[::-1], drawn[:, ::-1])
-    return np.array([np.mean(seen * _standardised(view)) for view in views])
-
-
-def best_view(alike: np.ndarray, camera: int) -> tuple[int, int]:
-    """Camera and orientation that a recorded camera shows, from likenesses (2, 4); the expected ones if in doubt."""
-    if alike[camera, 0] >= alike.max() - MARGIN:
-        return camera, 0
-    found, orientation = np.unravel_index(alike.argmax(), alike.shape)
-    return int(found), int(orientation)
-
-
 def _columns(replays: Sequence[Replay]) -> tuple[int, ...]:
     """For each column of the replayed state the recorded one that starts where it starts and moves when it moves."""
     starts = np.mean([np.abs(r.recorded[0][:, None] - r.replayed[0]) for r in replays], axis=0) / APART
@@ -164,10 +147,3 @@ def _likely(scale: float) -> float:
     """The likely mistake near an estimated scale, or else the estimate."""
     nearest = LIKELY[np.abs(np.log(LIKELY / scale)).argmin()]
     return float(nearest if abs(np.log(nearest / scale)) < 0.22 else round(scale, 2))
-
-
-def _standardised(image: np.ndarray) -> np.ndarray:
-    height, width = (max(1, side // 32) for side in image.shape[:2])
-    cut = image[: 32 * height, : 32 * width].astype(np.float64)
-    small = cut.reshape(cut.shape[0] // height, height, cut.shape[1] // width, width, 3).mean(axis=(1, 3))
-    return (small - small.mean()) / max(float(small.std()), 1e-9)

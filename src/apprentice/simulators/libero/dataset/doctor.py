@@ -12,29 +12,27 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from rich.table import Table
 from scipy.spatial.transform import Rotation
 
 from apprentice.common.errors import UserError
 from apprentice.common.pool import spread
-from apprentice.common.progress import Meter, console
+from apprentice.common.progress import Meter
 from apprentice.common.result import Result
 from apprentice.data.contract import FILE, Contract
 from apprentice.data.dataset import column, instructions, open_dataset
 from apprentice.data.images import images
 from apprentice.simulators.collection.episode_jobs import Setting, scenes
+from apprentice.simulators.collection.findings import Finding, shown
+from apprentice.simulators.collection.likeness import ORIENTATIONS, best_view, likeness
 from apprentice.simulators.libero.convention import CAMERAS
 from apprentice.simulators.libero.convention import contract as convention
 from apprentice.simulators.libero.dataset.diagnosis import (
-    ORIENTATIONS,
     Fault,
     Replay,
-    best_view,
     deviation,
     diagnose,
     followed,
     label_fault,
-    likeness,
 )
 from apprentice.simulators.libero.simulator.env import SETTLE, LiberoEnv, environment
 from apprentice.simulators.libero.simulator.suites import SUITES
@@ -69,17 +67,6 @@ class Replayed:
     alike: np.ndarray  # (2, 2, 4): recorded camera, drawn camera, orientation
 
 
-@dataclass(frozen=True)
-class Finding:
-    """A line of the report."""
-
-    name: str
-    passed: bool
-    expected: str
-    found: str
-    fix: str
-
-
 def doctor(dataset: Path | str, episodes: int = 6, workers: int = 2) -> Result:
     """Replay episodes of a LIBERO dataset, and print a table of checks.
 
@@ -90,16 +77,7 @@ def doctor(dataset: Path | str, episodes: int = 6, workers: int = 2) -> Result:
 
     Raises UserError if the dataset is none of LIBERO.
     """
-    checks = examine(Path(dataset), episodes, workers)
-    table = Table("", "check", "expected", "found", title=str(dataset))
-    for check in checks:
-        mark = "[green]passed[/]" if check.passed else "[red]FAILED[/]"
-        table.add_row(mark, check.name, check.expected, check.found if check.passed else f"[red]{check.found}[/]")
-    console.print(table)
-    for check in checks:
-        if not check.passed:
-            console.print(f"{check.name}: {check.fix}", highlight=False, soft_wrap=True)
-    return Result(checks, good=all(check.passed for check in checks))
+    return shown(dataset, examine(Path(dataset), episodes, workers))
 
 
 def examine(root: Path, episodes: int, workers: int) -> list[Finding]:

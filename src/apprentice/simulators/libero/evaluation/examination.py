@@ -15,7 +15,7 @@ import apprentice.simulators.libero
 from apprentice.common.files import fingerprint
 from apprentice.common.pool import spread
 from apprentice.simulators.base import DIFFERS, INVALID, PASSED, Check
-from apprentice.simulators.libero.dataset.diagnosis import ORIENTATIONS, best_view, likeness
+from apprentice.simulators.collection.likeness import ORIENTATIONS, best_view, likeness
 from apprentice.simulators.libero.evaluation.references import (
     FILE,
     RENDERS,

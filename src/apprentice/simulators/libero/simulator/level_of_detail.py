@@ -12,7 +12,7 @@ from PIL import Image
 
 from apprentice.common.files import cache_folder, fingerprint, replacing
 from apprentice.simulators.libero import FAST_VERSION
-from apprentice.simulators.libero.simulator.simplify import Mesh, decimate
+from apprentice.simulators.simplify import Mesh, decimate
 
 SMALL = 100  # faces: not worth simplifying
 LARGEST = 1024  # px: a texture's width. Of a larger one an image of 128 px shows averages only

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from apprentice.simulators.libero.simulator.simplify import Mesh, decimate
+from apprentice.simulators.simplify import Mesh, decimate
 
 
 def sheet(points: np.ndarray, normals: np.ndarray, u: np.ndarray, v: np.ndarray) -> Mesh:
