@@ -1,7 +1,5 @@
 """Each fault alone does what its name says, by a closed form; what is drawn depends on the seed alone."""
 
-from dataclasses import replace
-
 import mujoco
 import numpy as np
 import pytest
@@ -32,18 +30,18 @@ def test_levels_have_their_kinds() -> None:
 
 
 def test_faults_follow_from_the_seed_and_a_fault_alone_is_what_it_is_among_others() -> None:
-    real = [draw("so101_twin", seed) for seed in range(40)]
+    real = [draw("so101_twin", seed) for seed in range(24)]
     assert {each.delay for each in real} == {1, 2, 3} and {each.camera_delay for each in real} == {1, 2, 3, 4}
     assert {each.push is None for each in real} == {each.shove is None for each in real} == {True, False}
     assert all(each.size.min() >= 0.93 and each.size.max() <= 1.07 for each in real)
-    for seed, each in enumerate(real):
+    for seed, each in enumerate(real[:4]):
         for kind in REAL_KINDS:
             alone = vars(draw(f"so101_twin_{kind}", seed))
-            for name, value in vars(replace(Faults(), **DRAWS[kind](np.random.default_rng(0), 1.0))).items():
+            for name, value in alone.items():
                 if not np.array_equal(value, vars(Faults())[name]):
-                    np.testing.assert_array_equal(alone[name], vars(each)[name])
+                    np.testing.assert_array_equal(value, vars(each)[name])
     assert all((each.joints == 0).all() for each in real)
-    shifted = [draw("so101_twin_shifted", seed) for seed in range(40)]
+    shifted = [draw("so101_twin_shifted", seed) for seed in range(24)]
     assert {each.delay for each in shifted} == {2, 4, 6}
     assert all(0 < np.rad2deg(np.abs(each.joints)).max() <= 2 and each.camera_delay <= OLDEST for each in shifted)
 
@@ -77,7 +75,7 @@ def test_play_leaves_a_joint_within_its_dead_zone() -> None:
     for _ in range(60):
         env.step(target)
     rest = target[:5] - env.proprioception()[:5]
-    assert rest[0] == pytest.approx(0.5, abs=0.2) and rest[4] == pytest.approx(0.5, abs=0.2)
+    assert (np.abs(rest[[0, 4]]) < 0.6).all() and (np.abs(rest[[0, 4]]) > 0.2).all(), "on either side of the target"
     exact = begun()
     for _ in range(60):
         exact.step(target)

@@ -37,6 +37,7 @@ LIFTED = 0.4  # of the lift: less, and the grasp has missed
 SLIPPED = 0.005  # m: an object that has moved so far is grasped anew
 ATTEMPTS, LOOKS = 3, 4
 RETREAT = 0.05  # m
+ANEW = 0.3  # rad: a grasp that missed is not tried again as it was
 LARGEST_AIM = 0.02  # m
 JAW_ROOM = 0.010  # m that jaws need beside what they hold
 MISSED, NOT_DONE, TOO_LONG = "cannot grasp", "goal not reached", "too many steps"
@@ -59,12 +60,18 @@ GRIPS = {
     "block_red": Grip(2 * BLOCK_HALF, 0.060, 45, 2, 0.006),
     "sponge": Grip(2 * SPONGE_HALF[1], 0.062, 50, 2, 0.006),
 }
+PUSHES, SHUT, FURTHER = 5, 0.004, 0.004  # m
 UNDER_RIM, NESTING, STACKING, ON_PLATE = 0.012, 0.019, 0.0015, 0.008  # m
 
 
 def up(height: float) -> np.ndarray:
     """A way (3,) m straight up."""
     return np.array([0.0, 0.0, height])
+
+
+def apart(one: float, other: float) -> float:
+    """The angle (rad) between two directions."""
+    return float(abs((one - other + np.pi) % (2 * np.pi) - np.pi))
 
 
 def solve(env: TwinEnv, seed: int, joints: np.ndarray) -> Demonstration:
@@ -105,8 +112,13 @@ class _Close:
         axes = hand_axes(start, tilt, yaw)
         hand.reach(high, axes, 0.012)
         hand.slide(start, axes, 0.012)
-        hand.slide(end, axes, 0.012)
-        hand.wait(5)
+        for _ in range(PUSHES):  # servos that give way stop short of it
+            hand.slide(end, axes, 0.012)
+            hand.wait(5)
+            left = float(data.joint("drawer").qpos[0])
+            if left < SHUT:
+                break
+            end = end + (left + FURTHER) * out
         hand.slide(end - 0.03 * out, axes, 0.012)
         hand.go(HOME[:5])
         hand.wait(8)
@@ -119,6 +131,7 @@ class _Place:
     def __init__(self, hand: Hand, task: int):
         self._hand, self._env, self._task, self.retries = hand, hand.env, task, 0
         self._name = CARRIED[task]
+        self._tried: list[float] = []  # rad, yaws of the grasps before
         self._grip = GRIPS[self._name]
         self._scale = self._env.faults.size[SIZED.index("cups" if task == CUPS else self._name)]
         self._offset = FIXED_JAW - self._grip.width * self._scale / 2
@@ -126,16 +139,20 @@ class _Place:
     def act(self) -> str | None:
         hand, grip = self._hand, self._grip
         hand.go(HOME[:5], grip=CLOSED + (OPEN - CLOSED) * grip.opened / 100)
+        failure = MISSED
         for attempt in range(ATTEMPTS):
             if attempt:
                 self.retries += 1
                 hand.grip(grip.opened, 8)
+                self._rise()
                 hand.go(HOME[:5])
             tilt, yaw = self._approach()
+            self._tried.append(yaw)
+            failure = MISSED
             if self._lift(tilt, yaw):
                 self._put(tilt, yaw)
-                return None
-        return MISSED
+                failure = NOT_DONE  # else `Finished` would have been raised
+        return failure
 
     def _approach(self) -> tuple[float, float]:
         """Over the object, again if it moves meanwhile, and down to it; returns the hand's lean and yaw."""
@@ -143,10 +160,10 @@ class _Place:
         high = up(min(grip.lift, 0.05))
         for _ in range(LOOKS):
             seen = self._position()
-            yaws = self._yaws()
+            yaws = [yaw for yaw in self._yaws() if not any(apart(yaw, other) < ANEW for other in self._tried)]
             points = [lambda yaw: self._held(yaw), lambda yaw: self._held(yaw) + up(grip.lift)]
             points += [lambda yaw: self._goal(yaw) + up(grip.lift), self._goal]
-            tilt, yaw = plan(hand.joints, points, yaws, self._offset, blocked=self._blocked, turning=2)
+            tilt, yaw = plan(hand.joints, points, yaws or self._yaws(), self._offset, blocked=self._blocked, turning=2)
             point = self._held(yaw)
             axes = hand_axes(point, tilt, yaw)
             hand.reach(point + high, axes, offset)
@@ -182,10 +199,14 @@ class _Place:
         hand.wait(3)
         hand.grip(grip.opened, 12)
         hand.wait(3)
-        place, now = kinematics().forward(hand.joints)
-        hand.slide(place + offset * now[:, 0] - RETREAT * axes[:, 2], axes, offset)
+        self._rise()
         hand.go(HOME[:5])
         hand.wait(12)
+
+    def _rise(self) -> None:
+        """Back along the jaws."""
+        place, axes = kinematics().forward(self._hand.joints)
+        self._hand.slide(place - RETREAT * axes[:, 2], axes, 0.0)
 
     def _aside(self) -> np.ndarray:
         """How far (3,) m the object is from over its goal."""
@@ -206,7 +227,7 @@ class _Place:
             return [around + np.pi / 2 + turn for turn in (0, -0.5, 0.5, -1.0, 1.0, np.pi, np.pi - 0.6, np.pi + 0.6)]
         quarter = np.pi if self._task == SPONGE else np.pi / 2
         yaws = [along + np.pi / 2 + quarter * number for number in range(round(2 * np.pi / quarter))]
-        return sorted(yaws, key=lambda yaw: abs((yaw - around - np.pi / 2 + np.pi) % (2 * np.pi) - np.pi))
+        return sorted(yaws, key=lambda yaw: apart(yaw, around + np.pi / 2))
 
     def _held(self, yaw: float) -> np.ndarray:
         """Where (3,) m the object is held: its middle, or a cup's wall under the rim."""

@@ -15,7 +15,7 @@ from lerobot.envs.configs import EnvConfig
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 
 from apprentice.common.errors import UserError
-from apprentice.simulators.so101.suites import FPS, INSTRUCTIONS, MOST_STEPS, TASK_NAMES, REAL, check_simulator
+from apprentice.simulators.so101.suites import FPS, INSTRUCTIONS, MOST_STEPS, REAL, TASK_NAMES, check_simulator
 from apprentice.simulators.so101.units import CAMERAS, image_size
 
 VIEWS = tuple(camera.rpartition(".")[2] for camera in CAMERAS)

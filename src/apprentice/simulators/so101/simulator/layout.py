@@ -10,7 +10,7 @@ import numpy as np
 from apprentice.simulators.so101.simulator.scene import PAN, polar
 
 NEAREST, FARTHEST, RIGHT, LEFT = 0.145, 0.245, np.deg2rad(-95), np.deg2rad(30)  # of an object's middle
-GAP = 0.024  # m between what a jaw has to go
+GAP = 0.030  # m between what a jaw has to go
 RADIUS = {
     "plate": 0.05,
     "sponge": 0.041,
