@@ -78,7 +78,7 @@ def solve(env: TwinEnv, seed: int, joints: np.ndarray) -> Demonstration:
     """Solve the task from where things are, after joints (6,) rad were commanded."""
     rng = np.random.default_rng([seed, 3])
     hand = Hand(env, joints, speed=rng.uniform(0.9, 1.15))
-    script = _Close(hand, rng) if env.task == DRAWER else _Place(hand, env.task)
+    script: _Close | _Place = _Close(hand, rng) if env.task == DRAWER else _Place(hand, env.task)
     failure = None
     with suppress(Finished):
         failure = script.act()
