@@ -146,7 +146,7 @@ def test_collected_episodes_replay_and_the_doctor_finds_what_is_wrong(
 
 
 def test_an_episode_does_not_depend_on_what_its_process_did_before(dataset: Path) -> None:
-    """So it does not matter how many workers there are: the second episode is made here first, of another task's arm."""
+    """So it does not matter how many workers there are: here the second episode is made first."""
     seeds = json.loads((dataset / "meta" / "collection.json").read_text())["per_task"]["0"]["seeds"]
     loaded = open_dataset(dataset)
     lengths = loaded.meta.episodes["length"]

@@ -10,7 +10,18 @@ from apprentice.simulators.base import simulator, suites_with, variant_of
 from apprentice.simulators.so101.interface import TWIN
 from apprentice.simulators.so101.simulator.env import TwinEnv
 from apprentice.simulators.so101.simulator.faults import Faults
-from apprentice.simulators.so101.simulator.layout import GAP, RADIUS, draw, free, inside
+from apprentice.simulators.so101.simulator.layout import (
+    FARTHEST,
+    GAP,
+    LEFT,
+    NEAREST,
+    RADIUS,
+    RIGHT,
+    draw,
+    free,
+    inside,
+    shifted,
+)
 from apprentice.simulators.so101.simulator.scene import (
     BLOCK_HALF,
     FRONT_AIM,
@@ -43,6 +54,7 @@ def test_layouts_have_room_and_do_not_tell_the_task() -> None:
         layout = draw(seed, 2)
         assert set(layout.places) == set(RADIUS) and 0.04 <= layout.drawer <= 0.085 and len(layout.extras) == 2
         assert all(inside(place) and free(name, place, layout.places, GAP) for name, place in layout.places.items())
+        assert all(shifted(name, layout.places, seed) is not None for name in ("cup_red", "block_red", "sponge"))
     same = [TwinEnv("so101_twin_clean", task) for task in (0, 4)]
     for env in same:
         env.reset(5)
@@ -98,7 +110,10 @@ def test_units_are_those_of_lerobots_calibration() -> None:
     per_radian = 4095 / (2 * np.pi)
     ticks = {name: tuple(round(2048 + r * per_radian) for r in span[name]) for name in JOINTS}
     calibration = {n: MotorCalibration(motors[n].id, 0, 0, *ticks[n]) for n in JOINTS}
-    bus = FeetechMotorsBus("none", motors, calibration)
+    bus = object.__new__(FeetechMotorsBus)  # its making wants a driver, its arithmetic does not
+    bus.motors, bus.calibration = motors, calibration
+    bus._id_to_name_dict = {motor.id: name for name, motor in motors.items()}
+    bus._id_to_model_dict = {motor.id: motor.model for motor in motors.values()}
     joints = np.array([0.5, -1.2, 0.9, 0.3, -0.7, 0.6])
     read = bus._normalize({motors[n].id: round(2048 + q * per_radian) for n, q in zip(JOINTS, joints, strict=True)})
     np.testing.assert_allclose([read[n + 1] for n in range(6)], to_lerobot(joints), atol=0.1)
@@ -119,13 +134,13 @@ def test_a_block_is_ten_pixels_wide_everywhere(clean: TwinEnv) -> None:
     turn = np.zeros(9)
     mujoco.mju_quat2Mat(turn, looking(FRONT_CAMERA, FRONT_AIM))
     axes = turn.reshape(3, 3)
-    for distance in (0.145, 0.2, 0.245):
-        for angle in np.deg2rad([-95, -60, -30, 0, 30]):
+    for distance in (NEAREST, 0.2, FARTHEST):
+        for angle in np.linspace(RIGHT, LEFT, 5):
             place = np.append(polar(distance, angle), BLOCK_HALF)
             right, up, back = (place - FRONT_CAMERA) @ axes
             pixels = 96 / (2 * np.tan(np.deg2rad(FRONT_FOV) / 2)) / -back
             assert 2 * BLOCK_HALF * pixels >= 10, (distance, np.rad2deg(angle), 2 * BLOCK_HALF * pixels)
-            assert abs(right * pixels) < 62 and abs(up * pixels) < 46, "in the picture"
+            assert abs(right * pixels) < 61 and abs(up * pixels) < 45, "in the picture"
 
 
 def test_both_cameras_see_the_scene_in_two_sizes(clean: TwinEnv) -> None:

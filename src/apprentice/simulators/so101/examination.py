@@ -19,7 +19,7 @@ SAME, ELSEWHERE = 0.02, 0.5  # degrees: as on another processor; as with other p
 LEVELS, OTHER_LEVELS = 3.0, 12.0  # of 255, mean: as with another driver; as of another scene
 STATE = np.array([30.0, -60.0, 45.0, 80.0, -60.0, 60.0])  # what the motion leads to, and what the twin reads then
 EXPECTED_STATE = (30.264, -59.936, 45.029, 80.009, -59.736, 60.188)
-EXPECTED_COLOURS = ((158.0, 148.6, 122.2), (161.8, 141.8, 128.9))
+EXPECTED_COLOURS = ((156.9, 142.3, 115.1), (152.0, 141.9, 139.0))
 
 
 def examine(suite: str, render: str) -> list[Check]:

@@ -73,7 +73,8 @@ class JointNoise:
     """Disturbs joints, in stretches."""
 
     def __init__(self, deviation: float, rng: np.random.Generator):
-        self._deviation, self._rng, self._now = NOISE * deviation, rng, np.zeros(5)
+        self._deviation, self._rng = NOISE * deviation, rng
+        self._now: np.ndarray = np.zeros(5)
 
     def disturbed(self, action: np.ndarray) -> np.ndarray:
         """The action (6,) that is executed; the gripper's is left alone."""

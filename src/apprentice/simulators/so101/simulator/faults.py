@@ -10,7 +10,7 @@
 | light | lamp's direction +-0.5, power +-35 %, colour +-12 %, ambient 0.2-0.5 | ManiSkill's SO-100; our guess |
 | exposure | +-20 %, white balance +-8 % a channel | our guess |
 | sensor | noise 2.5-7.5 of 255, JPEG 55-75, blur 0-0.5 px of a picture 128 px wide | our guess |
-| camera | +-2 cm, field of view +-2 degrees | ManiSkill's SO-100 |
+| camera | +-2 cm, field of view +-2 degrees of 45 | ManiSkill's SO-100 |
 | objects | friction x U(0.3, 1), mass x U(0.5, 2), size +-7 % | ManiSkill |
 | push, shove | 3 cm; 3 N for 0.1 s; each in every second episode | our guess |
 | distractors | 0-2 | Colosseum, RoboTwin 2.0 |
@@ -58,7 +58,7 @@ class Faults:
         blur: standard deviation (px of a picture 128 px wide).
         camera: (3,) how far the front camera is moved (m).
         aim: (2,) how far the point that it looks at is moved (m).
-        fov: of both cameras, more (degrees).
+        fov: factor of both cameras' field of view.
         friction, mass: factors for all objects; size: (4,) for each of SIZED.
         push: direction (rad) in which the object slides away; None: not at all.
         push_length: how far (m).
@@ -82,7 +82,7 @@ class Faults:
     blur: float = 0.0
     camera: np.ndarray = field(default_factory=_zeros(3))
     aim: np.ndarray = field(default_factory=_zeros(2))
-    fov: float = 0.0
+    fov: float = 1.0
     friction: float = 1.0
     mass: float = 1.0
     size: np.ndarray = field(default_factory=_ones(4))
@@ -160,7 +160,7 @@ def _camera(rng: np.random.Generator, scale: float) -> dict:
     return {
         "camera": rng.uniform(-0.02, 0.02, 3) * scale,
         "aim": rng.uniform(-0.01, 0.01, 2) * scale,
-        "fov": rng.uniform(-2, 2) * scale,
+        "fov": 1 + rng.uniform(-2, 2) / 45 * scale,
     }
 
 

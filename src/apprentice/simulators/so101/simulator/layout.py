@@ -9,7 +9,7 @@ import numpy as np
 
 from apprentice.simulators.so101.simulator.scene import PAN, polar
 
-NEAREST, FARTHEST, RIGHT, LEFT = 0.145, 0.245, np.deg2rad(-95), np.deg2rad(30)  # of an object's middle
+NEAREST, FARTHEST, RIGHT, LEFT = 0.145, 0.245, np.deg2rad(-80), np.deg2rad(15)  # of an object's middle
 GAP = 0.030  # m between what a jaw has to go
 RADIUS = {
     "plate": 0.05,
@@ -21,8 +21,9 @@ RADIUS = {
 }
 OPEN = (0.04, 0.085)  # m of the drawer
 BEYOND = (0.30, 0.34)  # m: where distractors stand
-TRIES, RESTARTS = 60, 400
+TRIES, RESTARTS = 60, 1000
 NEAR, FAR = 0.03, 0.05  # m that the probe `moved` moves an object
+LESS = 0.01  # m, where there is no room for that
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,14 @@ def free(name: str, place: np.ndarray, others: dict[str, np.ndarray], gap: float
 
 
 def shifted(name: str, places: dict[str, np.ndarray], seed: int) -> np.ndarray | None:
-    """Another place (2,) m for an object, NEAR to FAR from where it is; None if there is no room."""
+    """Another place (2,) m for an object, NEAR to FAR from where it is; nearer and closer to others where there is no
+    room for that; None if there is none at all."""
     rng = np.random.default_rng([seed, 6])
-    for _ in range(TRIES * 4):
-        way, distance = rng.uniform(-np.pi, np.pi), rng.uniform(NEAR, FAR)
+    for number in range(3 * TRIES):
+        near, gap = (NEAR, GAP / 2) if number < 2 * TRIES else (LESS, GAP / 6)
+        way, distance = rng.uniform(-np.pi, np.pi), rng.uniform(near, FAR)
         place = places[name] + distance * np.array([np.cos(way), np.sin(way)])
-        if inside(place) and free(name, place, places, GAP / 2):
+        if inside(place) and free(name, place, places, gap):
             return place
     return None
 

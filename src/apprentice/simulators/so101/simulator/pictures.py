@@ -26,8 +26,8 @@ def light(model: mujoco.MjModel, faults: Faults) -> None:
     place = FRONT_CAMERA + faults.camera
     model.cam_pos[front] = place
     model.cam_quat[front] = looking(place, FRONT_AIM + np.append(faults.aim, 0))
-    model.cam_fovy[front] = FRONT_FOV + faults.fov
-    model.cam_fovy[model.camera("wrist_cam").id] = WRIST_FOV + faults.fov
+    model.cam_fovy[front] = FRONT_FOV * faults.fov
+    model.cam_fovy[model.camera("wrist_cam").id] = WRIST_FOV * faults.fov
 
 
 class Cameras:
