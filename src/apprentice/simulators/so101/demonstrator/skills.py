@@ -38,7 +38,7 @@ SLIPPED = 0.005  # m: an object that has moved so far is grasped anew
 ATTEMPTS, LOOKS = 3, 4
 RETREAT = 0.05  # m
 ANEW = 0.3  # rad: a grasp that missed is not tried again as it was
-LARGEST_AIM = 0.02  # m
+CORRECTIONS, BROUGHT, LARGEST_AIM, HOVER = 3, 0.0025, 0.02, 0.008  # m
 JAW_ROOM = 0.010  # m that jaws need beside what they hold
 MISSED, NOT_DONE, TOO_LONG = "cannot grasp", "goal not reached", "too many steps"
 
@@ -188,15 +188,10 @@ class _Place:
         goal, turned = self._goal(yaw), yaw + self._turn()
         axes, high = hand_axes(goal, tilt, turned), up(grip.lift)
         hand.reach(goal + high, axes, offset)
-        goal = goal + up(hand.settle(goal + high, axes, offset)[2])
-        hand.wait(2)
-        # what is held may have slipped: the object must arrive, not the hand
-        error = self._aside()
-        hand.slide(goal + high + error, axes, offset)
-        hand.wait(3)
-        error = error + self._aside()
-        hand.slide(goal + error, axes, offset)
-        hand.wait(3)
+        aim = self._brought(goal + high, axes, grip.lift) - high + up(HOVER)
+        hand.slide(aim, axes, offset)
+        hand.slide(self._brought(aim, axes, HOVER) - up(HOVER), axes, offset)
+        hand.wait(6)
         hand.grip(grip.opened, 12)
         hand.wait(3)
         self._rise()
@@ -208,10 +203,16 @@ class _Place:
         place, axes = kinematics().forward(self._hand.joints)
         self._hand.slide(place - RETREAT * axes[:, 2], axes, 0.0)
 
-    def _aside(self) -> np.ndarray:
-        """How far (3,) m the object is from over its goal."""
-        way = self._target()[:2] - self._position()[:2]
-        return np.append(np.clip(way, -LARGEST_AIM, LARGEST_AIM), 0.0)
+    def _brought(self, aim: np.ndarray, axes: np.ndarray, above: float) -> np.ndarray:
+        """Move until the object is `above` its goal (m), whatever droop and slip have left; returns the hand's aim."""
+        for _ in range(CORRECTIONS):
+            self._hand.wait(7)
+            error = self._target() + up(above) - self._position()
+            if np.linalg.norm(error) < BROUGHT:
+                break
+            aim = aim + np.clip(error, -LARGEST_AIM, LARGEST_AIM)
+            self._hand.slide(aim, axes, self._offset)
+        return aim
 
     def _position(self) -> np.ndarray:
         return self._env.data.body(self._name).xpos.copy()
