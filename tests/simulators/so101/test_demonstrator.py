@@ -11,8 +11,9 @@ from tests import support
 from apprentice.common.errors import UserError
 from apprentice.data.contract import Contract
 from apprentice.data.dataset import column, open_dataset
-from apprentice.simulators.collection import gathering
+from apprentice.simulators.collection import episode_jobs
 from apprentice.simulators.collection.collect import collect
+from apprentice.simulators.collection.config import CollectConfig
 from apprentice.simulators.collection.doctor import doctor, recorded_in
 from apprentice.simulators.so101 import doctor as doctors
 from apprentice.simulators.so101.demonstrator.scripted import Scripted
@@ -65,7 +66,7 @@ def test_kinds_of_failure(played: Callable[[int, int, float], tuple[TwinEnv, lis
         observer = FailureObserver(env, task)
         for action in [*chosen, *[chosen[-1]] * then]:
             env.step(action)
-            observer.look(action)
+            observer.observe(action)
         kinds[name] = {observer.kind()}
 
     wide = [np.append(action[:5], 60.0).astype(np.float32) for action in actions]
@@ -100,7 +101,7 @@ def test_it_takes_over_from_where_a_policy_stopped() -> None:
     for _ in range(15):
         executed = noise.disturbed(action)
         env.step(executed)
-        watcher.look(executed)
+        watcher.observe(executed)
     assert watcher.usable and watcher.mistake is None and not np.array_equal(executed, action)
     state = env.capture()
     kept = demonstrator.state({key: np.asarray(value) for key, value in vars(state).items()})
@@ -115,8 +116,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two episodes of the drawer, collected here, in small pictures."""
     out = tmp_path_factory.mktemp("collected") / "twin"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gathering, "spread", support.spread_here)
-        collect("so101_twin", 2, out, tasks=[DRAWER], workers=1, size=64)
+        patch.setattr(episode_jobs, "spread", support.spread_here)
+        collect(CollectConfig(suite="so101_twin", episodes=2, out=out, tasks=[DRAWER], workers=1, size=64))
     return out
 
 
@@ -160,6 +161,6 @@ def test_an_episode_does_not_depend_on_what_its_process_did_before(dataset: Path
         np.testing.assert_array_equal(column(loaded, "observation.state")[span], states)
 
 
-def test_own_worlds_are_refused() -> None:
-    with pytest.raises(UserError, match="leave --worlds out"):
+def test_variants_of_a_task_are_refused() -> None:
+    with pytest.raises(UserError, match="leave --variants out"):
         TWIN.task("so101_twin", 0, 1)

@@ -6,7 +6,7 @@ import pytest
 from lerobot.motors import Motor, MotorCalibration, MotorNormMode
 from lerobot.motors.feetech import FeetechMotorsBus
 
-from apprentice.simulators.base import simulator, suites_with, variant_of
+from apprentice.simulators.base import simulator_of, suites_with, variant_of
 from apprentice.simulators.so101.interface import TWIN
 from apprentice.simulators.so101.simulator.env import TwinEnv
 from apprentice.simulators.so101.simulator.faults import Faults
@@ -42,7 +42,7 @@ def wandering(steps: int) -> np.ndarray:
 
 
 def test_its_suites_are_known() -> None:
-    assert simulator("so101_twin") is TWIN and simulator("so101_twin_shifted") is TWIN
+    assert simulator_of("so101_twin") is TWIN and simulator_of("so101_twin_shifted") is TWIN
     assert variant_of("so101_twin_droop") == ("so101_twin", "droop") and variant_of("so101_twin") == ("so101_twin", "")
     assert next(suites_with({INSTRUCTIONS[0], INSTRUCTIONS[4]})) == ("so101_twin", [0, 4])
     assert all(len(TWIN.paraphrases(said)) >= 2 for said in INSTRUCTIONS)

@@ -15,8 +15,8 @@ from apprentice.common.result import Result
 from apprentice.data.contract import FILE, Contract
 from apprentice.data.dataset import column, open_dataset
 from apprentice.data.images import images
+from apprentice.simulators.collection.episode_jobs import Setting, scenes
 from apprentice.simulators.collection.findings import Finding, shown
-from apprentice.simulators.collection.gathering import Setting, scenes
 from apprentice.simulators.collection.likeness import ORIENTATIONS, best_view, likeness
 from apprentice.simulators.so101.simulator.env import environment
 from apprentice.simulators.so101.suites import check_simulator

@@ -44,7 +44,7 @@ FIXED, MOVING = ("gripper",), ("moving_jaw_so101_v1",)
 
 
 class FailureObserver:
-    """Watches one episode of a task: made after the reset, it looks after every step, and names the kind at the end."""
+    """Watches one episode of a task: made after the reset, it observes every step, and names the kind at the end."""
 
     def __init__(self, env: "TwinEnv", task: int):
         self._env, self._wanted = env, CARRIED.get(task, DRAWER)
@@ -55,7 +55,7 @@ class FailureObserver:
         self._held_at = dict.fromkeys(THINGS, -np.inf)  # m, how high a thing was when it was last held
         self._reached = -1
 
-    def look(self, action: np.ndarray) -> None:
+    def observe(self, action: np.ndarray) -> None:
         """Take in what the last step did, with its action (6,)."""
         self._step += 1
         goals, data = self._env.goals, self._env.data

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from apprentice.common.errors import UserError
-from apprentice.simulators import drawing
+from apprentice.simulators import opengl
 from apprentice.simulators.base import Check, Demonstrator, Observation, Observer
 from apprentice.simulators.so101.suites import (
     CARRIED,
@@ -58,8 +58,8 @@ class Twin:
     def task(self, suite: str, index: int, variant: int | None = None) -> Task:
         if variant is not None:
             raise UserError(
-                "expected no worlds of its own: each episode of the SO-101 twin draws its layout anyway, found "
-                f"world {variant}; fix: leave --worlds out"
+                "expected no variant: each episode of the SO-101 twin draws its layout anyway, found variant "
+                f"{variant}; fix: leave --variants out"
             )
         return tasks(suite)[index]
 
@@ -67,7 +67,7 @@ class Twin:
         return OTHER_WORDS.get(instruction, ())
 
     def check_drawing(self) -> None:
-        drawing.check_drawing()
+        opengl.check_drawing()
 
     def versions(self) -> dict[str, str]:
         from apprentice.simulators.so101.units import versions

@@ -49,7 +49,7 @@ class Scripted:
 
 
 class Jaws:
-    """Watches what a policy's jaws do: `look` after every step."""
+    """Watches what a policy's jaws do: `observe` after every step."""
 
     def __init__(self, env: TwinEnv):
         self._env = env
@@ -58,7 +58,7 @@ class Jaws:
         self.usable, self.holding = True, False
         self.mistake: int | None = None  # the step from which on nothing is usable: a wrong object was lifted
 
-    def look(self, action: np.ndarray) -> None:
+    def observe(self, action: np.ndarray) -> None:
         """Take in what the last step did, with its action (6,)."""
         self._step += 1
         goals, data = self._env.goals, self._env.data
