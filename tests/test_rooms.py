@@ -13,7 +13,7 @@ from apprentice.closure import SRC, closure
 
 PACKAGE = Path(apprentice.__file__).parent
 ROOMS = ["common", "data", "experts", "vlm", "policy", "distill", "simulators", "nano", "serve", "evaluate"]
-INTERFACE = {"apprentice.simulators.base"} | {
+INTERFACE = {"apprentice.simulators.base", "apprentice.simulators.findings"} | {
     f"apprentice.simulators.{name}" for name in ("collection.config", "collection.episode_jobs", "collection.dataset")
 }
 ALONE = {"offline"}  # imports `common` alone, and no room imports it

@@ -5,6 +5,7 @@ Each folder is checked (`apprentice.common.untrusted`) before a library reads it
 
 import contextlib
 import io
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -12,7 +13,7 @@ from typing import Any, NotRequired, TypedDict
 from apprentice.common.errors import UserError
 from apprentice.common.files import read_json
 from apprentice.common.untrusted import ADAPTER as FILE
-from apprentice.common.untrusted import PROCESSORS, check_policy
+from apprentice.common.untrusted import CAMERA_SIZE, PROCESSORS, check_policy
 
 
 class Feature(TypedDict):
@@ -33,6 +34,8 @@ class StepSettings(TypedDict):
     """What is read of a processor step's settings."""
 
     rename_map: NotRequired[dict[str, str] | None]
+    sizes: NotRequired[dict[str, list[int]]]
+    stretched: NotRequired[list[str]]
 
 
 class ProcessorStep(TypedDict):
@@ -71,6 +74,17 @@ def rename_map(folder: Path | str) -> dict[str, str]:
     """The names that a checkpoint's processor gives to observations, by those that it is sent."""
     maps = [step.get("config", {}).get("rename_map") or {} for step in preprocessing(folder)]
     return {old: new for names in maps for old, new in names.items()}
+
+
+def same_proportions(found: Sequence[int], wanted: Sequence[int]) -> bool:
+    """Do two pictures (height, width, px) have the same proportions, up to a pixel of the first?"""
+    return abs(found[1] * wanted[0] - wanted[1] * found[0]) <= max(found)
+
+
+def resized_cameras(folder: Path | str) -> dict[str, bool]:
+    """Cameras whose pictures a checkpoint's processor resizes; True if they may have any proportions."""
+    steps = [step.get("config", {}) for step in preprocessing(folder) if step.get("registry_name") == CAMERA_SIZE]
+    return {key: key in step.get("stretched", []) for step in steps for key in step.get("sizes", {})}
 
 
 def whole_checkpoint(folder: Path | str) -> Path:
@@ -138,6 +152,8 @@ def load_processors(folder: Path | str, config: Any) -> tuple[Any, Any]:
     Raises UserError if they may not be loaded.
     """
     from lerobot.policies.factory import make_pre_post_processors
+
+    import apprentice.common.camera_size  # noqa: F401  registers the step
 
     check_policy(folder)
     override = {"device_processor": {"device": str(config.device)}}

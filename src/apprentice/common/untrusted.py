@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 from apprentice.common.errors import FileError, UserError
 from apprentice.common.files import inside, read_text
 
+CAMERA_SIZE = "apprentice_camera_size"  # our own step
 # Steps that compute with what they are given. Not on the list: what imports or downloads a model that it names
 # (action_tokenizer_processor trusts remote code, reward_classifier_processor, groot's, molmoact2's, eo1's) and what
 # belongs to robots and teleoperation.
@@ -38,6 +39,7 @@ STEPS = frozenset(
         "smolvla_new_line_processor",
         "pi0_new_line_processor",
         "pi05_prepare_state_tokenizer_processor_step",
+        CAMERA_SIZE,
     }
 )
 # Of LeRobot's own policies. The others trust code of repositories that their configuration names (groot, pi0_fast,

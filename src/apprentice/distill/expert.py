@@ -26,6 +26,7 @@ from lerobot.utils.constants import ACTION, IMAGENET_STATS, OBS_STATE
 from torch import Tensor
 
 from apprentice.common.adapters import load_config, load_policy, load_processors
+from apprentice.common.camera_size import with_camera_sizes
 from apprentice.common.device import best_device, bfloat16_is_faster
 from apprentice.common.errors import UserError
 from apprentice.common.files import read_json, write_json
@@ -129,6 +130,7 @@ def _train(config: ExpertConfig, policy_config: Any, accelerator: Accelerator, p
             setattr(policy_config, name, value)
     policy, contract = built(policy_config, mixture, config.cameras, init)
     before, after = processors(policy, mixture, init)
+    before = with_camera_sizes(before, policy.config.input_features, config.resize or ())
     if init is not None:
         _check_units(policy, before, after, mixture)
     with accelerator.main_process_first(), accelerator.local_main_process_first():

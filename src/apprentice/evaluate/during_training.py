@@ -7,10 +7,10 @@ from pathlib import Path
 from lerobot.configs import FeatureType
 
 from apprentice.common.errors import UserError
-from apprentice.data.mixture import open_mixture
+from apprentice.data.mixture import Mixture, open_mixture
 from apprentice.distill import stages
 from apprentice.distill.stages import StageConfig
-from apprentice.simulators.base import suites_with
+from apprentice.simulators.base import simulator_of, suites_with
 
 
 def align(config: StageConfig) -> Path:
@@ -31,11 +31,23 @@ def closed_loop(config: StageConfig) -> Callable[[Path, Path], float]:
     mixture = open_mixture(config.dataset, config.rename, config.resize)
     instructions = set(mixture.instructions)
     for suite, found in suites_with(instructions):
-        camera = next(key for key, feature in mixture.features.items() if feature.type is FeatureType.VISUAL)
-        return partial(_success, suite, found, config.rollouts, mixture.meta.features[camera]["shape"][0])
+        return partial(_success, suite, found, config.rollouts, _size(mixture, suite))
     raise UserError(
         f"expected instructions of one suite for --rollouts, found {sorted(instructions)}; fix: leave --rollouts out, "
         "and run the student where its tasks are"
+    )
+
+
+def _size(mixture: Mixture, suite: str) -> int:
+    """The --size at which a suite's images are those of the datasets. Raises UserError if there is none."""
+    pictures = [tuple(each.shape[1:]) for each in mixture.features.values() if each.type is FeatureType.VISUAL]
+    simulator = simulator_of(suite)
+    for size in pictures[0]:  # some simulators count by the height, some by the width
+        if simulator.contract(suite, size, "fast").image_size == pictures[0]:
+            return size
+    raise UserError(
+        f"expected pictures in a size that {simulator.name} draws for --rollouts, found {pictures[0]} (height, width); "
+        "fix: leave --rollouts out, or --resize to such a size"
     )
 
 

@@ -40,7 +40,7 @@ class ApprenticeConfig(PreTrainedConfig):
         n_action_steps: actions executed before the policy plans again; None for half of the chunk.
         gripper_state_dims: how many of the last columns of the state belong to the gripper; None for 2, or fewer if
             the state would have no others.
-        resize: cameras whose images may have any size; they are brought to the size that the student learned.
+        resize: cameras whose images may have any proportions; others must have those that the student learned.
         position_noise_mm, angle_noise_rad: standard deviation of noise on the state in training, so that the student
             relies on the images, and less on where the arm was in the demonstrations; by the contract's units.
         learning_rate: peak learning rate; the language model's is `language_rate_factor` times as high.

@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor, nn
-from torchvision.transforms.v2.functional import resize
 
 from apprentice.common.errors import UserError
 from apprentice.experts.base import Batch
@@ -31,18 +30,16 @@ class StateEncoder(nn.Module):
 def camera_images(config: ApprenticeConfig, batch: Batch) -> list[Tensor]:
     """The cameras' images, in the configuration's order, uint8, (B, 3, h, w) or (B, K, 3, h, w) each.
 
-    Cameras in `config.resize` may have any size. Raises UserError if another has not its own.
+    Raises UserError if an image has another size than the student learned: its processor resizes.
     """
     found = []
     for key, feature in config.image_features.items():
         image, size = batch[key], feature.shape[-2:]
         image = image if image.dtype == torch.uint8 else (image * 255).round().to(torch.uint8)
         if image.shape[-2:] != size:
-            if key not in config.resize:
-                raise UserError(
-                    f"expected images of {tuple(size)} px (height, width) of {key}, found {tuple(image.shape[-2:])}; "
-                    "fix: send them as large as the student learned them, or train it with --resize"
-                )
-            image = resize(image, list(size), antialias=True)
+            raise UserError(
+                f"expected images of {tuple(size)} px (height, width) of {key}, found {tuple(image.shape[-2:])}; "
+                "fix: let the checkpoint's own processor resize them"
+            )
         found.append(image)
     return found

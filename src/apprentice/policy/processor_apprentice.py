@@ -15,6 +15,7 @@ from lerobot.processor import (
 )
 from lerobot.utils.constants import POLICY_POSTPROCESSOR_DEFAULT_NAME, POLICY_PREPROCESSOR_DEFAULT_NAME
 
+from apprentice.common.camera_size import with_camera_sizes
 from apprentice.policy.configuration_apprentice import ApprenticeConfig
 
 
@@ -29,11 +30,11 @@ def make_apprentice_pre_post_processors(
 ]:
     """Return the steps before and after the policy. LeRobot overrides the (un)normaliser by name, so both are there.
 
-    Observations get the new names that `rename` has for them.
+    Observations get the new names that `rename` has for them; pictures get the size that the student learned.
     """
     inputs, outputs = config.input_features or {}, config.output_features or {}
     mapping = config.normalization_mapping
-    before = [
+    before: list[Any] = [
         RenameObservationsProcessorStep(rename_map=dict(rename or {})),
         AddBatchDimensionProcessorStep(),
         DeviceProcessorStep(device=config.device or "cpu"),
@@ -44,7 +45,9 @@ def make_apprentice_pre_post_processors(
         DeviceProcessorStep(device="cpu"),
     ]
     return (
-        PolicyProcessorPipeline(steps=before, name=POLICY_PREPROCESSOR_DEFAULT_NAME),
+        with_camera_sizes(
+            PolicyProcessorPipeline(steps=before, name=POLICY_PREPROCESSOR_DEFAULT_NAME), inputs, config.resize
+        ),
         PolicyProcessorPipeline(
             steps=after,
             name=POLICY_POSTPROCESSOR_DEFAULT_NAME,

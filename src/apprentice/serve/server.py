@@ -27,7 +27,7 @@ from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 from websockets.protocol import State
 
-from apprentice.common.adapters import rename_map, whole_checkpoint
+from apprentice.common.adapters import rename_map, resized_cameras, whole_checkpoint
 from apprentice.common.device import best_device
 from apprentice.common.errors import UserError
 from apprentice.common.progress import console
@@ -113,7 +113,8 @@ class PolicyServer:
         if not remembers:  # then a client may execute more of a chunk than the checkpoint says
             self.policy.n_action_steps = longest_chunk(config)
         self.places = 1 if remembers and config.type not in COPIED else clients
-        self.reader, self.planner = Reader(config, rename_map(folder)), Planner(self.policy, remembers)
+        self.reader = Reader(config, rename_map(folder), resized_cameras(folder))
+        self.planner = Planner(self.policy, remembers)
         self.clients: dict[ServerConnection, Client] = {}
         self._closing: set[asyncio.Task[None]] = set()
 

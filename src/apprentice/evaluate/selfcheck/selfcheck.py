@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal
 
 from rich.markup import escape
-from rich.table import Table
 
 from apprentice.common.errors import FileError, UserError
 from apprentice.common.files import cache_folder, fingerprint, read_json, write_json
@@ -21,9 +20,8 @@ from apprentice.evaluate.protocol import Protocol
 from apprentice.evaluate.selfcheck.faults import check_statistics, doubts
 from apprentice.experts import checkpoints
 from apprentice.serve.client import is_address
-from apprentice.simulators.base import DIFFERS, INVALID, PASSED, Check, simulator_of, simulators
-
-COLOURS = {PASSED: "green", DIFFERS: "yellow", INVALID: "red"}
+from apprentice.simulators.base import DIFFERS, INVALID, Check, simulator_of, simulators
+from apprentice.simulators.findings import show
 
 
 def selfcheck(suites: list[str] | None = None, render: Literal["fast", "exact"] = "fast") -> Result:
@@ -38,14 +36,7 @@ def selfcheck(suites: list[str] | None = None, render: Literal["fast", "exact"] 
     found: dict[str, Sequence[Check]] = {}
     for suite in suites or [suite for each in simulators() for suite in each.checked]:
         checks = found[suite] = simulator_of(suite).examine(suite, render)
-        table = Table("", "check", "expected", "found", title=f"{suite}, {render}")
-        for check in checks:
-            colour = COLOURS[check.verdict]
-            table.add_row(f"[{colour}]{check.verdict}[/]", check.name, check.expected, check.found)
-        console.print(table)
-        for check in checks:
-            if check.verdict != PASSED:
-                console.print(f"{check.name}: {check.fix}", highlight=False, soft_wrap=True)
+        show(f"{suite}, {render}", checks)
     return Result(found, good=all(check.verdict != INVALID for checks in found.values() for check in checks))
 
 

@@ -5,6 +5,7 @@ from typing import Any
 from lerobot.processor import PolicyAction, PolicyProcessorPipeline, make_default_pre_post_processors
 from torch import Tensor
 
+from apprentice.common.camera_size import with_camera_sizes
 from apprentice.experts.seer.configuration_seer import SeerConfig
 
 
@@ -15,4 +16,5 @@ def make_seer_pre_post_processors(
     PolicyProcessorPipeline[PolicyAction, PolicyAction],
 ]:
     """Build the processors that normalise observations and un-normalise actions with a dataset's statistics."""
-    return make_default_pre_post_processors(config, dataset_stats, normalizer_device=config.device)
+    before, after = make_default_pre_post_processors(config, dataset_stats, normalizer_device=config.device)
+    return with_camera_sizes(before, config.input_features), after

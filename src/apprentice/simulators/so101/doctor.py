@@ -16,8 +16,8 @@ from apprentice.data.contract import FILE, Contract
 from apprentice.data.dataset import column, open_dataset
 from apprentice.data.images import images
 from apprentice.simulators.collection.episode_jobs import Setting, scenes
-from apprentice.simulators.collection.findings import Finding, shown
 from apprentice.simulators.collection.likeness import ORIENTATIONS, best_view, likeness
+from apprentice.simulators.findings import Finding, show
 from apprentice.simulators.so101.simulator.env import environment
 from apprentice.simulators.so101.suites import check_simulator
 from apprentice.simulators.so101.units import CAMERAS, contract
@@ -57,7 +57,9 @@ def doctor(dataset: Path | str, episodes: int = 6, workers: int = 2) -> Result:
 
     Raises UserError if the dataset was not collected in the twin.
     """
-    return shown(dataset, examine(Path(dataset), episodes, workers))
+    checks = examine(Path(dataset), episodes, workers)
+    show(dataset, checks)
+    return Result(checks, good=all(check.passed for check in checks))
 
 
 def examine(root: Path, episodes: int, workers: int) -> list[Finding]:

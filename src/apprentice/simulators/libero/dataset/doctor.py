@@ -22,8 +22,8 @@ from apprentice.data.contract import FILE, Contract
 from apprentice.data.dataset import column, instructions, open_dataset
 from apprentice.data.images import images
 from apprentice.simulators.collection.episode_jobs import Setting, scenes
-from apprentice.simulators.collection.findings import Finding, shown
 from apprentice.simulators.collection.likeness import ORIENTATIONS, best_view, likeness
+from apprentice.simulators.findings import Finding, show
 from apprentice.simulators.libero.convention import CAMERAS
 from apprentice.simulators.libero.convention import contract as convention
 from apprentice.simulators.libero.dataset.diagnosis import (
@@ -77,7 +77,9 @@ def doctor(dataset: Path | str, episodes: int = 6, workers: int = 2) -> Result:
 
     Raises UserError if the dataset is none of LIBERO.
     """
-    return shown(dataset, examine(Path(dataset), episodes, workers))
+    checks = examine(Path(dataset), episodes, workers)
+    show(dataset, checks)
+    return Result(checks, good=all(check.passed for check in checks))
 
 
 def examine(root: Path, episodes: int, workers: int) -> list[Finding]:
