@@ -1,5 +1,7 @@
 """Several datasets as one: weights, statistics together, and what keeps them apart."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +55,20 @@ def test_a_folder_may_have_an_equals_sign(small_dataset: Path, tmp_path: Path) -
     (tmp_path / "seed=3").symlink_to(small_dataset)
     assert open_mixture(str(tmp_path / "seed=3")).weights is None
     assert open_mixture(f"{tmp_path / 'seed=3'}=2").weights == [2.0]
+
+
+def test_names_of_columns_may_be_in_groups(small_dataset: Path, other_dataset: Path, tmp_path: Path) -> None:
+    grouped = tmp_path / "grouped"
+    shutil.copytree(other_dataset, grouped)
+    info = json.loads((grouped / "meta" / "info.json").read_text())
+    for key in ("observation.state", "action"):
+        info["features"][key]["names"] = {"motors": info["features"][key]["names"]}
+    (grouped / "meta" / "info.json").write_text(json.dumps(info))
+    assert len(open_mixture([str(small_dataset), str(grouped)]).datasets) == 2
+    info["features"]["action"]["names"]["motors"].reverse()
+    (grouped / "meta" / "info.json").write_text(json.dumps(info))
+    with pytest.raises(UserError, match="action: dataset"):
+        open_mixture([str(small_dataset), str(grouped)])
 
 
 def test_datasets_that_differ_are_named_with_the_field(small_dataset: Path, tmp_path: Path) -> None:

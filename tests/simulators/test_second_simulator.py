@@ -164,7 +164,7 @@ def test_it_is_collected_from_and_its_policies_are_corrected(policies: dict[str,
         dataset = open_dataset(root)
         features = dataset.meta.features
         assert dataset.meta.fps == 30 and features[CAMERAS[0]]["shape"] == (HEIGHT, WIDTH, 3)
-        assert features["action"]["names"] == {"motors": ["ax", "ay"]} and features["action"]["shape"] == (2,)
+        assert features["action"]["names"] == ["ax", "ay"] and features["action"]["shape"] == (2,)
         assert recorded_in(root) is POINT
         Contract.of_dataset(root).check(POINT.contract("point", 0, "fast"), "dataset", "simulator")
     (scene,) = episode_jobs.scenes(corrected)

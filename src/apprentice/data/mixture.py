@@ -130,5 +130,7 @@ def _described(features: dict[str, Any]) -> dict[str, str]:
     found = {}
     for key, feature in policy_features(features).items():
         names = features[key].get("names") if key in VECTORS else None
+        if isinstance(names, dict):  # {"motors": [...]}, as some converters write them
+            names = [name for each in names.values() for name in (each if isinstance(each, list) else [each])]
         found[key] = f"{tuple(feature.shape)}" + (f" {names}" if names else "")
     return found

@@ -31,14 +31,14 @@ def closed_loop(config: StageConfig) -> Callable[[Path, Path], float]:
     mixture = open_mixture(config.dataset, config.rename, config.resize)
     instructions = set(mixture.instructions)
     for suite, found in suites_with(instructions):
-        return partial(_success, suite, found, config.rollouts, _size(mixture, suite))
+        return partial(_success, suite, found, config.rollouts, size_of(mixture, suite))
     raise UserError(
         f"expected instructions of one suite for --rollouts, found {sorted(instructions)}; fix: leave --rollouts out, "
         "and run the student where its tasks are"
     )
 
 
-def _size(mixture: Mixture, suite: str) -> int:
+def size_of(mixture: Mixture, suite: str) -> int:
     """The --size at which a suite's images are those of the datasets. Raises UserError if there is none."""
     pictures = [tuple(each.shape[1:]) for each in mixture.features.values() if each.type is FeatureType.VISUAL]
     simulator = simulator_of(suite)

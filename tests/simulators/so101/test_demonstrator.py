@@ -30,7 +30,7 @@ from apprentice.simulators.so101.failures import (
 from apprentice.simulators.so101.interface import TWIN
 from apprentice.simulators.so101.simulator.env import TwinEnv
 from apprentice.simulators.so101.suites import BLOCK, BLOCKS, DRAWER, SPONGE, TASK_NAMES
-from apprentice.simulators.so101.units import CAMERAS
+from apprentice.simulators.so101.units import CAMERAS, NAMES
 
 
 @pytest.mark.parametrize("task", range(5), ids=TASK_NAMES)
@@ -127,8 +127,7 @@ def test_collected_episodes_replay_and_the_doctor_finds_what_is_wrong(
     monkeypatch.setattr(doctors, "spread", support.spread_here)
     info = open_dataset(dataset).meta
     assert info.fps == 30 and info.features[CAMERAS[0]]["shape"] == (48, 64, 3)
-    assert info.features["action"]["names"] == {"motors": [f"{joint}.pos" for joint in
-        ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")]}  # fmt: skip
+    assert info.features["action"]["names"] == list(NAMES), "as a follower of LeRobot records them"
     assert recorded_in(dataset) is TWIN
     assert Contract.of_dataset(dataset) == TWIN.contract("so101_twin", 64, "fast")
     assert doctor(dataset, 2, 1).good

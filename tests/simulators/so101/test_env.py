@@ -3,9 +3,11 @@
 import mujoco
 import numpy as np
 import pytest
+import torch
 from lerobot.motors import Motor, MotorCalibration, MotorNormMode
 from lerobot.motors.feetech import FeetechMotorsBus
 
+from apprentice.data.noise import state_noise
 from apprentice.simulators.base import simulator_of, suites_with, variant_of
 from apprentice.simulators.so101.interface import TWIN
 from apprentice.simulators.so101.simulator.env import TwinEnv
@@ -119,6 +121,8 @@ def test_units_are_those_of_lerobots_calibration() -> None:
     np.testing.assert_allclose([read[n + 1] for n in range(6)], to_lerobot(joints), atol=0.1)
     np.testing.assert_allclose(to_radians(to_lerobot(joints)), joints, atol=1e-9)
     np.testing.assert_allclose(model.jnt_range[5], [CLOSED, OPEN], atol=1e-5)
+    noise = state_noise(TWIN.contract("so101_twin", 128, "fast").state, torch.full((6,), 30.0), 1.0, 0.01)
+    np.testing.assert_allclose(noise, [np.rad2deg(0.01) / 30] * 5 + [0], rtol=1e-5)
 
 
 def test_joints_stop_at_their_limits(clean: TwinEnv) -> None:

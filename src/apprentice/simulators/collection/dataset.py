@@ -43,7 +43,7 @@ def assemble(
         "names": ["height", "width", "channels"],
     }
     state, action = (
-        {"dtype": "float32", "shape": (len(names),), "names": {"motors": list(names)}}
+        {"dtype": "float32", "shape": (len(names),), "names": list(names)}
         for names in (robot.state_names, robot.action_names)
     )
     fps = int(contract.fps or 0)

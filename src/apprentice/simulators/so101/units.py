@@ -12,7 +12,7 @@ from apprentice.simulators.so101.suites import FPS, JOINTS
 
 CAMERAS = ("observation.images.front", "observation.images.wrist")
 NAMES = tuple(f"{joint}.pos" for joint in JOINTS)  # LeRobot's, of states and actions
-UNITS = (*(f"{joint} degrees" for joint in JOINTS[:5]), "gripper 0-100")
+UNITS = (*(f"{joint} deg" for joint in JOINTS[:5]), "gripper %")
 CLOSED, OPEN = -0.174533, 1.745329  # rad of the gripper's joint
 
 
