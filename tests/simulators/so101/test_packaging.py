@@ -1,4 +1,4 @@
-"""The wheel holds the arm: what setuptools takes by pyproject.toml is all that the arm's model names, and its licence."""
+"""The wheel holds the arm: setuptools takes all that the model of the arm names, and its licence."""
 
 import re
 from pathlib import Path
