@@ -27,7 +27,7 @@ class Protocol:
             instruction of `other`.
         step_limit: actions before an episode counts as failed.
         settle_steps: no-op actions before the policy's first.
-        image_size: height and width (px).
+        image_size: width (px).
         render: "fast" (simplified meshes) or "exact".
         soft_reset: the simulation is reset in place, not rebuilt from XML.
         seed: episode k resets with `seed + k` and seeds the policy's sampling likewise.

@@ -69,7 +69,7 @@ def evaluate(
             black-agent, black-wrist (a camera is black) and moved (the object to carry stands elsewhere). A probe
             leaves out the tasks that it does not suit.
         render: "fast" draws simplified meshes; "exact" draws the benchmark's meshes, for numbers to publish.
-        size: height and width of the images (px).
+        size: width of the images (px); the simulator decides how high they are.
         max_steps: an episode fails after so many actions, instead of the suite's limit.
         settle_steps: number of no-op actions before the policy's first action.
         seed: episode k resets with seed + k, which also seeds the policy's sampling.

@@ -230,7 +230,7 @@ class Simulator(Protocol):
         """Of the packages that decide physics, pictures and tasks; the simulator is needed."""
 
     def contract(self, suite: str, size: int, render: str) -> "Contract":
-        """The conventions of the suite's observations and actions; `size` of its images in px.
+        """The conventions of the suite's observations and actions; its images are `size` px wide.
 
         The first camera sees the scene; the second one, if there is one, is at the wrist.
         """

@@ -19,7 +19,7 @@ class CollectConfig:
         ray: address of a Ray cluster whose processes do the work, such as auto.
         seed: seed of everything that varies.
         render: "fast" (simplified meshes) or "exact".
-        size: height and width of the images (px).
+        size: width of the images (px); the simulator decides how high they are.
         images: keep each image as PNG instead of videos: exact and quick to read, many times larger.
         variants: number of variants of each task to play: its objects are exchanged and spread over the table;
             0 plays the task as published.
