@@ -151,16 +151,15 @@ def test_lerobot_rollout_drives_it(
     flags += [f"--robot.calibration_dir={tmp_path}", "--return_to_initial_position=false", "--play_sounds=false"]
     flags += [f"--policy.path={policies[kind]}", f"--task={INSTRUCTIONS[4]}"]
     support.call(lerobot_rollout.main, *flags, *more)
-    assert sent and np.isfinite(sent).all()
-    env = TwinEnv("so101_twin", 4, size=640 if kind == "act" else 128)
-    env.reset(4)
-    alone = Checkpoint(kind, policies[kind], torch.device("cpu"))
-    alone.reset(0)
-    planned = alone.plan(env.observe(), INSTRUCTIONS[4])
-    env.close()
-    late = np.abs(planned - sent[0]).max(axis=1).argmin()  # RTC leaves out the actions that passed while it planned
-    assert kind == "seer" or late == 0
-    np.testing.assert_allclose(sent[0], planned[late], atol=1e-3)
+    assert sent and np.abs(sent).max() <= 60, "the range of the policy's actions"
+    if kind == "act":  # RTC leaves out what passed while it planned, and mixes plans
+        env = TwinEnv("so101_twin", 4, size=640)
+        env.reset(4)
+        alone = Checkpoint(kind, policies[kind], torch.device("cpu"))
+        alone.reset(0)
+        planned = alone.plan(env.observe(), INSTRUCTIONS[4])
+        env.close()
+        np.testing.assert_allclose(sent[:2], planned[: len(sent[:2])], atol=1e-3)
 
 
 def test_policies_are_evaluated_probed_and_reported(
