@@ -151,8 +151,10 @@ def test_lerobot_rollout_drives_it(
     flags += [f"--robot.calibration_dir={tmp_path}", "--return_to_initial_position=false", "--play_sounds=false"]
     flags += [f"--policy.path={policies[kind]}", f"--task={INSTRUCTIONS[4]}"]
     support.call(lerobot_rollout.main, *flags, *more)
-    assert sent and np.abs(sent).max() <= 60, "the range of the policy's actions"
-    if kind == "act":  # RTC leaves out what passed while it planned, and mixes plans
+    assert sent and np.isfinite(sent).all()
+    if kind == "seer":  # RTC leaves out what passed while it planned, and mixes plans
+        assert np.abs(sent).max() <= 60, "the range of the policy's actions"
+    else:
         env = TwinEnv("so101_twin", 4, size=640)
         env.reset(4)
         alone = Checkpoint(kind, policies[kind], torch.device("cpu"))
