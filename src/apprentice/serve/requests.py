@@ -1,19 +1,19 @@
 """What a client may ask: an observation and an instruction, or that an episode begins."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import numpy as np
 
-from apprentice.common.adapters import same_proportions
 from apprentice.data.features import read_features
 from apprentice.serve.client import KEYS
 from apprentice.serve.wire import unpack
 
 NAMES = {theirs: ours for ours, theirs in KEYS.items()}
 PROMPT = 512  # bytes of UTF-8: what an instruction takes at most
-LARGEST_IMAGE = (1080, 1920, 3)  # of a camera whose images the policy resizes
+LARGEST_IMAGE = (1080, 1920, 3)  # of a camera whose images the policy makes smaller
 SPARE = 512 * 2**10  # bytes that a message may be larger than twice what the policy reads
 CONTROL, RESET = "__ctrl__", "reset"
 
@@ -42,7 +42,7 @@ class Reader:
     Args:
         config: the policy's configuration.
         renamed: its processor's new names of observations, by those that it is sent.
-        resized: cameras whose pictures its processor resizes; True if they may have any proportions.
+        resized: cameras whose images may have any size, up to `LARGEST_IMAGE`: its processor resizes them.
 
     Attributes:
         needed: shapes of what the policy reads, images as (H, W, 3).
@@ -51,14 +51,15 @@ class Reader:
         largest: bytes of a message at most: an image of another size still gets an answer that says so.
     """
 
-    def __init__(self, config: Any, renamed: dict[str, str] | None = None, resized: dict[str, bool] | None = None):
-        renamed, self.resized = renamed or {}, resized or {}
+    def __init__(self, config: Any, renamed: dict[str, str] | None = None, resized: Collection[str] = ()):
+        renamed = renamed or {}
         self.known = {key: _shape(feature) for key, feature in config.input_features.items()}
         self.needed = {key: self.known[key] for key in read_features(config.input_features)}
         self.names: dict[str, list[str]] = {
             key: [old for old, new in renamed.items() if new == key] + ([] if key in renamed else [key])
             for key in self.known
         }
+        self.resized = frozenset(resized)
         sizes = [LARGEST_IMAGE if key in self.resized else shape for key, shape in self.needed.items()]
         self.largest = 2 * sum(prod(size) * (1 if len(size) == 3 else 8) for size in sizes) + SPARE
 
@@ -85,7 +86,7 @@ class Reader:
         if type(reset) not in (bool, np.bool_):
             raise ValueError(f"expected true or false as {RESET}, found {type(reset).__name__}; fix: leave it out")
         observation = {
-            name: _checked(name, sent[name], self.known[key], self.resized.get(key)) for key, name in given.items()
+            name: _checked(name, sent[name], self.known[key], key in self.resized) for key, name in given.items()
         }
         return Request(observation, sent["prompt"], bool(reset))
 
@@ -95,15 +96,14 @@ def _shape(feature: Any) -> tuple[int, ...]:
     return (*shape[1:], 3) if len(shape) == 3 else shape
 
 
-def _checked(key: str, value: Any, shape: tuple[int, ...], resized: bool | None) -> np.ndarray:
-    """One part of an observation. Raises ValueError unless it is of this shape, and uint8 or finite.
-
-    An image that is resized may have another size: of the same proportions if `resized` is False, of any if it is True.
+def _checked(key: str, value: Any, shape: tuple[int, ...], resized: bool) -> np.ndarray:
+    """One part of an observation. Raises ValueError unless it is of this shape, which of a `resized` image is any, and
+    uint8 or finite.
     """
     name, image = KEYS.get(key, key), len(shape) == 3
     found = f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
-    if resized is not None and isinstance(value, np.ndarray) and value.ndim == 3 and value.shape[2] == 3 and value.size:
-        shape = value.shape if resized or same_proportions(value.shape[:2], shape[:2]) else shape
+    if resized and isinstance(value, np.ndarray) and value.ndim == 3 and value.shape[2] == 3 and value.size:
+        shape = value.shape
     fits = isinstance(value, np.ndarray) and value.shape == shape
     if not fits or value.dtype.kind not in "iuf" or (image and value.dtype != np.uint8):
         kind, how = ("uint8", "of this size, channels last") if image else ("numbers", "as an array, without a batch")

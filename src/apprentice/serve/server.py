@@ -113,7 +113,9 @@ class PolicyServer:
         if not remembers:  # then a client may execute more of a chunk than the checkpoint says
             self.policy.n_action_steps = longest_chunk(config)
         self.places = 1 if remembers and config.type not in COPIED else clients
-        self.reader = Reader(config, rename_map(folder), resized_cameras(folder))
+        # Of other cameras a server takes the learned size alone, which keeps its messages small.
+        resized = [key for key, any_size in resized_cameras(folder).items() if any_size]
+        self.reader = Reader(config, rename_map(folder), resized)
         self.planner = Planner(self.policy, remembers)
         self.clients: dict[ServerConnection, Client] = {}
         self._closing: set[asyncio.Task[None]] = set()
