@@ -9,6 +9,7 @@ import mujoco
 import numpy as np
 
 from apprentice.common.errors import UserError
+from apprentice.simulators import contexts
 from apprentice.simulators.libero.simulator.level_of_detail import AGENT, WRIST, lighter, put, shrink_textures
 
 CAMERAS = {"image": "agentview", "image2": "robot0_eye_in_hand"}
@@ -41,7 +42,7 @@ class Renderer:
         if fast and not np.isin(model.geom_type[model.geom_group == 1], ROUND).any():
             model.vis.quality.numstacks = 4  # rings of faces along a cylinder: it looks the same without
         try:
-            self._renderer = mujoco.Renderer(model, size, size)
+            self._renderer = contexts.Renderer(model, size, size)
         except Exception as error:  # of MuJoCo's, of PyOpenGL's, or of a driver's
             raise UserError(
                 f"expected to draw {size} px through {os.environ.get('MUJOCO_GL')}, found {type(error).__name__}: "

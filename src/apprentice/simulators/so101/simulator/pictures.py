@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from apprentice.common.errors import UserError
+from apprentice.simulators import contexts
 from apprentice.simulators.so101.simulator.faults import Faults
 from apprentice.simulators.so101.simulator.scene import FRONT_AIM, FRONT_CAMERA, FRONT_FOV, LAMP, WRIST_FOV, looking
 from apprentice.simulators.so101.units import CAMERAS, image_size
@@ -38,7 +39,7 @@ class Cameras:
         model.vis.global_.offheight, model.vis.global_.offwidth = height, width
         model.vis.quality.shadowsize = SHADOW_MAP
         try:
-            self._renderer = mujoco.Renderer(model, height, width)
+            self._renderer = contexts.Renderer(model, height, width)
         except Exception as error:  # of MuJoCo's, of PyOpenGL's, or of a driver's
             raise UserError(
                 f"expected to draw {width} px through {os.environ.get('MUJOCO_GL')}, found {type(error).__name__}: "
