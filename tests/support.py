@@ -232,3 +232,9 @@ def spread_here(run: Callable[[Any], Any], jobs: Sequence[Any], workers: int, **
     """What workers would do, here, where all is loaded, with one thread as they have; jobs and results can be sent."""
     torch.set_num_threads(1)
     return (pickle.loads(pickle.dumps(run(pickle.loads(pickle.dumps(job))))) for job in jobs)
+
+
+def interrupted_here(run: Callable[[Any], Any], jobs: Sequence[Any], workers: int, **_: Any) -> Iterator[Any]:
+    """As `spread_here`, the last job first, and interrupted after it."""
+    yield from spread_here(run, jobs[-1:], workers)
+    raise KeyboardInterrupt

@@ -1,8 +1,5 @@
 """Corrections: when the demonstrator takes over, how it goes on; the dataset replays, however it came about."""
 
-import os
-import signal
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests import support
-from tests.starting import start
 
-from apprentice import cli
 from apprentice.common.errors import UserError
 from apprentice.data.dataset import column, open_dataset
 from apprentice.evaluate.correct import CorrectConfig, correct
@@ -128,38 +123,31 @@ def test_what_the_policy_solves_is_handed_over_before(shown: Record, roll: Calla
     assert found.kind == SOLVED and found.step <= solved
 
 
-def test_corrections_survive_a_kill_and_any_number_of_workers_and_replay(
+def test_corrections_go_on_after_an_interruption_to_the_same_bytes_and_replay(
     tmp_path: Path, env: LiberoEnv, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
     setting = CorrectConfig(
-        policy=POLICY, suite="libero_goal", out=killed, tasks=[TASK], episodes=2, steps=[5, 60], noise=0.2
+        policy=POLICY, suite="libero_goal", out=stopped, tasks=[TASK], episodes=2, steps=[5, 60], noise=0.2
     )
-    words = f"--suite libero_goal --tasks {TASK} --episodes 2 --steps 5 60 --noise 0.2 --workers 2".split()
-    command = ["correct", "--policy", POLICY, "--out", str(killed), *words]
-    waiting = killed.with_name(".killed.episodes")
-    process = start(cli.main, command)
-    while not list(waiting.glob("*.npz")):
-        assert process.is_alive()
-        time.sleep(0.05)
-    assert process.pid
-    os.killpg(process.pid, signal.SIGKILL)
-    process.join()
-    assert not killed.exists()
+    monkeypatch.setattr(libero_env, "_kept", [env])
+    monkeypatch.setattr(episode_jobs, "spread", support.interrupted_here)
+    with pytest.raises(KeyboardInterrupt):
+        correct(setting)
+    assert not stopped.exists() and len(list(stopped.with_name(".stopped.episodes").glob("*.npz"))) == 1
 
     for module in (episode_jobs, doctors):
         monkeypatch.setattr(module, "spread", support.spread_here)
-    monkeypatch.setattr(libero_env, "_kept", [env])
     with pytest.raises(UserError, match="policy_noise"):
         correct(replace(setting, noise=0.1))
     summary = correct(setting)
     assert correct(replace(setting, out=whole)) == summary
     files = sorted(file.relative_to(whole) for file in whole.rglob("*") if file.is_file())
     assert Path("meta/starts.npz") in files
-    assert [file for file in files if (whole / file).read_bytes() != (killed / file).read_bytes()] == []
-    assert all(check.passed for check in doctors.examine(killed, 2, 1))
+    assert [file for file in files if (whole / file).read_bytes() != (stopped / file).read_bytes()] == []
+    assert all(check.passed for check in doctors.examine(stopped, 2, 1))
 
-    dataset, kept = open_dataset(killed), episode_jobs.scenes(killed)
+    dataset, kept = open_dataset(stopped), episode_jobs.scenes(stopped)
     begin = np.cumsum([0, *dataset.meta.episodes["length"]])[:2]
     np.testing.assert_array_equal(column(dataset, "observation.state")[begin], [s.start.state for s in kept])
     assert all(1_000_000_000 <= scene.seed < 2_000_000_000 for scene in kept)

@@ -1,17 +1,12 @@
 """The demonstrator solves each task; how an episode failed is told; demonstrations are collected and replayed."""
 
 import json
-import os
-import signal
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tests import support
-from tests.starting import start
 
-from apprentice import cli
 from apprentice.common.errors import UserError
 from apprentice.data.contract import Contract
 from apprentice.data.dataset import column, open_dataset
@@ -153,22 +148,17 @@ def test_an_episode_does_not_depend_on_what_its_process_did_before(dataset: Path
         np.testing.assert_array_equal(column(loaded, "observation.state")[span], states)
 
 
-def test_a_killed_collection_goes_on_to_the_same_bytes(
+def test_an_interrupted_collection_goes_on_to_the_same_bytes(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two workers begin, one ends it; `dataset` had one all along."""
     out = tmp_path / dataset.name
-    words = f"--suite so101_twin --tasks {DRAWER} --episodes 2 --size 64 --workers 2 --out {out}".split()
-    process = start(cli.main, ["collect", *words])
-    while not list(out.with_name(f".{out.name}.episodes").glob("*.npz")):
-        assert process.is_alive()
-        time.sleep(0.05)
-    assert process.pid
-    os.killpg(process.pid, signal.SIGKILL)
-    process.join()
-    assert not out.exists()
+    config = CollectConfig(suite="so101_twin", episodes=2, out=out, tasks=[DRAWER], workers=1, size=64)
+    monkeypatch.setattr(episode_jobs, "spread", support.interrupted_here)
+    with pytest.raises(KeyboardInterrupt):
+        collect(config)
+    assert not out.exists() and len(list(out.with_name(f".{out.name}.episodes").glob("*.npz"))) == 1
     monkeypatch.setattr(episode_jobs, "spread", support.spread_here)
-    collect(CollectConfig(suite="so101_twin", episodes=2, out=out, tasks=[DRAWER], workers=1, size=64))
+    collect(config)
     files = sorted(file.relative_to(dataset) for file in dataset.rglob("*") if file.is_file())
     assert files == sorted(file.relative_to(out) for file in out.rglob("*") if file.is_file())
     assert [file for file in files if (dataset / file).read_bytes() != (out / file).read_bytes()] == []
