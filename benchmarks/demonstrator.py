@@ -9,19 +9,12 @@ The last line is the success rate over the claim.
 """
 
 import argparse
-import json
-import time
-from collections import Counter
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
+from demonstrations import Job, Result, code, demonstrated, row
 from resumable import run
 
-from apprentice import libero
 from apprentice.common.errors import UserError
-from apprentice.common.files import fingerprint
-from apprentice.common.intervals import wilson
 from apprentice.simulators.libero.simulator.suites import SUITES, tasks
 
 FOUR = ["libero_spatial", "libero_object", "libero_goal", "libero_10"]
@@ -30,58 +23,8 @@ OUT = Path("runs/benchmarks/demonstrator.jsonl")
 FIRST_SEED = 100_000  # skills were tuned on smaller ones; each task has its own, or all would share their noise
 
 
-@dataclass(frozen=True)
-class Job:
-    suite: str
-    task: int
-    seed: int
-
-
-@dataclass(frozen=True)
-class Result:
-    job: Job
-    code: str  # fingerprint of the sources of apprentice.simulators.libero
-    steps: int
-    failure: str | None
-    seconds: float  # of CPU time
-
-    @classmethod
-    def of_line(cls, line: str) -> "Result":
-        fields = json.loads(line)
-        return cls(**{**fields, "job": Job(**fields["job"])})
-
-
-def run_episode(job: Job) -> Result:
-    from apprentice.simulators.libero.demonstrator.demonstrator import demonstrate
-    from apprentice.simulators.libero.simulator.env import environment
-
-    env = environment(job.suite, job.task, render="fast", size=128)  # neither is used: nothing is drawn
-    start = time.process_time()
-    episode = demonstrate(env, job.seed)
-    return Result(job, code(), len(episode.record.actions), episode.failure, time.process_time() - start)
-
-
-@cache
-def code() -> str:
-    """Fingerprint of the sources of `apprentice.simulators.libero`."""
-    return fingerprint(*sorted(Path(libero.__path__[0]).glob("*.py")))
-
-
 def failed(results: list[Result]) -> str:
     return f"{sum(result.failure is not None for result in results)} failed"
-
-
-def row(label: str, results: list[Result], limit: int, instruction: str = "") -> str:
-    """One line of the table: successes, interval, steps of the successful episodes, reasons of the others."""
-    good = [result for result in results if result.failure is None]
-    low, high = wilson(len(good), len(results))
-    steps = sum(result.steps for result in good) / max(len(good), 1)
-    reasons = Counter(result.failure for result in results if result.failure is not None)
-    why = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
-    return (
-        f"{label:<18} {len(good):>3}/{len(results):<3} {len(good) / len(results):6.1%} "
-        f"[{low:6.1%}, {high:6.1%}]  {steps:5.0f} of {limit} steps  {why or instruction}"
-    )
 
 
 def main() -> None:
@@ -101,7 +44,7 @@ def main() -> None:
         for task in indices
         for episode in range(options.episodes)
     ]
-    results = run(jobs, run_episode, options.workers, options.out, Result.of_line, code(), "demonstrations", failed)
+    results = run(jobs, demonstrated, options.workers, options.out, Result.of_line, code(), "demonstrations", failed)
     for suite, indices in chosen.items():
         of_suite = [result for result in results if result.job.suite == suite]
         for task in indices:
