@@ -4,6 +4,7 @@ import mujoco
 import numpy as np
 import pytest
 
+from apprentice.common.errors import UserError
 from apprentice.simulators.contexts import Renderer
 
 SCENE = """<mujoco><visual><global offwidth="64" offheight="48"/></visual>
@@ -34,3 +35,9 @@ def test_each_draws_its_own_in_turns_and_after_the_other_is_closed(closed: int) 
     renderers[closed].close()
     np.testing.assert_array_equal(drawn(renderers[1 - closed], models[1 - closed]), wanted[1 - closed])
     renderers[1 - closed].close()
+
+
+def test_what_cannot_be_drawn_is_said() -> None:
+    model = mujoco.MjModel.from_xml_string(SCENE.format("1 0 0"))
+    with pytest.raises(UserError, match=r"expected to draw 128 px through .*, found ValueError: (.|\n)*; fix: "):
+        Renderer(model, 48, 128)  # the buffer is 64 wide

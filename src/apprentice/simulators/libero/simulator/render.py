@@ -3,12 +3,9 @@
 A fast renderer leaves out what its camera cannot see; each camera has its own, with as much `detail` as it can show.
 """
 
-import os
-
 import mujoco
 import numpy as np
 
-from apprentice.common.errors import UserError
 from apprentice.simulators import contexts
 from apprentice.simulators.libero.simulator.level_of_detail import AGENT, WRIST, lighter, put, shrink_textures
 
@@ -41,13 +38,7 @@ class Renderer:
         stacks = model.vis.quality.numstacks
         if fast and not np.isin(model.geom_type[model.geom_group == 1], ROUND).any():
             model.vis.quality.numstacks = 4  # rings of faces along a cylinder: it looks the same without
-        try:
-            self._renderer = contexts.Renderer(model, size, size)
-        except Exception as error:  # of MuJoCo's, of PyOpenGL's, or of a driver's
-            raise UserError(
-                f"expected to draw {size} px through {os.environ.get('MUJOCO_GL')}, found {type(error).__name__}: "
-                f"{error}; fix: another MUJOCO_GL (egl, osmesa or glfw), a smaller --size, or a driver that works"
-            ) from error
+        self._renderer = contexts.Renderer(model, size, size)
         model.vis.quality.numstacks = stacks
         self._option = mujoco.MjvOption()
         self._option.geomgroup[0] = 0  # collision shapes

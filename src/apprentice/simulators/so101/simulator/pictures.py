@@ -1,13 +1,11 @@
 """The two cameras: what they draw, and what a cheap camera in a room makes of it."""
 
 import io
-import os
 
 import mujoco
 import numpy as np
 from PIL import Image, ImageFilter
 
-from apprentice.common.errors import UserError
 from apprentice.simulators import contexts
 from apprentice.simulators.so101.simulator.faults import Faults
 from apprentice.simulators.so101.simulator.scene import FRONT_AIM, FRONT_CAMERA, FRONT_FOV, LAMP, WRIST_FOV, looking
@@ -38,13 +36,7 @@ class Cameras:
         height, width = image_size(width)
         model.vis.global_.offheight, model.vis.global_.offwidth = height, width
         model.vis.quality.shadowsize = SHADOW_MAP
-        try:
-            self._renderer = contexts.Renderer(model, height, width)
-        except Exception as error:  # of MuJoCo's, of PyOpenGL's, or of a driver's
-            raise UserError(
-                f"expected to draw {width} px through {os.environ.get('MUJOCO_GL')}, found {type(error).__name__}: "
-                f"{error}; fix: another MUJOCO_GL (egl, osmesa or glfw), a smaller --size, or a driver that works"
-            ) from error
+        self._renderer = contexts.Renderer(model, height, width)
         self._option = mujoco.MjvOption()
         self._option.geomgroup[:] = [1, 1, 1, 0, 0, 0]  # no colliding shapes of the arm
         self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = shadows
