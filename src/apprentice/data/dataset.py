@@ -202,6 +202,7 @@ def _complete_statistics(dataset: LocalDataset) -> None:
         )
 
 
+@np.errstate(over="ignore")  # infinity is found by who opens the dataset
 def values(dataset: LeRobotDataset, key: str) -> NDArray[Any]:
     """One column (F, ...) as it is stored, F frames, without decoding anything else; floats as float32."""
     table = dataset.hf_dataset.select_columns([key])
@@ -211,15 +212,13 @@ def values(dataset: LeRobotDataset, key: str) -> NDArray[Any]:
     kind = numbers.type
     if stored.null_count or numbers.null_count or not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
         return np.asarray(table.with_format("numpy")[:][key])  # an order of magnitude slower
-    with np.errstate(over="ignore"):  # infinity is found by who opens the dataset
-        found = numbers.to_numpy().astype(np.float32 if pa.types.is_floating(kind) else np.int64)
+    found = numbers.to_numpy().astype(np.float32 if pa.types.is_floating(kind) else np.int64)
     return found.reshape(len(stored), -1) if is_list else found
 
 
 def column(dataset: LeRobotDataset, key: str) -> NDArray[np.float32]:
     """One numeric column as (F, ...) float32; a state or an action of one entry as (F, 1)."""
-    with np.errstate(over="ignore"):
-        numbers = values(dataset, key).astype(np.float32)
+    numbers = values(dataset, key).astype(np.float32)
     return numbers.reshape(len(numbers), -1) if key in VECTORS else numbers
 
 
