@@ -25,8 +25,8 @@ from apprentice.evaluate.episode.trace import Trace
 from apprentice.evaluate.protocol import Protocol
 from apprentice.evaluate.results import Episode, Evaluation, success_rows
 from apprentice.serve.policy_card import PolicyCard
+from apprentice.simulators.failures import NEVER_REACHED
 from apprentice.simulators.libero.convention import CAMERAS
-from apprentice.simulators.libero.evaluation.failures import NEVER_REACHED
 from apprentice.simulators.libero.evaluation.moved_objects import FAR, NEAR, Start, reset_moved
 from apprentice.simulators.libero.interface import FRESH_START, LIBERO
 from apprentice.simulators.libero.simulator.env import LiberoEnv, environment

@@ -7,7 +7,10 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
+from apprentice.common.errors import UserError
 from apprentice.common.progress import console
+from apprentice.common.result import Result
+from apprentice.data.contract import Contract
 from apprentice.simulators.base import DIFFERS, PASSED, Check
 
 COLOURS = {PASSED: "green", DIFFERS: "yellow"}  # all else is red
@@ -39,3 +42,18 @@ def show(title: Path | str, checks: Sequence[Check] | Sequence[Finding]) -> None
     for check in checks:
         if check.verdict != PASSED:
             console.print(f"{check.name}: {check.fix}", highlight=False, soft_wrap=True, markup=False)
+
+
+def told(dataset: Path | str, findings: Sequence[Finding]) -> Result:
+    """Print what a doctor found of a dataset, and give it as the command's result."""
+    show(dataset, findings)
+    return Result(findings, good=all(finding.passed for finding in findings))
+
+
+def agrees(name: str, kept: Contract, ours: Contract, expected: str) -> Finding:
+    """Does what a dataset keeps of its contract fit the installed simulator's, `ours`?"""
+    try:
+        kept.check(ours, "the dataset", "the simulator")
+    except UserError as error:
+        return Finding(name, False, expected, str(error).split("\n", 1)[1].strip(), "see above")
+    return Finding(name, True, expected, "as expected" if kept != Contract() else "not recorded", "")

@@ -17,7 +17,7 @@ from apprentice.data.dataset import column, open_dataset
 from apprentice.data.images import images
 from apprentice.simulators.collection.episode_jobs import Setting, scenes
 from apprentice.simulators.collection.likeness import ORIENTATIONS, best_view, likeness
-from apprentice.simulators.findings import Finding, show
+from apprentice.simulators.findings import Finding, agrees, told
 from apprentice.simulators.so101.simulator.env import environment
 from apprentice.simulators.so101.suites import check_simulator
 from apprentice.simulators.so101.units import CAMERAS, contract
@@ -57,9 +57,7 @@ def doctor(dataset: Path | str, episodes: int = 6, workers: int = 2) -> Result:
 
     Raises UserError if the dataset was not collected in the twin.
     """
-    checks = examine(Path(dataset), episodes, workers)
-    show(dataset, checks)
-    return Result(checks, good=all(check.passed for check in checks))
+    return told(dataset, examine(Path(dataset), episodes, workers))
 
 
 def examine(root: Path, episodes: int, workers: int) -> list[Finding]:
@@ -72,8 +70,10 @@ def examine(root: Path, episodes: int, workers: int) -> list[Finding]:
             outcomes.append(outcome)
             meter.advance()
     kept = Contract.load(root / "meta") if (root / "meta" / FILE).exists() else Contract()
+    ours = contract(trials[0].images.shape[-2], trials[0].render)
+    versions = ", ".join(f"{name} {version}" for name, version in ours.versions.items())
     alike = np.mean([outcome.alike for outcome in outcomes], axis=0)
-    return [_contract_check(kept, trials[0]), *_view_checks(alike), *_replay_checks(outcomes)]
+    return [agrees("contract", kept, ours, versions), *_view_checks(alike), *_replay_checks(outcomes)]
 
 
 def _trials(root: Path, episodes: int) -> list[Trial]:
@@ -129,17 +129,6 @@ def _replay(trial: Trial) -> Replayed:
             alike.append([[likeness(picture, drawn[camera]) for camera in CAMERAS] for picture in recorded])
         success = env.step(action)
     return Replayed(apart, success, np.mean(alike, axis=0))
-
-
-def _contract_check(kept: Contract, trial: Trial) -> Finding:
-    """Do the dataset's conventions and versions fit the installed twin?"""
-    ours = contract(trial.images.shape[-2], trial.render)
-    expected = ", ".join(f"{name} {version}" for name, version in ours.versions.items())
-    try:
-        kept.check(ours, "the dataset", "the simulator")
-    except UserError as error:
-        return Finding("contract", False, expected, str(error).split("\n", 1)[1].strip(), "see above")
-    return Finding("contract", True, expected, "as expected" if kept != Contract() else "not recorded", "")
 
 
 def _view_checks(alike: np.ndarray) -> list[Finding]:

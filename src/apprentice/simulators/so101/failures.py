@@ -21,13 +21,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from apprentice.simulators.failures import DROPPED, ELSEWHERE, MISSED, NEVER_REACHED, TIMED_OUT, WRONG_OBJECT
 from apprentice.simulators.so101.suites import CARRIED
 
 if TYPE_CHECKING:
     from apprentice.simulators.so101.simulator.env import TwinEnv
 
-NEVER_REACHED, MISSED, DROPPED, ELSEWHERE = "never reached", "missed the grasp", "dropped", "left elsewhere"
-WRONG_OBJECT, TIMED_OUT = "wrong object", "timed out"
 MEANINGS = {
     NEVER_REACHED: "The hand never came within 5 cm of what had to be moved, and did not touch it.",
     MISSED: "The hand got there, but never lifted the object, or never moved the drawer.",

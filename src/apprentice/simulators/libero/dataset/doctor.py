@@ -23,7 +23,7 @@ from apprentice.data.dataset import column, instructions, open_dataset
 from apprentice.data.images import images
 from apprentice.simulators.collection.episode_jobs import Setting, scenes
 from apprentice.simulators.collection.likeness import ORIENTATIONS, best_view, likeness
-from apprentice.simulators.findings import Finding, show
+from apprentice.simulators.findings import Finding, agrees, told
 from apprentice.simulators.libero.convention import CAMERAS
 from apprentice.simulators.libero.convention import contract as convention
 from apprentice.simulators.libero.dataset.diagnosis import (
@@ -38,6 +38,7 @@ from apprentice.simulators.libero.simulator.env import SETTLE, LiberoEnv, enviro
 from apprentice.simulators.libero.simulator.suites import SUITES
 from apprentice.simulators.libero.simulator.suites import tasks as tasks_of
 
+LIBEROS = "LIBERO's conventions"
 STATE, ACTION, EXECUTED = "observation.state", "action", "executed"
 SHAPES = {STATE: (8,), ACTION: (7,)}
 COMPARED = 4  # images of an episode that are compared, all from its first third: nothing has been moved yet
@@ -77,9 +78,7 @@ def doctor(dataset: Path | str, episodes: int = 6, workers: int = 2) -> Result:
 
     Raises UserError if the dataset is none of LIBERO.
     """
-    checks = examine(Path(dataset), episodes, workers)
-    show(dataset, checks)
-    return Result(checks, good=all(check.passed for check in checks))
+    return told(dataset, examine(Path(dataset), episodes, workers))
 
 
 def examine(root: Path, episodes: int, workers: int) -> list[Finding]:
@@ -99,9 +98,11 @@ def examine(root: Path, episodes: int, workers: int) -> list[Finding]:
             fault = fault.then(rest)
     labelled = fault.then(replace(label_fault(labels, [t.actions for t in trials]), columns=Fault().columns))
     alike = np.mean([outcome.alike for outcome in outcomes], axis=0)
+    ours = convention(trials[0].images.shape[-2], trials[0].render)
+    versions = ", ".join(f"{name} {version}" for name, version in ours.versions.items())
     return [
-        _agrees("simulator", Contract(versions=contract.versions), trials),
-        _agrees("contract", replace(contract, versions={}), trials),
+        agrees("simulator", Contract(versions=contract.versions), ours, versions if contract.versions else LIBEROS),
+        agrees("contract", replace(contract, versions={}), ours, LIBEROS),
         _state_check(fault),
         _gripper_check(labelled),
         _action_check(labelled, followed(replays)),
@@ -229,18 +230,6 @@ def _likenesses(env: LiberoEnv, images: np.ndarray) -> np.ndarray:
     """Likenesses (2, 2, 4) of recorded images (2, H, W, 3) to what the cameras see now."""
     drawn = env.observe()
     return np.array([[likeness(picture, drawn[camera]) for camera in CAMERAS] for picture in images])
-
-
-def _agrees(name: str, contract: Contract, trials: list[Trial]) -> Finding:
-    """Does this part of the dataset's contract fit the installed simulator?"""
-    ours = convention(trials[0].images.shape[-2], trials[0].render)
-    expected = ", ".join(f"{k} {v}" for k, v in ours.versions.items()) if contract.versions else "LIBERO's conventions"
-    found = "as expected" if contract != Contract() else "not recorded"
-    try:
-        contract.check(ours, "the dataset", "the simulator")
-    except UserError as error:
-        return Finding(name, False, expected, str(error).split("\n", 1)[1].strip(), "see above")
-    return Finding(name, True, expected, found, "")
 
 
 def _state_check(fault: Fault) -> Finding:

@@ -26,11 +26,10 @@ from collections.abc import Sequence
 import mujoco
 import numpy as np
 
+from apprentice.simulators.failures import DROPPED, ELSEWHERE, MISSED, NEVER_REACHED, TIMED_OUT, WRONG_OBJECT
 from apprentice.simulators.libero.simulator.env import LiberoEnv
 from apprentice.simulators.libero.simulator.geometry import LEFT_FINGER, RIGHT_FINGER
 
-NEVER_REACHED, MISSED, DROPPED, ELSEWHERE = "never reached", "missed the grasp", "dropped", "left elsewhere"
-WRONG_OBJECT, TIMED_OUT = "wrong object", "timed out"
 MEANINGS = {
     NEVER_REACHED: "The hand never came within 5 cm of what had to be moved, and did not touch it.",
     MISSED: "The hand got there, but never lifted the object, or never moved the drawer, the knob or the plate.",
