@@ -2,14 +2,17 @@
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tests import support
 
 from apprentice.common.errors import UserError
 from apprentice.common.files import read_json
 from apprentice.data.dataset import instructions, open_dataset
+from apprentice.simulators.collection import episode_jobs
 from apprentice.simulators.collection.collect import collect
 from apprentice.simulators.collection.config import CollectConfig
 from apprentice.simulators.collection.episode_jobs import CollectJob, scenes
@@ -36,17 +39,30 @@ def test_episodes_take_turns_in_variants_and_the_seed_decides_the_words() -> Non
     assert plain.variant is None and plain.instruction == TASK.instruction
 
 
-def test_variants_are_told_and_replay(tmp_path: Path, in_this_process: Callable[[], None]) -> None:
+def test_variants_go_on_after_an_interruption_and_replay(
+    tmp_path: Path, in_this_process: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "demonstrations"
+    config = CollectConfig(suite="libero_object", episodes=2, out=out, tasks=[0], variants=2, reworded=True)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(episode_jobs, "spread", support.interrupted_here)
+        collect(config)
+    second = out.with_name(f".{out.name}.episodes") / "00_0001.npz"
+    before = dict(np.load(second))
     in_this_process()
-    summary = collect(CollectConfig(suite="libero_object", episodes=2, out=out, tasks=[0], variants=2, reworded=True))
+    with pytest.raises(UserError, match="'variants': 2"):
+        collect(replace(config, variants=1))
+    summary = collect(config)
 
     dataset, kept = open_dataset(out), read_json(out / "meta" / "collection.json")
     assert kept == {**summary, "per_task": {str(task): found for task, found in summary["per_task"].items()}}
+    last = {key: dataset.hf_dataset[key][-len(before["action"]) :] for key in ("observation.state", "action")}
+    for key, values in last.items():
+        np.testing.assert_array_equal(np.array(values), before[key])
     different = kept["per_task"]["0"]["instructions"]
     assert list(dict.fromkeys(instructions(dataset))) == different and TASK.instruction not in different
     assert [scene.variant for scene in scenes(out)] == kept["per_task"]["0"]["variants"] == [0, 1]
-    assert all(check.passed for check in examine(out, 1, 1))
+    assert all(check.passed for check in examine(out, 2, 1))
 
 
 @pytest.mark.parametrize(
