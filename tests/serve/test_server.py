@@ -167,7 +167,7 @@ def test_a_served_contract_is_checked(act: Running, monkeypatch: pytest.MonkeyPa
         ("hello", "expected a message in msgpack, found a text; fix"),
         (pack([1, 2]), "expected a map, found list"),
         (pack({"prompt": "x"}), "expected observation/image, observation/wrist_image, observation/state, found prompt"),
-        (sent(prompt=3), r"expected prompt \(a text\)"),
+        (sent(prompt=3), "prompt: expected a text, found int; fix: send one text"),
         (sent(**{"observation/image": np.zeros((32, 32, 3), np.uint8)}), r"expected uint8 \(64, 64, 3\), found .*32"),
         (sent(**{"observation/image": np.zeros((64, 64, 3))}), "expected uint8 .*, found float64"),
         (sent(**{"observation/image": np.zeros((3, 64, 64), np.uint8)}), "expected uint8 .*, found uint8 .3, 64, 64."),

@@ -76,10 +76,12 @@ class Reader:
         offered = {key: [name for name in names if name in sent] for key, names in self.names.items()}
         given = {key: names[0] for key, names in offered.items() if names}
         missing = [" or ".join(KEYS.get(n, n) for n in self.names[key]) for key in self.needed if key not in given]
-        missing += [] if isinstance(sent.get("prompt"), str) else ["prompt (a text)"]
+        missing += [] if "prompt" in sent else ["prompt (a text)"]
         if missing:
             found = ", ".join(str(key)[:60] for key in list(content)[:20]) or "nothing"
             raise ValueError(f"expected {', '.join(missing)}, found {found}; fix: send what is missing")
+        if not isinstance(sent["prompt"], str):
+            raise ValueError(f"prompt: expected a text, found {type(sent['prompt']).__name__}; fix: send one text")
         if (length := len(sent["prompt"].encode())) > PROMPT:
             raise ValueError(f"expected a prompt of at most {PROMPT} bytes, found {length}; fix: say it in fewer words")
         reset = sent.get(RESET, False)
