@@ -65,7 +65,7 @@ answer = model.generate(**processor(text=prompt, images=[agent_view, wrist], ret
 rooms. Questions and pointing are made from the simulator's state. No scene of LIBERO-Spatial, -Object, -Goal and -10
 was used, though objects of theirs occur.
 
-Trained for {steps} steps of {batch} layouts; for the first {seeing} the vision tower and the connector alone, by a
+Trained for {total} steps of {batch} layouts; for the first {seeing} the vision tower and the connector alone, by a
 dense head that is dropped afterwards (category and depth of every 4 px, where in the picture a named thing is, its
 place in the workspace and from the hand), then with {questions} questions about each layout as well. The weights are a
 moving average ({ema} is kept at a step).
@@ -96,7 +96,7 @@ Questions about one picture are not independent: true intervals are a little wid
 ## To make it again
 
     apprentice scenes --folder scenes
-    apprentice pretrain-vlm --data scenes --output vlm --steps {steps} --batch {batch} --lr {lr}
+{commands}
     apprentice pretrain-vlm --data scenes --output twin --blind --steps {twin_steps} --batch {twin_batch} --lr {twin_lr}
     apprentice score-vlm --data scenes --run vlm --twin twin
 """
@@ -105,7 +105,7 @@ Questions about one picture are not independent: true intervals are a little wid
 def card(
     scores: list[Score],
     probed: list[Probed],
-    config: dict[str, Any],
+    runs: list[dict[str, Any]],
     twin: dict[str, Any],
     parameters: int,
     scenes: list[str],
@@ -115,11 +115,12 @@ def card(
     Args:
         scores: what was found.
         probed: how well a linear map reads places off its image tokens.
-        config: the settings of pre-training.
+        runs: the settings of pre-training, of each run that went on with the weights of the one before.
         twin: those of the text-only twin.
         parameters: how many the model has.
         scenes: of each layout that it was trained on, the scene.
     """
+    config = runs[-1]
     own = [scene for scene in scenes if OWN in scene]
     nano = NanoConfig(**config["nano"])
     return CARD.format(
@@ -131,7 +132,9 @@ def card(
         published=len(scenes) - len(own),
         own=len(own),
         scenes=len(set(own)),
-        seeing=round(config["vision_share"] * config["steps"]),
+        total=sum(run["steps"] for run in runs),
+        seeing=sum(round(run["vision_share"] * run["steps"]) for run in runs),
+        commands="\n".join(_command(run, place, len(runs)) for place, run in enumerate(runs, 1)),
         probe=_probe(probed),
         px=NEAR[PIXEL],
         cm=NEAR[DISTANCE],
@@ -141,8 +144,16 @@ def card(
         twin_steps=twin["steps"],
         twin_batch=twin["batch"],
         twin_lr=twin["lr"],
-        **{key: config[key] for key in ("steps", "batch", "lr", "questions", "ema")},
+        **{key: config[key] for key in ("batch", "questions", "ema")},
     )
+
+
+def _command(run: dict[str, Any], place: int, runs: int) -> str:
+    """The run at this place, from 1 on, as one types it."""
+    output = "vlm" if place == runs else f"before-{place}"
+    start = "" if place == 1 else f" --start before-{place - 1}"
+    settings = f"--steps {run['steps']} --vision-share {run['vision_share']} --batch {run['batch']} --lr {run['lr']}"
+    return f"    apprentice pretrain-vlm --data scenes --output {output}{start} {settings}"
 
 
 def _probe(probed: list[Probed]) -> str:

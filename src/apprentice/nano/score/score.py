@@ -28,6 +28,7 @@ from apprentice.nano.score.probe import probe
 
 LAYOUTS, QUESTIONS = 200, 16  # at most so many layouts of a part, and questions about each
 BATCH = 20  # layouts
+RUNS = 10  # at most so many in a row
 SURVEYED = 1000  # at most so many training layouts are asked about to find the best constant answers
 
 
@@ -57,7 +58,7 @@ def score(data: Path | str, run: Path | str, twin: Path | str) -> list[Score]:
         scores += tally(part, exam.examples, seeing, guessing, fixed)
     model = _model(run)
     probed = probe(model, data, parts)
-    text = card(scores, probed, config, twin_config, model.num_parameters(), [fact["scene"] for fact in facts])
+    text = card(scores, probed, _runs(config), twin_config, model.num_parameters(), [fact["scene"] for fact in facts])
     write_text(run / "model" / "README.md", text)
     return scores
 
@@ -176,6 +177,14 @@ def _config(folder: Path, blind: bool) -> dict[str, Any]:
         wanted, found = ("the text-only twin", "a VLM that sees") if blind else ("a VLM that sees", "a blind twin")
         raise UserError(f"expected {wanted} in {folder}, found {found}; fix: name the other folder")
     return config
+
+
+def _runs(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """The settings of a pre-training, and before them those of the runs that it went on from."""
+    runs = [config]
+    while (start := runs[0].get("start")) and len(runs) < RUNS:
+        runs.insert(0, _config(Path(start), blind=config["blind"]))
+    return runs
 
 
 def _processor(folder: Path) -> Any:
