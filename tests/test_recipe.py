@@ -105,6 +105,15 @@ def test_each_value_makes_a_step(tmp_path: Path, source: Path) -> None:
     assert [step.run for step in steps] == ["python 1 0.0003", "python 1 c", "python 2 0.0003", "python 2 c"]
 
 
+def test_what_is_said_often_is_written_once(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "{name: a, out: b, vars: {data: '{out}/d=4 {out}/e-{seed}'}, steps: {c: {run: 'f {data}', inputs: ['{out}/d'],"
+        " outputs: ['{out}/g-{seed}'], each: {seed: [1]}}}}"
+    )
+    assert Recipe.load(path).steps[0].run == "f b/d=4 b/e-1"
+
+
 def test_out_can_be_elsewhere(tmp_path: Path, source: Path) -> None:
     run_recipe(write(tmp_path, {"one": append(source, "first")}), out=tmp_path / "elsewhere")
     assert (tmp_path / "elsewhere/first").exists() and not (tmp_path / "out").exists()

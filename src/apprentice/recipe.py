@@ -13,7 +13,8 @@ step is skipped if its command, the content of its inputs and our code that it u
 finished, and its outputs exist. If they are the same and it did not finish, it runs again and continues by
 itself from what it left. If they differ, its outputs are deleted first. OUT/.steps remembers this; OUT/logs
 holds what each step printed. A step with `each: {seed: [0, 1]}` is one step for each value, NAME-0 and NAME-1,
-with `{seed}` filled in; of several keys, each value of one goes with each of the others.
+with `{seed}` filled in; of several keys, each value of one goes with each of the others. `vars: {data: a=4 b}` of the
+whole recipe fills in `{data}` everywhere; a value may hold `{out}` and `{seed}` itself.
 """
 
 import os
@@ -55,6 +56,7 @@ class RecipeFile:
     name: str
     out: str
     steps: dict[str, StepGiven]
+    vars: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ class Recipe:
         except FileNotFoundError:
             raise UserError(f"expected a recipe at {path}, found nothing; fix: see recipes/") from None
         out = str(out or content.out)
-        steps = [step for name, given in content.steps.items() for step in _steps(name, given, out)]
+        steps = [step for name, given in content.steps.items() for step in _steps(name, given, out, content.vars)]
         if not steps:
             raise UserError(f"expected steps in {path}, found none; fix: write one")
         if twice := [name for name, count in Counter(step.name for step in steps).items() if count > 1]:
@@ -190,7 +192,7 @@ def _run_step(step: Step, label: str, out: Path, force: bool, resume: str, lock:
     _say(f"{label}: done in {clock(state.seconds)}")
 
 
-def _steps(name: str, given: StepGiven, out: str) -> list[Step]:
+def _steps(name: str, given: StepGiven, out: str, texts: dict[str, str]) -> list[Step]:
     each = given.each
     for key in each:
         for path in given.outputs:
@@ -199,13 +201,13 @@ def _steps(name: str, given: StepGiven, out: str) -> list[Step]:
     steps = []
     for chosen in product(*each.values()):
         named = {key: str(value) for key, value in zip(each, chosen, strict=True)}
-        steps.append(_step("-".join([name, *named.values()]), given, out, named))
+        steps.append(_step("-".join([name, *named.values()]), given, {**texts, "out": out, **named}))
     return steps
 
 
-def _step(name: str, given: StepGiven, out: str, values: dict[str, str]) -> Step:
+def _step(name: str, given: StepGiven, values: dict[str, str]) -> Step:
     def filled(text: str) -> str:
-        for key, value in {"out": out, **values}.items():
+        for key, value in values.items():
             text = text.replace(f"{{{key}}}", value)
         return text
 
@@ -223,9 +225,9 @@ def _step(name: str, given: StepGiven, out: str, values: dict[str, str]) -> Step
         _check_flags(step)
     begun = [word.partition("=")[2] for word in command if word.startswith("--output_dir=")]
     for path in [*step.outputs, *(begun if command[0] == "lerobot-train" else [])]:
-        if Path(out).resolve() not in Path(path).resolve().parents:
+        if Path(values["out"]).resolve() not in Path(path).resolve().parents:
             raise UserError(
-                f"step {name}: expected its outputs inside {out}, found {path}; fix: begin it with {{out}}/"
+                f"step {name}: expected its outputs inside {values['out']}, found {path}; fix: begin it with {{out}}/"
             )
     return step
 
