@@ -102,7 +102,7 @@ def _columns(replays: Sequence[Replay]) -> tuple[int, ...]:
         for name in ("recorded", "replayed")
     )
     lengths = np.linalg.norm(recorded, axis=0)[:, None] * np.linalg.norm(replayed, axis=0)
-    together = np.abs(recorded.T @ replayed) / np.maximum(lengths, 1e-9)
+    together = recorded.T @ replayed / np.maximum(lengths, 1e-9)
     cost = np.minimum(starts, 3.0) + 1 - together  # (recorded, replayed)
     place, column = linear_sum_assignment(cost.T)
     sure = np.trace(cost) - cost.T[place, column].sum() > SURE
