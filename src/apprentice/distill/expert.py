@@ -65,7 +65,8 @@ class ExpertConfig(TrainingConfig):
             optimizer_lr=3e-4.
         cameras: cameras that the policy reads; all if not given.
         init: checkpoint or run whose weights and statistics the training starts from.
-        precision: "auto" computes in bfloat16 if that is faster on this machine, which is measured at the start.
+        precision: "auto" computes in bfloat16 if that is faster on this machine, which is measured at the start, so
+            the same command may compute otherwise the next time.
         cache_gb: largest size of the decoded images on the disk (GB); if the space is too small, the last cameras are
             decoded in each step.
     """
@@ -77,7 +78,7 @@ class ExpertConfig(TrainingConfig):
     steps: int = 10000
     batch_size: int = 32
     ema: float = 0.999
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
     cache_gb: float = 32.0
     validate_every: int = 500
 
