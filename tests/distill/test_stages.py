@@ -61,14 +61,14 @@ def test_align_moves_ours_alone_and_finetune_spares_vision_and_head(config: Stag
 
 
 def test_alignment_loss_falls_and_log_and_cost_tell_it(config: StageConfig) -> None:
-    align(dataclasses.replace(config, steps=120, learning_rate=1e-2, balance="frame"))
+    align(dataclasses.replace(config, steps=60, learning_rate=1e-2, balance="frame"))
     log = [json.loads(line) for line in (Path(config.out) / "log.jsonl").read_text().splitlines()]
     assert log[-1]["loss"] < 0.8 * log[0]["loss"]
     cost = json.loads((Path(config.out) / "cost.json").read_text())
     policy = ApprenticePolicy.from_pretrained(Path(config.out) / "checkpoint")
     policy.set_stage("align")
     assert cost["trainable_parameters"] == sum(p.numel() for p in policy.parameters() if p.requires_grad)
-    assert cost["samples"] == 120 * 8
+    assert cost["samples"] == 60 * 8
 
 
 def test_latents_are_learnt_in_units_of_the_experts(config: StageConfig) -> None:

@@ -1,6 +1,9 @@
 """Scores of the nano VLM: what counts as right, greedy answers, the two baselines and the card."""
 
+import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ from apprentice.nano.questions import KINDS
 from apprentice.nano.scenes.catalogue import CATEGORIES, HELD_OUT
 from apprentice.nano.scenes.dataset import load
 from apprentice.nano.score.grading import Marker
+from apprentice.nano.score.model_card import _commands
 from apprentice.nano.score.score import Exam, _model, answers, constant_answers, score, tally
 
 NOTHING = np.zeros((2, 32, 32), int)
@@ -157,3 +161,21 @@ def test_mistaken_folders_are_refused(trained):
         score(trained, trained / "vlm", trained / "vlm")
     with pytest.raises(UserError, match="found no model"):
         score(trained, trained / "elsewhere", trained / "twin")
+
+
+def test_the_card_tells_the_run_that_the_vlm_went_on_from() -> None:
+    run = {"steps": 8, "vision_share": 0.5, "batch": 4, "lr": 0.01}
+    begin, flags = "    apprentice pretrain-vlm --data scenes --output", "--batch 4 --lr 0.01 --vision-share 0.5"
+    assert list(_commands([run, {**run, "steps": 6}], {**run, "steps": 2})) == [
+        f"{begin} before-1 --steps 8 {flags}",
+        f"{begin} vlm --start before-1 --steps 6 {flags}",
+        f"{begin} twin --blind --steps 2 {flags}",
+    ]
+
+
+def test_a_run_that_goes_on_from_itself_is_refused(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "vlm", tmp_path / "vlm")
+    settings = json.loads((tmp_path / "vlm" / "config.json").read_text())
+    (tmp_path / "vlm" / "config.json").write_text(json.dumps(settings | {"start": str(tmp_path / "vlm")}))
+    with pytest.raises(UserError, match="to be older than"):
+        score(trained, tmp_path / "vlm", trained / "twin")

@@ -1,5 +1,6 @@
 """The nano VLM's model card."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any
@@ -97,7 +98,6 @@ Questions about one picture are not independent: true intervals are a little wid
 
     apprentice scenes --folder scenes
 {commands}
-    apprentice pretrain-vlm --data scenes --output twin --blind --steps {twin_steps} --batch {twin_batch} --lr {twin_lr}
     apprentice score-vlm --data scenes --run vlm --twin twin
 """
 
@@ -134,7 +134,7 @@ def card(
         scenes=len(set(own)),
         total=sum(run["steps"] for run in runs),
         seeing=sum(round(run["vision_share"] * run["steps"]) for run in runs),
-        commands="\n".join(_command(run, place, len(runs)) for place, run in enumerate(runs, 1)),
+        commands="\n".join(_commands(runs, twin)),
         probe=_probe(probed),
         px=NEAR[PIXEL],
         cm=NEAR[DISTANCE],
@@ -142,18 +142,17 @@ def card(
         kinds=len({s.kind for s in scores}),
         weak=_weak(scores),
         twin_steps=twin["steps"],
-        twin_batch=twin["batch"],
-        twin_lr=twin["lr"],
         **{key: config[key] for key in ("batch", "questions", "ema")},
     )
 
 
-def _command(run: dict[str, Any], place: int, runs: int) -> str:
-    """The run at this place, from 1 on, as one types it."""
-    output = "vlm" if place == runs else f"before-{place}"
-    start = "" if place == 1 else f" --start before-{place - 1}"
-    settings = f"--steps {run['steps']} --vision-share {run['vision_share']} --batch {run['batch']} --lr {run['lr']}"
-    return f"    apprentice pretrain-vlm --data scenes --output {output}{start} {settings}"
+def _commands(runs: list[dict[str, Any]], twin: dict[str, Any]) -> Iterator[str]:
+    """The trainings, each as one types it."""
+    names = [*(f"before-{place}" for place in range(1, len(runs))), "vlm"]
+    starts = ["", *(f" --start {name}" for name in names)]
+    for run, name, more in zip([*runs, twin], [*names, "twin"], [*starts[:-1], " --blind"], strict=True):
+        flags = " ".join(f"--{key.replace('_', '-')} {run[key]}" for key in ("steps", "batch", "lr", "vision_share"))
+        yield f"    apprentice pretrain-vlm --data scenes --output {name}{more} {flags}"
 
 
 def _probe(probed: list[Probed]) -> str:

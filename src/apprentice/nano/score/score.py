@@ -6,7 +6,7 @@ twin, the same architecture trained on the same questions behind grey pictures.
 
 from collections import Counter
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -28,7 +28,6 @@ from apprentice.nano.score.probe import probe
 
 LAYOUTS, QUESTIONS = 200, 16  # at most so many layouts of a part, and questions about each
 BATCH = 20  # layouts
-RUNS = 10  # at most so many in a row
 SURVEYED = 1000  # at most so many training layouts are asked about to find the best constant answers
 
 
@@ -43,7 +42,7 @@ def score(data: Path | str, run: Path | str, twin: Path | str) -> list[Score]:
     Raises UserError if a model is missing, if the VLM is blind or if the twin is not.
     """
     run, twin = Path(run), Path(twin)
-    config, twin_config = _config(run, blind=False), _config(twin, blind=True)
+    runs, twin_config = _runs(run), _config(twin, blind=True)
     chat, its_chat = (Chat.of(_processor(folder)) for folder in (run, twin))
     facts = load(data, "train", ())["facts"]
     constants = constant_answers(facts, chat)
@@ -58,7 +57,7 @@ def score(data: Path | str, run: Path | str, twin: Path | str) -> list[Score]:
         scores += tally(part, exam.examples, seeing, guessing, fixed)
     model = _model(run)
     probed = probe(model, data, parts)
-    text = card(scores, probed, _runs(config), twin_config, model.num_parameters(), [fact["scene"] for fact in facts])
+    text = card(scores, probed, runs, twin_config, model.num_parameters(), [fact["scene"] for fact in facts])
     write_text(run / "model" / "README.md", text)
     return scores
 
@@ -166,6 +165,7 @@ class PretrainedFile(TypedDict):
     lr: float
     ema: float
     nano: dict[str, Any]
+    start: NotRequired[str | None]
 
 
 def _config(folder: Path, blind: bool) -> dict[str, Any]:
@@ -179,11 +179,14 @@ def _config(folder: Path, blind: bool) -> dict[str, Any]:
     return config
 
 
-def _runs(config: dict[str, Any]) -> list[dict[str, Any]]:
-    """The settings of a pre-training, and before them those of the runs that it went on from."""
-    runs = [config]
-    while (start := runs[0].get("start")) and len(runs) < RUNS:
-        runs.insert(0, _config(Path(start), blind=config["blind"]))
+def _runs(run: Path) -> list[dict[str, Any]]:
+    """The settings of a finished pre-training, and before them those of the runs that it went on from."""
+    runs = [_config(run, blind=False)]
+    while start := runs[0].get("start"):
+        before = _config(Path(start), blind=False)
+        if before in runs:
+            raise UserError(f"expected {start} to be older than {run}, found a circle; fix: start in config.json")
+        runs.insert(0, before)
     return runs
 
 
